@@ -1,0 +1,286 @@
+"""The run's configuration: one YAML file, one section per concern, every value checked before anything starts.
+
+The same file is `itoolctl --config`, the chart's `run:` value and what lies beside the artifacts. `load_config` is the only way in: it
+merges the file with `--set a.b=c`, refuses unknown keys and impossible values in one line, and returns a frozen `RunConfig`.
+Which stage reads which field stands in `stages.py`; a field that no stage lists (`runtime`, `iterations`) never causes a re-run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from itool.errors import ConfigError
+
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0.0)]
+Method = Literal["mcts_dpo", "best_of_n", "rejection_sampling", "sft_continued"]
+RUN_NAME = r"^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$"
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, and a key that is not listed is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Section):
+    """The base model and the adapter that is trained on it."""
+
+    path: str = Field("demo", description="`demo` (shipped with iTool), a Hugging Face hub id, a folder, or a .gguf file")
+    revision: str | None = Field(None, description="hub revision; pin it for runs that must be repeatable")
+    chat_template: str | None = Field(None, description="a Jinja file that replaces the model's own chat template")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    context_tokens: Annotated[int, Field(ge=32)] = Field(1024, description="longest prompt + response, in tokens")
+    max_response_tokens: Count = Field(128, description="longest response, in tokens")
+    lora_rank: Annotated[int, Field(ge=1, le=512)] = 16
+    lora_alpha: Rate = 32.0
+    lora_dropout: Share = 0.0
+
+
+class DataConfig(Section):
+    """Where examples come from and how they are split. Splits hash the example id, so adding one never moves another."""
+
+    source: Literal["demo", "toolace", "xlam", "toolbench", "seal_tools", "openai"] = "demo"
+    path: str | None = Field(None, description="training data: a file, a folder or a hub id (not for `demo`)")
+    held_out_path: str | None = Field(None, description="held-out data in the same format; without it `held_out_fraction` is split off")
+    tool_pool_path: str | None = Field(None, description="pool of tools that candidate lists are drawn from (seal_tools)")
+    candidate_tools: Count = Field(6, description="longest candidate list that is drawn from the pool")
+    count: Count | None = Field(None, description="use at most so many training examples (demo: generate so many)")
+    held_out_count: Count | None = Field(None, description="use at most so many held-out examples (demo: generate so many)")
+    buffer_fraction: Fraction = Field(0.1, description="share of the training data that becomes the replay buffer (paper: 10 %)")
+    validation_fraction: Share = Field(0.05, description="share that decides which iteration is kept; never trained on, never reported")
+    held_out_fraction: Share = Field(0.05, description="share that is reported, when there is no held-out data")
+    buffer_labels: Literal["response", "checker"] = Field(
+        "response", description="`checker`: the buffer has no ground-truth text, only a verdict on a response (outcome reward)"
+    )
+    max_dropped_fraction: Share = Field(0.2, description="more unusable examples than this fail the stage")
+
+
+class OptimizerConfig(Section):
+    """Settings that SFT and preference training share."""
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    learning_rate: Rate = 1e-4
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    warmup_fraction: Share = 0.05
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    max_grad_norm: Rate = 1.0
+    batch_tokens: Count = Field(4096, description="most padded tokens in one forward pass; longer batches accumulate gradients")
+    checkpoint_seconds: Rate = Field(300.0, description="write a verified checkpoint at least so often")
+
+
+class WarmupConfig(OptimizerConfig):
+    """Warm-up SFT, Eq. (2)-(3)."""
+
+    curriculum: Literal["easy_to_hard", "mixed"] = "easy_to_hard"
+    epochs: Rate = 3.0
+    batch_examples: Count = 32
+
+
+class SelectConfig(Section):
+    """Which buffer examples are searched, Eq. (4)."""
+
+    by: Literal["perplexity", "pass_rate"] = "perplexity"
+    alpha: Fraction = Field(0.2, description="hardest share of the buffer, within each stratum (paper: 0.2)")
+    samples: Count = Field(8, description="samples per example for pass_rate and pass@k")
+    batch_tokens: Count = Field(8192, description="most padded tokens in one forward pass")
+
+
+class SearchConfig(Section):
+    """Monte Carlo tree search over steps, Eq. (5)-(9), and the pairs it gives."""
+
+    granularity: Literal["call", "argument"] = "argument"
+    width: Count = Field(4, description="samples per expansion")
+    root_samples: Count = Field(8, description="samples of the first expansion, at the root")
+    depth_limit: Count = Field(8, description="deepest node that is expanded, in steps")
+    simulations: Count = Field(8, description="most select-expand-backup passes per tree")
+    c_puct: Annotated[float, Field(ge=0.0)] = 1.0
+    gamma: Fraction = 1.0
+    temperature: Rate = 1.0
+    confidence_weight: Annotated[float, Field(ge=0.0)] = Field(0.0, description="weight of C(s), Eq. (7); 0 switches its calls off")
+    inject_ground_truth: bool = True
+    min_gap: Annotated[float, Field(ge=0.0)] = 0.1
+    min_visits: Count = 2
+    best_of: Count = Field(16, description="samples per example for best_of_n and rejection_sampling")
+    shards: Count = Field(1, description="parallel shards of `generate`")
+    trees_in_flight: Count = Field(64, description="trees that are searched at the same time in one shard")
+
+
+class DpoConfig(OptimizerConfig):
+    """Training on step-level pairs, Eq. (10)-(11), and the controls that replace it at the same number of updates."""
+
+    loss: Literal["dpo", "ipo", "simpo", "orpo"] = "dpo"
+    beta: Annotated[float, Field(ge=0.0)] = 0.1
+    simpo_gamma: Annotated[float, Field(ge=0.0)] = Field(0.5, description="target margin of SimPO")
+    length_normalised: bool = Field(True, description="SimPO: mean (paper) or sum of log-probabilities (a plain margin loss)")
+    nll_weight: Annotated[float, Field(ge=0.0)] = Field(0.1, description="weight of the chosen side's negative log-likelihood")
+    label_smoothing: Literal["none", "visits"] = Field("none", description="`visits`: N_l / (N_w + N_l) per pair, at most 0.5")
+    reference: Literal["previous", "warmup"] = "previous"
+    replay_fraction: Share = Field(0.25, description="share of the sequences of an update that replay warm-up examples as SFT")
+    updates: Count = 40
+    batch_pairs: Count = Field(16, description="pairs per update; an SFT control sees as many sequences, 2 per pair")
+    learning_rate: Rate = 5e-6
+
+    @model_validator(mode="after")
+    def _beta_means_something(self) -> DpoConfig:
+        if self.beta == 0.0 and self.loss != "orpo":
+            raise ValueError("beta 0 makes every pair's loss constant; use a value above 0")
+        return self
+
+
+class EvaluateConfig(Section):
+    """How an adapter is measured."""
+
+    pass_k: list[Count] = Field(default_factory=lambda: [1, 8], description="k of pass@k, measured on `pass_examples` held-out examples")
+    pass_examples: Annotated[int, Field(ge=0)] = 0
+    batch_sequences: Count = 128
+
+
+class PolicyConfig(Section):
+    """What answers during search and evaluation."""
+
+    backend: Literal["embedded", "vllm"] = "embedded"
+    url: str | None = Field(None, description="an OpenAI-compatible vLLM server; without it a local one is started")
+    max_requests: Count = Field(64, description="requests in flight per client")
+    timeout_seconds: Rate = 120.0
+    batch_sequences: Count = Field(256, description="embedded: most sequences sampled in one batch")
+    startup_seconds: Rate = Field(300.0, description="how long a server may take to become ready")
+
+
+class StoreConfig(Section):
+    """S3 access beyond `root`; credentials come from the environment, as boto3 finds them."""
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    path_style: bool = False
+    checksums: Literal["when_supported", "when_required"] = "when_required"
+    max_connections: Count = 16
+
+
+class RuntimeConfig(Section):
+    """How this machine runs the stages. Changes no result and causes no re-run."""
+
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of a stage; 0 = all cores")
+    warm_start: bool = Field(True, description="fork stages from one process that has imported torch already")
+    max_attempts: Count = Field(3, description="tries per stage when its exit code says that a retry can help")
+    log_format: Literal["auto", "json", "console"] = "auto"
+
+
+class RunConfig(Section):
+    """One training run."""
+
+    run: Annotated[str, Field(pattern=RUN_NAME)] = "demo"
+    root: str = Field("runs", description="artifacts: a folder or s3://bucket/prefix")
+    reuse_from: Annotated[str, Field(pattern=RUN_NAME)] | None = Field(None, description="another run whose equal artifacts are reused")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 17
+    iterations: Annotated[int, Field(ge=0)] = 3
+    method: Method = "mcts_dpo"
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    warmup: WarmupConfig = Field(default_factory=WarmupConfig)
+    select: SelectConfig = Field(default_factory=SelectConfig)
+    search: SearchConfig = Field(default_factory=SearchConfig)
+    dpo: DpoConfig = Field(default_factory=DpoConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    policy: PolicyConfig = Field(default_factory=PolicyConfig)
+    store: StoreConfig = Field(default_factory=StoreConfig)
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> RunConfig:
+        if self.data.source != "demo" and self.data.path is None:
+            raise ValueError(f"data.path is missing: source {self.data.source} needs a file, a folder or a hub id")
+        if self.data.buffer_fraction + self.data.validation_fraction + self.data.held_out_fraction >= 1.0:
+            raise ValueError("data: buffer, validation and held-out fractions leave nothing for the warm-up; make their sum less than 1")
+        if self.model.max_response_tokens >= self.model.context_tokens:
+            raise ValueError("model.max_response_tokens must be less than model.context_tokens")
+        if self.data.buffer_labels == "checker" and (self.select.by == "perplexity" and self.method != "sft_continued"):
+            raise ValueError("select.by perplexity needs ground-truth text; with data.buffer_labels checker use pass_rate")
+        if self.data.buffer_labels == "checker" and self.method == "sft_continued":
+            raise ValueError("method sft_continued needs ground-truth text; data.buffer_labels is checker")
+        return self
+
+    def as_yaml(self) -> str:
+        """The configuration as a YAML document that `load_config` reads back to an equal object."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: Path | None, overrides: list[str] | None = None) -> RunConfig:
+    """Read a YAML file (None: the defaults), apply `a.b=c` overrides (values are YAML), check everything.
+
+    Raises ConfigError with the key, the value and what is allowed.
+    """
+    document = _read_document(path) if path is not None else {}
+    for override in overrides or []:
+        _apply_override(document, override)
+    return parse_config(document, origin=str(path) if path else "configuration")
+
+
+def parse_config(document: dict[str, Any], *, origin: str = "configuration") -> RunConfig:
+    """Check a configuration that is already a mapping. Raises ConfigError, first problem first."""
+    try:
+        return RunConfig.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, origin)) from None
+
+
+def _read_document(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"configuration file {path} does not exist", remedy="Give an existing file with --config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"configuration file {path} is not YAML: {error}") from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise ConfigError(f"configuration file {path} holds a {type(document).__name__}, not a mapping of sections")
+    return document
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override!r} is not of the form section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from None
+    *parents, leaf = key.strip().split(".")
+    for parent in parents:
+        section = document.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"--set {key}: {parent} is a value, not a section")
+        document = section
+    document[leaf] = value
+
+
+def _explain(error: ValidationError, origin: str) -> str:
+    """One line for the first problem, and how many more there are."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"]) or "configuration"
+    if first["type"] == "extra_forbidden":
+        text = f"{origin}: unknown key {key}; allowed here: {', '.join(_siblings(first['loc']))}"
+    elif first["type"] == "value_error":
+        text = f"{origin}: {key + ': ' if first['loc'] else ''}{first['ctx']['error']}"
+    else:
+        message = first["msg"][:1].lower() + first["msg"][1:]
+        text = f"{origin}: {key} = {first['input']!r}: {message}"
+    more = len(problems) - 1
+    return text + (f" ({more} more problem{'s' if more > 1 else ''})" if more else "")
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = RunConfig
+    for part in location[:-1]:
+        model = model.model_fields[str(part)].annotation
+    return sorted(model.model_fields)

@@ -1,0 +1,164 @@
+"""The one table of stages: what each reads and writes, which settings it depends on, whether it needs a GPU, where it stands in the loop.
+
+Everything that must know the pipeline's shape (controller, runners, plan, report, chart) reads it here. A stage of an iteration is
+addressed by a `StageId`; `inputs_of` gives the stages whose artifacts it reads. Pure data, no storage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from itool.config import RunConfig
+
+StageName = Literal["prepare", "warmup", "score", "generate", "dpo", "evaluate", "report"]
+
+
+@dataclass(frozen=True, order=True)
+class StageId:
+    """A stage in an iteration; iteration 0 is everything before the loop."""
+
+    iteration: int
+    name: StageName
+
+    def __str__(self) -> str:
+        return f"i{self.iteration}/{self.name}"
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """What is fixed about a stage. `settings` are dotted paths into RunConfig whose values enter the artifact's key."""
+
+    name: StageName
+    purpose: str
+    settings: tuple[str, ...]
+    writes: tuple[str, ...]
+    gpu: bool
+    sharded: bool = False
+    version: int = 1
+    """Raise it when a change of code changes the stage's result: older artifacts are then no longer hits."""
+
+
+STAGES: dict[StageName, StageSpec] = {
+    spec.name: spec
+    for spec in (
+        StageSpec(
+            "prepare",
+            "dataset -> warm-up sets by difficulty, replay buffer, validation and held-out sets, base model",
+            ("seed", "data", "model.path", "model.revision", "model.chat_template", "model.context_tokens", "model.max_response_tokens", "model.dtype"),
+            ("warmup.jsonl", "buffer.jsonl", "validation.jsonl", "held_out.jsonl", "model/"),
+            gpu=False,
+        ),
+        StageSpec("warmup", "SFT from easy to hard -> adapter 0", ("seed", "model", "warmup"), ("adapter/", "training.jsonl"), gpu=True),
+        StageSpec(
+            "score",
+            "perplexity of every buffer example -> the hard ones",
+            ("seed", "model.dtype", "model.max_response_tokens", "select", "search.temperature"),
+            ("scores.jsonl",),
+            gpu=True,
+        ),
+        StageSpec(
+            "generate",
+            "search on the hard examples -> trees and preference pairs",
+            ("seed", "method", "model.dtype", "model.context_tokens", "model.max_response_tokens", "search", "policy.backend", "data.max_dropped_fraction"),
+            ("pairs.jsonl", "trees.jsonl", "samples.jsonl"),
+            gpu=True,
+            sharded=True,
+        ),
+        StageSpec(
+            "dpo",
+            "pairs and the previous adapter -> the next adapter",
+            ("seed", "method", "model", "dpo"),
+            ("adapter/", "training.jsonl"),
+            gpu=True,
+        ),
+        StageSpec(
+            "evaluate",
+            "adapter -> predictions and accuracy",
+            ("seed", "model.dtype", "model.max_response_tokens", "evaluate", "search.temperature", "policy.backend"),
+            ("held_out.jsonl", "validation.jsonl", "metrics.json"),
+            gpu=True,
+        ),
+        StageSpec("report", "every metric -> report.json, report.html", ("run", "method", "iterations"), ("report.json", "report.html"), gpu=False),
+    )
+}
+
+
+def loop_stages(config: RunConfig) -> tuple[StageName, ...]:
+    """The stages of one iteration, in order. Continued SFT, the control, searches nothing."""
+    if config.method == "sft_continued":
+        return ("dpo", "evaluate")
+    return ("score", "generate", "dpo", "evaluate")
+
+
+def stage_ids(config: RunConfig) -> list[StageId]:
+    """Every stage of the run in an order in which each comes after its inputs."""
+    ids = [StageId(0, "prepare"), StageId(0, "warmup"), StageId(0, "evaluate")]
+    for iteration in range(1, config.iterations + 1):
+        ids += [StageId(iteration, name) for name in loop_stages(config)]
+    return [*ids, StageId(config.iterations, "report")]
+
+
+def adapter_stage(iteration: int) -> StageId:
+    """The stage that writes the adapter of an iteration (0 = warm-up)."""
+    return StageId(iteration, "dpo") if iteration else StageId(0, "warmup")
+
+
+def inputs_of(config: RunConfig, stage: StageId) -> dict[str, StageId]:
+    """What a stage reads, by role: `data` (prepare), `adapter` (the current policy), `scores`, `pairs`, `reference`, and for report every stage."""
+    data = {"data": StageId(0, "prepare")}
+    k = stage.iteration
+    match stage.name:
+        case "prepare":
+            return {}
+        case "warmup":
+            return data
+        case "score":
+            return data | {"adapter": adapter_stage(k - 1)}
+        case "generate":
+            return data | {"adapter": adapter_stage(k - 1), "scores": StageId(k, "score")}
+        case "dpo":
+            inputs = data | {"adapter": adapter_stage(k - 1)}
+            if config.dpo.reference == "warmup":
+                inputs["reference"] = adapter_stage(0)
+            return inputs if config.method == "sft_continued" else inputs | {"pairs": StageId(k, "generate")}
+        case "evaluate":
+            return data | {"adapter": adapter_stage(k)}
+        case "report":
+            return {str(other): other for other in stage_ids(config) if other.name != "report"}
+
+
+def settings_of(config: RunConfig, name: StageName) -> dict[str, Any]:
+    """The values of the settings that a stage depends on, by dotted path; nested sections are flattened."""
+    document = config.model_dump(mode="json")
+    values: dict[str, Any] = {}
+    for path in STAGES[name].settings:
+        value: Any = document
+        for part in path.split("."):
+            value = value[part]
+        values.update(_flatten(path, value))
+    return values
+
+
+def artifact_key(config: RunConfig, stage: StageId, inputs: dict[str, str], *, code_version: int | None = None) -> str:
+    """Content address of a stage's result: 16 hex digits over its settings and the content digests of its inputs, by role."""
+    spec = STAGES[stage.name]
+    recipe = {
+        "stage": stage.name,
+        "iteration": stage.iteration,
+        "version": spec.version if code_version is None else code_version,
+        "settings": settings_of(config, stage.name),
+        "inputs": inputs,
+    }
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def _flatten(path: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {path: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat.update(_flatten(f"{path}.{key}", inner))
+    return flat
