@@ -1,0 +1,151 @@
+"""The loop around `decide.next_actions`: observe, decide, apply, sleep.
+
+It holds nothing that cannot be lost: killed between any two steps and started again, it sees the same artifacts and ends in the same
+state. Whether it starts processes or Kubernetes Jobs is the runner's affair.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from itool.artifacts import resolve as artifacts
+from itool.artifacts.resolve import Resolution
+from itool.artifacts.store import Store
+from itool.cluster.decide import Action, Fail, Finish, Observed, RetryRules, StartStage, next_actions
+from itool.cluster.leases import Lease
+from itool.cluster.progress import ProgressTail, Silent, Watcher
+from itool.cluster.runner import Attempts, Runner, Task
+from itool.config import RunConfig
+from itool.errors import DependencyError, Interrupted, ItoolError
+from itool.logs import get_logger
+from itool.stages import StageId
+
+log = get_logger(__name__)
+
+CONFIG_NAME = "config.yaml"
+STOP_GRACE_SECONDS = 60.0
+
+
+class StageFailed(ItoolError):  # noqa: N818 - says what happened, like the exit code that it carries
+    """A stage ended in a way that no retry helps; the exit code is the stage's."""
+
+    def __init__(self, failure: Fail) -> None:
+        super().__init__(f"{failure.stage} failed: {failure.message}")
+        self.exit_code = failure.exit_code
+
+
+@dataclass
+class Controller:
+    """One run's controller. `stop_requested` is asked in every round: True stops the stages and raises Interrupted."""
+
+    config: RunConfig
+    store: Store
+    runner: Runner
+    lease: Lease
+    watcher: Watcher = field(default_factory=Silent)
+    stop_requested: Callable[[], bool] = lambda: False
+    rules: RetryRules = field(default_factory=RetryRules)
+    poll_seconds: float = 0.05
+    clock: Callable[[], float] = time.time
+    sleep: Callable[[float], None] = time.sleep
+    _known: artifacts.Observed | None = None
+    _resolutions: dict[StageId, Resolution] | None = None
+    _seen: frozenset[object] = frozenset()
+    _reported: set[tuple[Task, int]] = field(default_factory=set)
+    _last_actions: list[Action] = field(default_factory=list)
+    _down_since: float | None = None
+    _tail: ProgressTail = field(default_factory=ProgressTail)
+
+    def run(self) -> dict[StageId, Resolution]:
+        """Work until every artifact is there, and return them. The lease must be held.
+
+        Raises StageFailed, Interrupted (75) when asked to stop, DependencyError when the lease or, for too long, the store is lost.
+        """
+        try:
+            while not self.step():
+                self.sleep(self.poll_seconds)
+        except BaseException:
+            self.runner.cancel(STOP_GRACE_SECONDS)
+            raise
+        assert self._resolutions is not None
+        return self._resolutions
+
+    def step(self) -> bool:
+        """One round; True when the run is finished."""
+        if self.lease.renew() or self.stop_requested():
+            raise Interrupted(
+                f"run {self.config.run} was asked to stop", remedy=f"Resume with the same command: itoolctl iterate {self._same_run()}"
+            )
+        observed = self._observe()
+        if observed is None:
+            return False
+        actions = next_actions(observed)
+        self._announce(actions)
+        for action in actions:
+            if isinstance(action, Fail):
+                raise StageFailed(action)
+            if isinstance(action, StartStage):
+                self.runner.start(action.task, action.attempt)
+        return any(isinstance(action, Finish) for action in actions)
+
+    def _observe(self) -> Observed | None:
+        """Attempts first, artifacts second: what an ended attempt has written is then surely seen. None while the store is down."""
+        attempts = self.runner.state()
+        self._report_attempts(attempts)
+        phases = frozenset((task, attempt.number, attempt.phase) for task, tries in attempts.items() for attempt in tries if attempt.over)
+        if self._resolutions is None or phases != self._seen:
+            try:
+                self._known = artifacts.observe(self.store, self.config, known=self._known)
+            except DependencyError as error:
+                self._wait_for_store(error)
+                return None
+            self._down_since = None
+            self._resolutions = artifacts.resolve_observed(self.config, self._known)
+            self._seen = phases
+        return Observed(self.config, self._resolutions, attempts, self.clock(), self.rules)
+
+    def _wait_for_store(self, error: DependencyError) -> None:
+        """A store may be away for a while; running stages are left alone meanwhile."""
+        now = self.clock()
+        if self._down_since is None:
+            self._down_since = now
+            log.warning("store is down", error=str(error))
+        if now - self._down_since >= self.rules.dependency_patience_seconds:
+            raise error
+        self.sleep(1.0)
+
+    def _announce(self, actions: list[Action]) -> None:
+        for action in actions:
+            if action not in self._last_actions:
+                self.watcher.decided(action)
+        self._last_actions = actions
+
+    def _report_attempts(self, attempts: Attempts) -> None:
+        for task, tries in attempts.items():
+            last = tries[-1]
+            if last.over and (task, last.number) not in self._reported:
+                self._reported.add((task, last.number))
+                self.watcher.ended(task, last)
+            elif last.phase == "running":
+                progress = self._tail.read(self.runner, task, last.number)
+                if progress is not None:
+                    self.watcher.progressed(task, progress)
+
+
+def rules_of(config: RunConfig) -> RetryRules:
+    """The patience that the configuration asks for."""
+    return RetryRules(max_attempts=config.runtime.max_attempts)
+
+
+def config_key(run: str) -> str:
+    """Where the configuration lies beside the artifacts."""
+    return f"{run}/{CONFIG_NAME}"
+
+
+def store_config(store: Store, config: RunConfig) -> None:
+    """Put the configuration beside the artifacts, unless the same is there already."""
+    key, text = config_key(config.run), config.as_yaml().encode()
+    if store.size(key) != len(text) or store.read(key) != text:
+        store.write(key, text)

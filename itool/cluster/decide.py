@@ -1,0 +1,179 @@
+"""What to do next, as a pure function: what was observed goes in, actions that a test can read come out.
+
+Observed are the artifacts in the store and the attempts that the runner knows. Nothing else is remembered, so a controller that was
+killed anywhere and started again decides the same.
+
+Retry contract by exit code: 0 done; 64 and 65 never again; 69 again with growing pauses until the service has been away for
+`dependency_patience_seconds`; 75 again at once and without limit, since each one has saved a checkpoint; anything else up to
+`max_attempts` times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from itool.artifacts.resolve import Resolution
+from itool.cluster.runner import Attempt, Attempts, Task
+from itool.config import RunConfig
+from itool.stages import StageId, stage_ids
+
+FINAL_EXIT_CODES = (64, 65)
+DEPENDENCY_DOWN = 69
+INTERRUPTED = 75
+LONGEST_PAUSE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class RetryRules:
+    """How patient the controller is."""
+
+    max_attempts: int = 3
+    dependency_patience_seconds: float = 300.0
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything that a decision may depend on: artifacts, attempts, the time, and how patient to be."""
+
+    config: RunConfig
+    resolutions: Mapping[StageId, Resolution]
+    attempts: Attempts = field(default_factory=dict)
+    now: float = 0.0
+    rules: RetryRules = RetryRules()
+
+
+@dataclass(frozen=True)
+class StartStage:
+    """Start an attempt; from the second on it is a retry, and `reason` says of what."""
+
+    task: Task
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing to do before something changes, or before `seconds` have passed."""
+
+    reason: str
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Fail:
+    """The run cannot go on. `exit_code` is the stage's when it is documented, else 1."""
+
+    stage: StageId
+    exit_code: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Every artifact of the run is there."""
+
+    reason: str
+
+
+Action = StartStage | Wait | Fail | Finish
+
+
+def next_actions(observed: Observed) -> list[Action]:
+    """What to do now: advance the first stage that is not done; its shards run side by side, stages one after the other."""
+    for stage in stage_ids(observed.config):
+        resolution = observed.resolutions[stage]
+        if resolution.state != "done":
+            return _advance(observed, stage, resolution)
+    return [Finish("every artifact is there")]
+
+
+def _advance(observed: Observed, stage: StageId, resolution: Resolution) -> list[Action]:
+    if resolution.state == "damaged":
+        return [Fail(stage, 65, resolution.reason)]
+    if resolution.key is None:
+        return [Wait(f"{stage} waits: {resolution.reason}", 1.0)]
+    tasks = [Task(stage, resolution.key, shard, resolution.shards) for shard in range(resolution.shards)]
+    open_tasks = [task for task in tasks if not _is_finished(observed, task, resolution.shards_done)]
+    if not open_tasks:
+        return [_without_artifact(observed, tasks[0])]
+    actions = [_advance_task(observed, task, resolution.reason) for task in open_tasks]
+    failures: list[Action] = [action for action in actions if isinstance(action, Fail)]
+    if failures:
+        return failures[:1]
+    starts: list[Action] = [action for action in actions if isinstance(action, StartStage)]
+    return starts or [_soonest([action for action in actions if isinstance(action, Wait)])]
+
+
+def _is_finished(observed: Observed, task: Task, stored: tuple[int, ...]) -> bool:
+    attempts = observed.attempts.get(task, ())
+    if attempts:
+        return attempts[-1].phase == "succeeded"
+    return task.shards > 1 and task.shard in stored
+
+
+def _advance_task(observed: Observed, task: Task, reason: str) -> Action:
+    attempts = observed.attempts.get(task, ())
+    if not attempts:
+        return StartStage(task, 1, reason)
+    last = attempts[-1]
+    if last.phase == "failed":
+        return _after_failure(observed, task, attempts)
+    return Wait(f"{task.label} {last.phase}{': ' + last.reason if last.reason else ''}")
+
+
+def _after_failure(observed: Observed, task: Task, attempts: tuple[Attempt, ...]) -> Action:
+    """The retry contract of the module's docstring."""
+    last, rules = attempts[-1], observed.rules
+    code = last.exit_code if last.exit_code is not None else 1
+    why = f"attempt {last.number} ended with exit code {code}{': ' + last.reason if last.reason else ''}"
+    if code == INTERRUPTED:
+        return StartStage(task, last.number + 1, why)
+    if code in FINAL_EXIT_CODES:
+        return Fail(task.stage, code, last.reason or why)
+    ended_at = last.ended_at if last.ended_at is not None else observed.now
+    if code == DEPENDENCY_DOWN:
+        trailing = _trailing(attempts, code)
+        first_ended_at = trailing[0].ended_at if trailing[0].ended_at is not None else ended_at
+        if ended_at - first_ended_at >= rules.dependency_patience_seconds:
+            return Fail(task.stage, code, last.reason or why)
+        return _retry_after(observed, task, last, why, pause=2.0 ** (len(trailing) - 1))
+    counted = [attempt for attempt in attempts if attempt.exit_code not in (INTERRUPTED, DEPENDENCY_DOWN)]
+    if len(counted) >= rules.max_attempts:
+        return Fail(task.stage, _documented(code), f"{last.reason or why} (gave up after {len(counted)} attempts)")
+    return _retry_after(observed, task, last, why, pause=0.5 * 2.0 ** (len(counted) - 1))
+
+
+def _retry_after(observed: Observed, task: Task, last: Attempt, why: str, *, pause: float) -> Action:
+    ended_at = last.ended_at if last.ended_at is not None else observed.now
+    left = ended_at + min(pause, LONGEST_PAUSE_SECONDS) - observed.now
+    if left > 0:
+        return Wait(f"{task.label} is tried again: {why}", left)
+    return StartStage(task, last.number + 1, why)
+
+
+def _without_artifact(observed: Observed, task: Task) -> Action:
+    """Every task ended well and still there is no artifact: shards that were never merged, or a manifest that was removed."""
+    attempts = observed.attempts.get(task, ())
+    number = attempts[-1].number + 1 if attempts else 1
+    if len([attempt for attempt in attempts if attempt.phase == "succeeded"]) >= observed.rules.max_attempts:
+        return Fail(task.stage, 1, f"{task.stage} ends with exit code 0 but leaves no artifact {task.key}")
+    return StartStage(task, number, "finished without a manifest: merge again")
+
+
+def _trailing(attempts: tuple[Attempt, ...], code: int) -> list[Attempt]:
+    trailing: list[Attempt] = []
+    for attempt in reversed(attempts):
+        if attempt.exit_code != code:
+            break
+        trailing.insert(0, attempt)
+    return trailing
+
+
+def _soonest(waits: list[Wait]) -> Wait:
+    timed = [wait for wait in waits if wait.seconds is not None]
+    return min(timed, key=lambda wait: wait.seconds or 0.0) if timed else waits[0]
+
+
+def _documented(code: int) -> int:
+    return code if code in (1, 64, 65, 69, 74, 75, 76) else 1

@@ -1,0 +1,225 @@
+"""One controller per run at a time.
+
+In a folder the lease is a lock that the kernel holds (`flock`): it ends with the process and with the stages that inherited it, however
+they die. In an object store it is a row of objects, `<run>/lease/<generation>.json`, each created once (conditional write): the highest
+generation holds the run, renews its expiry, and is replaced when that has passed. Both say who holds the run and can be asked to stop.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from itool.artifacts.store import Store
+from itool.errors import DependencyError, StorageError
+
+TTL_SECONDS = 60.0
+ORPHAN_WAIT_SECONDS = 45.0
+
+
+class Lease(Protocol):
+    """The right to act on a run."""
+
+    def acquire(self) -> None:
+        """Take it. Raises DependencyError (69) that names the holder when another controller acts on the run."""
+
+    def renew(self) -> bool:
+        """Keep it; True when somebody asked this controller to stop. Raises DependencyError when it was lost."""
+
+    def release(self) -> None:
+        """Give it back."""
+
+    @property
+    def inherited(self) -> tuple[int, ...]:
+        """File descriptors that stages must inherit to keep the lease alive."""
+
+
+def holder_document() -> dict[str, Any]:
+    """Who we are, for the messages of others."""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "started_at": time.time()}
+
+
+@dataclass
+class FolderLease:
+    """`<root>/<run>/controller.lock`."""
+
+    path: Path
+    sleep: Callable[[float], None] = time.sleep
+    _descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Lock the file; when its holder is dead, wait for the stages that it left behind to stop."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StorageError(f"folder {self.path.parent} cannot be written: {error.strerror}", remedy="Give a writable --root") from None
+        deadline = time.monotonic() + ORPHAN_WAIT_SECONDS
+        while not _try_lock(descriptor):
+            holder = _parse(os.pread(descriptor, 4096, 0))
+            if _lives(holder) or time.monotonic() > deadline:
+                os.close(descriptor)
+                raise _held(self.path.parent.name, holder)
+            self.sleep(0.1)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(holder_document()).encode(), 0)
+        self._descriptor = descriptor
+
+    def renew(self) -> bool:
+        """A kernel lock needs no renewal, and `cancel` sends a signal."""
+        return False
+
+    def release(self) -> None:
+        """Unlock; stages that still run keep their own hold until they end."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    @property
+    def inherited(self) -> tuple[int, ...]:
+        """The lock's descriptor."""
+        return (self._descriptor,) if self._descriptor is not None else ()
+
+    def holder(self) -> dict[str, Any] | None:
+        """Who holds the run now; None when nobody does."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError:
+            return None
+        try:
+            return None if _try_lock(descriptor, shared=True) else _parse(os.pread(descriptor, 4096, 0))
+        finally:
+            os.close(descriptor)
+
+    def request_stop(self) -> bool:
+        """Ask the holder to stop; False when nobody holds the run."""
+        holder = self.holder()
+        if holder is None:
+            return False
+        if holder.get("host") != socket.gethostname():
+            raise DependencyError(f"run {self.path.parent.name} is held on {holder.get('host')}", remedy="Run `itoolctl cancel` there")
+        if _lives(holder):
+            os.kill(int(holder["pid"]), signal.SIGTERM)
+        return True
+
+
+@dataclass
+class StoreLease:
+    """`<run>/lease/<generation>.json` in a store with conditional writes."""
+
+    store: Store
+    run: str
+    ttl_seconds: float = TTL_SECONDS
+    clock: Callable[[], float] = time.time
+    identity: dict[str, Any] = field(default_factory=holder_document)
+    _generation: int | None = None
+    _renewed_at: float = 0.0
+
+    def acquire(self) -> None:
+        """Create the next generation, if the newest has been released or has expired."""
+        newest, holder = self._newest()
+        if holder is not None and self._is_held(holder):
+            raise _held(self.run, holder)
+        if not self.store.create(self._key(newest + 1), self._document()):
+            raise _held(self.run, self._newest()[1] or {})
+        self._generation, self._renewed_at = newest + 1, self.clock()
+        for generation in range(newest, max(newest - 3, -1), -1):
+            self.store.delete(self._key(generation))
+
+    def renew(self) -> bool:
+        """Every third of the lifetime: push the expiry, see whether someone took over or asked to stop."""
+        if self._generation is None or self.clock() - self._renewed_at < self.ttl_seconds / 3:
+            return False
+        newest, _ = self._newest()
+        if newest > self._generation:
+            self._generation = None
+            raise DependencyError(f"another controller has taken over run {self.run}", remedy="Follow it with `itoolctl status`")
+        self.store.write(self._key(self._generation), self._document())
+        self._renewed_at = self.clock()
+        return self.store.size(self._stop_key(self._generation)) is not None
+
+    def release(self) -> None:
+        """Mark it free. The object stays, so that generations only grow."""
+        if self._generation is not None:
+            self.store.write(self._key(self._generation), json.dumps({**self.identity, "released": True}).encode())
+            self.store.delete(self._stop_key(self._generation))
+            self._generation = None
+
+    @property
+    def inherited(self) -> tuple[int, ...]:
+        """None: the expiry covers stages that are left behind."""
+        return ()
+
+    def holder(self) -> dict[str, Any] | None:
+        """Who holds the run now; None when nobody does."""
+        _, holder = self._newest()
+        return holder if holder is not None and self._is_held(holder) else None
+
+    def request_stop(self) -> bool:
+        """Leave a note that the holder finds when it renews; False when nobody holds the run."""
+        newest, holder = self._newest()
+        if holder is None or not self._is_held(holder):
+            return False
+        self.store.write(self._stop_key(newest), b"{}")
+        return True
+
+    def _newest(self) -> tuple[int, dict[str, Any] | None]:
+        generations = [int(Path(key).stem) for key in self.store.list(f"{self.run}/lease") if key.endswith(".json")]
+        if not generations:
+            return 0, None
+        newest = max(generations)
+        return newest, _parse(self.store.read(self._key(newest)))
+
+    def _is_held(self, holder: dict[str, Any]) -> bool:
+        return not holder.get("released") and float(holder.get("expires_at", 0.0)) > self.clock()
+
+    def _document(self) -> bytes:
+        return json.dumps({**self.identity, "expires_at": self.clock() + self.ttl_seconds}).encode()
+
+    def _key(self, generation: int) -> str:
+        return f"{self.run}/lease/{generation}.json"
+
+    def _stop_key(self, generation: int) -> str:
+        return f"{self.run}/lease/{generation}.stop"
+
+
+def _try_lock(descriptor: int, *, shared: bool = False) -> bool:
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _parse(document: bytes) -> dict[str, Any]:
+    try:
+        parsed = json.loads(document)
+    except ValueError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _lives(holder: dict[str, Any]) -> bool:
+    """Whether the holder's process exists; one on another machine is taken to live."""
+    if holder.get("host") != socket.gethostname():
+        return bool(holder)
+    try:
+        os.kill(int(holder["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _held(run: str, holder: dict[str, Any]) -> DependencyError:
+    who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+    return DependencyError(f"run {run} is held by another controller ({who})", remedy="Wait for it, or stop it with `itoolctl cancel`")

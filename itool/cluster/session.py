@@ -1,0 +1,95 @@
+"""A run on this machine, put together: store, lease, local runner, controller, signals."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from itool.artifacts.resolve import Resolution, resolve
+from itool.artifacts.store import FolderStore, Store, open_store
+from itool.cluster.controller import Controller, config_key, rules_of, store_config
+from itool.cluster.leases import FolderLease, StoreLease
+from itool.cluster.local import LocalRunner
+from itool.cluster.progress import Silent, Watcher
+from itool.cluster.runner import Task
+from itool.config import RunConfig
+from itool.stages import StageId
+
+
+def iterate(config: RunConfig, watcher: Watcher | None = None, *, package: str = "jobs") -> dict[StageId, Resolution]:
+    """Make every artifact of the run that is missing, with processes on this machine. A finished run costs one look at the store.
+
+    Raises StageFailed, Interrupted (75) after Ctrl-C or SIGTERM, DependencyError when another controller holds the run.
+    """
+    store = open_store(config.root, config.store)
+    resolutions = resolve(store, config)
+    if all(resolution.done for resolution in resolutions.values()):
+        return resolutions
+    lease = open_lease(store, config.run)
+    lease.acquire()
+    try:
+        store_config(store, config)
+        runner = local_runner(config, store, lease.inherited, package)
+        with stop_signals(on_second=runner.kill) as stop_requested:
+            try:
+                controller = Controller(
+                    config, store, runner, lease, watcher or Silent(), stop_requested=stop_requested, rules=rules_of(config)
+                )
+                return controller.run()
+            finally:
+                runner.close()
+    finally:
+        lease.release()
+
+
+def open_lease(store: Store, run: str) -> FolderLease | StoreLease:
+    """The lease of a run: the kernel's lock in a folder, an expiring object elsewhere."""
+    if isinstance(store, FolderStore):
+        return FolderLease(store.path(f"{run}/controller.lock"))
+    return StoreLease(store, run)
+
+
+def local_runner(config: RunConfig, store: Store, keep_open: tuple[int, ...], package: str) -> LocalRunner:
+    """A runner whose logs and configuration lie in the run's folder; for an object store in a local one, and logs are copied."""
+    if isinstance(store, FolderStore):
+        return LocalRunner(
+            config, store.path(config_key(config.run)), store.path(f"{config.run}/logs"), package=package, keep_open=keep_open
+        )
+    folder = local_state(config)
+    config_path = folder / "config.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    config_path.write_text(config.as_yaml(), encoding="utf-8")
+
+    def keep_log(_task: Task, _attempt: int, path: Path) -> None:
+        store.upload(path, f"{config.run}/logs/{path.name}")
+
+    return LocalRunner(config, config_path, folder / "logs", package=package, keep_open=keep_open, on_ended=keep_log)
+
+
+def local_state(config: RunConfig) -> Path:
+    """This machine's folder for a run whose artifacts lie elsewhere."""
+    base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return base / "itool" / f"{config.run}-{hashlib.sha256(config.root.encode()).hexdigest()[:8]}"
+
+
+@contextmanager
+def stop_signals(on_second: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """SIGINT and SIGTERM ask to stop; the second one does not wait for checkpoints. Gives the question whether one has come."""
+    seen: list[int] = []
+
+    def remember(number: int, _frame: FrameType | None) -> None:
+        seen.append(number)
+        if len(seen) > 1:
+            on_second()
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
