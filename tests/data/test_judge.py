@@ -1,0 +1,113 @@
+"""The exact verdict: order-free, typed, and with one fixed phrase per kind of error."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from itool.data.compare import assign, compare_calls, values_equal
+from itool.data.judge import judge
+from itool.data.toolcall import render_calls
+from itool.records import Example, Message, Tool, ToolCall
+
+
+def call(name: str, **arguments: object) -> ToolCall:
+    return ToolCall(name=name, arguments=arguments)
+
+
+EXPECTED = [call("f", a=1, b="x"), call("g", c=[1, 2])]
+CALLS = Example(id="e", messages=[Message(role="user", content="q")], tools=[Tool(name="f"), Tool(name="g")], calls=EXPECTED)
+TEXT = CALLS.model_copy(update={"calls": []})
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "equal"),
+    [
+        (1, 1.0, True),
+        ("1", 1, False),
+        (True, 1, False),
+        (False, 0, False),
+        (None, "", False),
+        (" x ", "x", True),
+        ("x", "X", False),
+        ([1, 2], [2, 1], False),
+        ([1, 2.0], [1.0, 2], True),
+        ({"a": 1, "b": 2}, {"b": 2.0, "a": 1}, True),
+        ({"a": 1}, {"a": True}, False),
+        (None, None, True),
+    ],
+)
+def test_values_compare_by_type_and_value(left: object, right: object, equal: bool) -> None:
+    assert values_equal(left, right) is equal
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ('[f(a=1, b="x"), g(c=[1, 2])]', None),
+        ('[g(c=[1,2])][f(b=" x",a=1.0)]', None),
+        ('[f(a=2, b="x"), g(c=[1, 2])]', "wrong_argument"),
+        ("[f(a=1), g(c=[1, 2])]", "wrong_argument"),
+        ('[f(a=1, b="x", z=0), g(c=[1, 2])]', "wrong_argument"),
+        ('[f(a=1, b="x"), h(c=[1, 2])]', "wrong_tool"),
+        ("[g(c=[1, 2])]", "missing_call"),
+        ('[f(a=1, b="x"), g(c=[1, 2]), g(c=[1, 2])]', "extra_call"),
+        ("No tool fits.", "text_instead_of_call"),
+        ('[f(a=1, b="x"), g(c=[1, 2])', "unparseable"),
+        ('[f(1, "x")]', "unparseable"),
+        ("", "unparseable"),
+    ],
+)
+def test_each_error_has_its_phrase(text: str, error: str | None) -> None:
+    verdict = judge(text, True, CALLS)
+    assert (verdict.correct, verdict.error) == (error is None, error)
+
+
+def test_where_no_tool_fits_any_text_is_right_and_a_call_is_wrong() -> None:
+    assert judge("Sorry, no tool fits.", True, TEXT) == (True, None, [])
+    assert judge("[f(a=1)]", True, TEXT).error == "call_instead_of_text"
+    assert judge("[f(", True, TEXT).error == "call_instead_of_text"
+    assert judge("  ", True, TEXT).error == "unparseable"
+
+
+def test_a_response_that_ran_into_its_limit_is_wrong() -> None:
+    assert judge(render_calls(EXPECTED), False, CALLS).error == "unparseable"
+    assert judge("Sorry, no", False, TEXT).error == "unparseable"
+
+
+def test_duplicates_need_an_assignment_that_greedy_matching_misses() -> None:
+    predicted = [call("f", a=1, b=0), call("f", a=1, b=2)]
+    expected = [call("f", a=1, b=2), call("f", a=9, b=0)]
+    result = compare_calls(predicted, expected)
+    assert result.pairs == ((0, 1), (1, 0))
+    assert (result.exact_calls, result.matched_arguments, result.wrong_arguments) == (1, 3, 1)
+
+
+def test_counts_tell_matched_wrong_missing_and_extra_arguments_apart() -> None:
+    result = compare_calls([call("f", a=1, b=2, x=0)], [call("f", a=1, b=3, c=4), call("g")])
+    assert (result.matched_arguments, result.wrong_arguments, result.missing_arguments, result.extra_arguments) == (1, 1, 1, 1)
+    assert (result.missing_calls, result.extra_calls, result.error) == (1, 0, "missing_call")
+
+
+@given(st.integers(1, 4).flatmap(lambda n: st.lists(st.lists(st.integers(-5, 5), min_size=5, max_size=5), min_size=n, max_size=n)))
+def test_the_assignment_is_the_cheapest(costs: list[list[int]]) -> None:
+    chosen = assign(costs)
+    best = min(sum(costs[r][c] for r, c in enumerate(columns)) for columns in itertools.permutations(range(5), len(costs)))
+    assert len(set(chosen)) == len(costs)
+    assert sum(costs[r][c] for r, c in enumerate(chosen)) == best
+
+
+CALL_LISTS = st.lists(
+    st.builds(ToolCall, name=st.sampled_from("fg"), arguments=st.dictionaries(st.sampled_from("ab"), st.sampled_from([1, 1.0, True, "1"]))),
+    max_size=5,
+)
+
+
+@given(CALL_LISTS, CALL_LISTS, st.randoms())
+def test_order_never_matters(predicted: list[ToolCall], expected: list[ToolCall], rng: object) -> None:
+    shuffled = list(predicted)
+    rng.shuffle(shuffled)  # type: ignore[attr-defined]
+    one, other = compare_calls(predicted, expected), compare_calls(shuffled, expected)
+    assert (one.error, one.exact_calls, one.matched_arguments) == (other.error, other.exact_calls, other.matched_arguments)
+    assert compare_calls(shuffled, predicted).exact
