@@ -1,0 +1,110 @@
+"""What a policy must know of a model folder before it loads or serves it: context, stop ids, vocabulary. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from itool.errors import InputError
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A materialised base model: safetensors, config.json, tokenizer.
+
+    `stop_ids` are the ids that end a turn; `context_tokens` is the longest prompt + response, the smaller of the configured one and
+    the model's own.
+    """
+
+    path: Path
+    context_tokens: int
+    vocabulary: int
+    stop_ids: tuple[int, ...]
+
+    def check_request(self, prompt_ids: Sequence[int], new_tokens: int) -> None:
+        """Raise InputError when a request cannot be answered by this model."""
+        if not prompt_ids:
+            raise InputError("the prompt is empty: a policy needs at least one token")
+        if new_tokens < 1:
+            raise InputError(f"max_tokens is {new_tokens}: a policy answers with at least one token")
+        if len(prompt_ids) + new_tokens > self.context_tokens:
+            raise InputError(
+                f"a prompt of {len(prompt_ids)} tokens and {new_tokens} new ones exceed the context of {self.context_tokens} tokens",
+                remedy="Drop the example, lower model.max_response_tokens or raise model.context_tokens",
+            )
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Raise InputError when an id is no token of this model."""
+        worst = max(ids) if min(ids) >= 0 else min(ids)
+        if not 0 <= worst < self.vocabulary:
+            raise InputError(f"token id {worst} is outside the vocabulary of {self.path} (0 to {self.vocabulary - 1})")
+
+
+def read_model_folder(path: Path, *, context_tokens: int) -> ModelFolder:
+    """Read a model folder's facts. Raises InputError when it is missing, incomplete or names no end-of-turn token."""
+    config = _read_json(path / "config.json", what="model folder")
+    if not any(path.glob("*.safetensors")):
+        raise InputError(f"model folder {path} holds no .safetensors weights", remedy="Run the prepare stage again")
+    own_context = int(config.get("max_position_embeddings", context_tokens))
+    stops = _stop_ids(path, config)
+    if not stops:
+        raise InputError(f"model folder {path} names no end-of-turn token", remedy="Set eos_token_id in its config.json")
+    return ModelFolder(path, min(context_tokens, own_context), int(config["vocab_size"]), stops)
+
+
+def check_adapter(path: Path) -> None:
+    """Raise InputError unless the folder holds a LoRA adapter as PEFT writes it."""
+    settings = _read_json(path / "adapter_config.json", what="adapter folder")
+    if settings.get("peft_type") != "LORA":
+        raise InputError(f"adapter folder {path} holds a {settings.get('peft_type')} adapter; only LORA is supported")
+    if not (path / "adapter_model.safetensors").is_file():
+        raise InputError(f"adapter folder {path} has no adapter_model.safetensors", remedy="Run the training stage again")
+
+
+def adapter_digest(path: Path) -> str:
+    """SHA-256 over an adapter's settings and weights: its name on a server, so that no cache can mix two adapters up."""
+    check_adapter(path)
+    digest = hashlib.sha256()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        digest.update(hashlib.sha256((path / name).read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _stop_ids(path: Path, config: dict[str, Any]) -> tuple[int, ...]:
+    """The end-of-turn ids that generation_config.json, config.json and the tokenizer name, in one sorted tuple."""
+    found: set[int] = set()
+    sources = [config]
+    if (path / "generation_config.json").is_file():
+        sources.append(_read_json(path / "generation_config.json", what="model folder"))
+    for source in sources:
+        value = source.get("eos_token_id")
+        found.update(value if isinstance(value, list) else [] if value is None else [value])
+    found.update(_tokenizer_stop(path))
+    return tuple(sorted(found))
+
+
+def _tokenizer_stop(path: Path) -> list[int]:
+    """The id of the tokenizer's `eos_token`; [] when the folder does not say."""
+    if not (path / "tokenizer_config.json").is_file() or not (path / "tokenizer.json").is_file():
+        return []
+    token = _read_json(path / "tokenizer_config.json", what="model folder").get("eos_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    added = _read_json(path / "tokenizer.json", what="model folder").get("added_tokens", [])
+    return [int(entry["id"]) for entry in added if entry["content"] == text]
+
+
+def _read_json(path: Path, *, what: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        missing = f"has no {path.name}" if path.parent.is_dir() else "does not exist"
+        raise InputError(f"{what} {path.parent} {missing}", remedy="Run the stage that writes it again") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, not an object")
+    return content
