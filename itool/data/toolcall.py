@@ -136,7 +136,7 @@ class _Fault(Exception):  # noqa: N818 - a signal inside this module
 
 
 _SPACE = re.compile(r"\s*+")
-_NAME = re.compile(rf'[^()\[\]{{{{}}}}"=,\n]{{{{1,{MAX_NAME_CHARS}}}}}+')
+_NAME = re.compile(rf'[^()\[\]{{}}"=,\n]{{1,{MAX_NAME_CHARS}}}+')
 _KEY = re.compile(r"""[^=,()\[\]{}"']++""")
 _TO_QUOTE = {quote: re.compile(rf"[^{quote}\\]*+(?:\\.[^{quote}\\]*+)*+{quote}", re.DOTALL) for quote in "\"'"}
 _BARE = re.compile(r"""[^,()\[\]{}\s"'=:]++""")
