@@ -30,6 +30,6 @@ def configure_logging(log_format: LogFormat = "auto", *, level: int = logging.IN
 
 
 def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
-    """The logger of a module; `name` stands in every line as `logger`."""
-    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(logger=name)
+    """The logger of a module; `name` stands in every line as `module`."""
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(module=name)  # lazy: bound on first use
     return logger

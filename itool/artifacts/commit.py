@@ -1,0 +1,158 @@
+"""Turning a finished staging folder into an artifact: data first, manifest last, exactly once; and joining the shards of a stage.
+
+Two attempts of a stage may finish at the same time (a pod can start twice). Their data folders differ unless their contents are equal,
+and only one of them creates the manifest; the other finds its work already done.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from itool.artifacts.manifest import Manifest, data_folder, describe_file, describe_folder, manifest_key, parse_manifest
+from itool.artifacts.resolve import damage, shard_prefix
+from itool.artifacts.store import Store
+from itool.errors import ArtifactError, ItoolError
+from itool.logs import get_logger
+
+_log = get_logger(__name__)
+
+
+def read_manifest(store: Store, prefix: str) -> Manifest | None:
+    """The manifest of an artifact, a shard or a checkpoint; None when it is not there. Raises ArtifactError when it is damaged."""
+    key = manifest_key(prefix)
+    if store.size(key) is None:
+        return None
+    return parse_manifest(store.read(key), f"{store.root}/{key}")
+
+
+def commit(store: Store, prefix: str, folder: Path, draft: Manifest) -> Manifest:
+    """Store every file of a local folder (the files are moved where possible), then the manifest.
+
+    `draft` is the manifest without files. Returns the manifest that stands: this one, or the one of the attempt that was quicker. What
+    interrupted or slower attempts left under the prefix (other data folders, checkpoints, shards) is removed.
+    """
+    files = describe_folder(folder)
+    if not files:
+        raise ItoolError(f"stage {draft.id} wrote no file: a stage must write what stages.py says")
+    manifest = draft.model_copy(update={"files": files})
+    target = data_folder(prefix, manifest.digest)
+    for path in files:
+        store.upload(folder / path, f"{target}/{path}", consume=True)
+    if not store.create(manifest_key(prefix), manifest.to_json().encode()):
+        manifest = _standing(store, prefix, manifest)
+    _sweep(store, prefix, manifest)
+    return manifest
+
+
+def join_shards(store: Store, prefix: str, shards: int, scratch: Path) -> Manifest | None:
+    """Join the shards of a stage into its artifact once all of them are done; None before that.
+
+    JSONL files are concatenated in shard order, counts and numeric metrics added. Any number of shards may try at the same time.
+    """
+    try:
+        return _join_shards(store, prefix, shards, scratch)
+    except ArtifactError:
+        standing = read_manifest(store, prefix)  # another shard joined them, and removed them, while this one was reading
+        if standing is None:
+            raise
+        return standing
+
+
+def fetch(store: Store, key: str, expected_sha256: str, target: Path) -> None:
+    """Copy one object to a local file and check its content. Raises ArtifactError when it is not what its manifest says."""
+    store.download(key, target)
+    check_file(target, expected_sha256, f"{store.root}/{key}")
+
+
+def check_file(path: Path, expected_sha256: str, origin: str) -> None:
+    """Raise ArtifactError unless the local file has this SHA-256."""
+    try:
+        found = describe_file(path).sha256
+    except FileNotFoundError:
+        raise ArtifactError(f"{origin} does not exist") from None
+    if found != expected_sha256:
+        raise ArtifactError(f"{origin} was altered: its SHA-256 is not the manifest's")
+
+
+def _join_shards(store: Store, prefix: str, shards: int, scratch: Path) -> Manifest | None:
+    folders = [shard_prefix(prefix, shard, shards) for shard in range(shards)]
+    manifests = [read_manifest(store, folder) for folder in folders]
+    done = [manifest for manifest in manifests if manifest is not None]
+    if len(done) < shards:
+        return read_manifest(store, prefix)
+    joined = scratch / "joined"
+    shutil.rmtree(joined, ignore_errors=True)
+    joined.mkdir(parents=True)
+    for folder, manifest in zip(folders, done, strict=True):
+        for path, entry in manifest.files.items():
+            part = scratch / "part"
+            fetch(store, manifest.file_key(folder, path), entry.sha256, part)
+            _append(part, joined / path)
+    return commit(store, prefix, joined, _add_manifests(done))
+
+
+def _append(part: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with part.open("rb") as source, target.open("ab") as sink:
+        shutil.copyfileobj(source, sink)
+
+
+def _add_manifests(parts: list[Manifest]) -> Manifest:
+    counts = parts[0].counts
+    metrics = parts[0].metrics
+    for part in parts[1:]:
+        counts = counts.plus(part.counts)
+        metrics = add_metrics(metrics, part.metrics)
+    return parts[0].model_copy(
+        update={
+            "shard": 0,
+            "shards": len(parts),
+            "files": {},
+            "counts": counts,
+            "metrics": metrics,
+            "tokens": sum(part.tokens for part in parts),
+            "started": min(part.started for part in parts),
+            "ended": max(part.ended for part in parts),
+            "startup_seconds": max(part.startup_seconds for part in parts),
+            "seconds": max(part.seconds for part in parts),
+            "gpu_seconds": sum(part.gpu_seconds for part in parts),
+        }
+    )
+
+
+def add_metrics(left: Any, right: Any) -> Any:
+    """Join the metrics of two shards: numbers are added, lists concatenated, mappings joined by key; anything else must be equal."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left | {name: add_metrics(left[name], value) if name in left else value for name, value in right.items()}
+    if isinstance(left, list) and isinstance(right, list):
+        return left + right
+    numbers = [value for value in (left, right) if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(numbers) == 2:
+        return left + right
+    if left != right:
+        raise ItoolError(f"shards report {left!r} and {right!r} for one metric, which cannot be added")
+    return left
+
+
+def _standing(store: Store, prefix: str, mine: Manifest) -> Manifest:
+    """The manifest that another attempt wrote first; it must be whole."""
+    standing = read_manifest(store, prefix)
+    if standing is None:
+        raise ArtifactError(f"{prefix} was removed while it was written", remedy="Run again")
+    problem = damage(standing, prefix, store.list(prefix))
+    if problem:
+        raise ArtifactError(problem, remedy=f"Remove it with `itoolctl artifacts rm {prefix}` and run again")
+    if standing.digest != mine.digest:
+        _log.warning(
+            "another attempt finished first with another result", prefix=prefix, kept=standing.digest[:12], dropped=mine.digest[:12]
+        )
+    return standing
+
+
+def _sweep(store: Store, prefix: str, manifest: Manifest) -> None:
+    kept = f"{manifest.data_folder(prefix)}/"
+    for key in store.list(prefix):
+        if not key.startswith(kept) and key != manifest_key(prefix):
+            store.delete(key)

@@ -1,0 +1,136 @@
+"""What a stage reads: input files by role, each checked against its manifest before anyone sees it, and JSONL records from them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from itool.artifacts.commit import check_file, fetch
+from itool.artifacts.manifest import FileEntry, Manifest
+from itool.artifacts.resolve import Resolution
+from itool.artifacts.store import Store
+from itool.errors import ArtifactError, InputError, ItoolError
+
+RecordT = TypeVar("RecordT", bound=BaseModel)
+
+
+def cache_folder() -> Path:
+    """Where files of a remote store are kept between stages: ITOOL_CACHE, else the user's cache folder."""
+    if given := os.environ.get("ITOOL_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "itool"
+
+
+def read_records(path: Path, record: type[RecordT], *, name: str | None = None) -> list[RecordT]:
+    """Read a JSONL file. Raises InputError with file and line number; `name` is how messages call the file."""
+    return list(iterate_records(path, record, name=name))
+
+
+def iterate_records(path: Path, record: type[RecordT], *, name: str | None = None) -> Iterator[RecordT]:
+    """As `read_records`, one record at a time."""
+    shown = name or str(path)
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _parse(line, record, f"{shown}:{number}")
+    except FileNotFoundError:
+        raise InputError(f"{shown} does not exist") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{shown} is not UTF-8: {error}") from None
+
+
+def _parse(line: str, record: type[RecordT], place: str) -> RecordT:
+    try:
+        return record.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{place}: {field + ': ' if field else ''}{first['msg']}") from None
+
+
+class InputFiles:
+    """The input artifacts of a stage by role. A file is verified once per process, when it is first asked for."""
+
+    def __init__(self, store: Store, inputs: Mapping[str, Resolution]) -> None:
+        self._store = store
+        self._inputs = inputs
+        self._verified: set[str] = set()
+
+    def path(self, role: str, name: str) -> Path:
+        """Local path of a file, or of a folder when `name` ends in a slash (`""`: the whole artifact).
+
+        Raises ArtifactError when a file was altered or is gone, InputError when the artifact has no such file.
+        """
+        source = self.source(role)
+        for path, entry in self._matching(source, name).items():
+            self._provide(source, path, entry)
+        return self._folder(source) / name
+
+    def names(self, role: str) -> list[str]:
+        """The files of an input."""
+        return list(_finished(self.source(role)).files)
+
+    def source(self, role: str) -> Resolution:
+        """The input artifact of a role."""
+        if role not in self._inputs:
+            raise ItoolError(f"this stage reads no input {role!r}; it reads {', '.join(self._inputs) or 'nothing'}")
+        return self._inputs[role]
+
+    def _matching(self, source: Resolution, name: str) -> dict[str, FileEntry]:
+        files = _finished(source).files
+        folder = name.endswith("/") or not name
+        found = {path: entry for path, entry in files.items() if (path.startswith(name) if folder else path == name)}
+        if not found:
+            raise InputError(f"artifact {source.prefix} has no {name!r}; it has {', '.join(files)}")
+        return found
+
+    def _provide(self, source: Resolution, path: str, entry: FileEntry) -> None:
+        """Make sure that a file lies, unaltered, in the input's local folder."""
+        key = _finished(source).file_key(str(source.prefix), path)
+        if key in self._verified:
+            return
+        local = self._folder(source) / path
+        try:
+            if self._store.local_path(key) is None:
+                if not _is_intact(local, entry):
+                    fetch(self._store, key, entry.sha256, local)
+            else:
+                check_file(local, entry.sha256, str(local))
+        except ArtifactError as error:
+            raise ArtifactError(str(error), remedy=f"Remove it with `itoolctl artifacts rm {source.prefix}` and run again") from None
+        self._verified.add(key)
+
+    def _folder(self, source: Resolution) -> Path:
+        """Where an input's files lie on this machine: in the store itself, or in the cache under the content digest."""
+        manifest = _finished(source)
+        stored = self._store.local_path(manifest.data_folder(str(source.prefix)))
+        return stored or cache_folder() / manifest.digest
+
+
+def _finished(source: Resolution) -> Manifest:
+    if source.manifest is None:
+        raise ItoolError(f"input {source.stage} is not done")
+    return source.manifest
+
+
+def _is_intact(path: Path, entry: FileEntry) -> bool:
+    try:
+        check_file(path, entry.sha256, str(path))
+    except (OSError, ArtifactError):
+        return False
+    return True
+
+
+def read_json(path: Path) -> object:
+    """A JSON document. Raises InputError naming the file."""
+    try:
+        document: object = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+    return document

@@ -1,0 +1,123 @@
+"""What a job's process needs around a stage: its command line, stop signals, start-up clock, and errors as exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from itool.artifacts.store import storage_error
+from itool.errors import ConfigError, Interrupted, ItoolError
+
+_STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_FORCE_AFTER_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class JobArguments:
+    """The command line of every job."""
+
+    config: Path | None
+    iteration: int
+    shard: int = 0
+    shards: int = 1
+    overrides: list[str] = field(default_factory=list)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}", remedy=f"See {self.prog} --help")
+
+
+def parse_arguments(name: str, argv: list[str] | None) -> JobArguments:
+    """Read a job's command line (None: sys.argv). Raises ConfigError."""
+    parser = _Parser(prog=f"python -m jobs.{name}", description=f"Stage {name}: reads and writes artifacts under the configuration's root.")
+    parser.add_argument("--config", type=Path, help="the run's configuration file (default: all defaults)")
+    parser.add_argument("--iteration", type=int, default=0, help="iteration of the loop; 0 is everything before it")
+    parser.add_argument("--shard", type=int, default=0, help="which shard of a sharded stage this process does")
+    parser.add_argument("--shards", type=int, default=1, help="how many shards there are")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    parsed = parser.parse_args(argv)
+    if not 0 <= parsed.shard < parsed.shards:
+        raise ConfigError(f"--shard {parsed.shard} is not one of {parsed.shards} shards: use 0 to {parsed.shards - 1}")
+    return JobArguments(parsed.config, parsed.iteration, parsed.shard, parsed.shards, parsed.overrides)
+
+
+class StopFlag:
+    """Set by the first SIGTERM or SIGINT. A later Ctrl-C stops at once; SIGTERM never does, as a controller sends it after a Ctrl-C."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def __bool__(self) -> bool:
+        return self._since is not None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a signal handler
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+        elif number == signal.SIGINT and now - self._since > _FORCE_AFTER_SECONDS:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def stop_signals(flag: StopFlag) -> Iterator[None]:
+    """Send stop signals to the flag, as far as this thread may (only the main one can), and restore the former handlers afterwards."""
+    former = {}
+    with contextlib.suppress(ValueError):
+        for number in STOP_SIGNALS:
+            former[number] = signal.signal(number, flag.handle)
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def seconds_since_process_start() -> float:
+    """Age of this process, imports included; a fork starts anew. 0 where the system does not say."""
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
+
+
+def gpus_in_use() -> int:
+    """How many GPUs this process computes on. Asks torch only if the stage has imported it."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return int(torch.cuda.device_count())
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Say what went wrong in one line on stderr (with ITOOL_DEBUG=1 also the traceback) and return the process's exit code."""
+    if os.environ.get("ITOOL_DEBUG") == "1":
+        traceback.print_exception(error)
+    known = as_itool_error(error)
+    sys.stderr.write(f"{'interrupted' if isinstance(known, Interrupted) else 'error'}: {known}\n")
+    sys.stderr.flush()
+    return known.exit_code
+
+
+def as_itool_error(error: BaseException) -> ItoolError:
+    """Any error as one of ours: a full disk or a read-only folder is a StorageError, what nobody foresaw an ItoolError with its type."""
+    if isinstance(error, ItoolError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("stopped at once by a second Ctrl-C", remedy="Run the same command again to resume")
+    if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
+        return storage_error(error, Path(error.filename or "the staging folder"))
+    return ItoolError(f"{type(error).__name__}: {error}", remedy="Set ITOOL_DEBUG=1 for the traceback")

@@ -1,0 +1,215 @@
+"""Which stages of a run are done, and why the others are not.
+
+`observe` reads the store (one listing, and each manifest once); `resolve_observed` is pure: from a configuration and what was observed it
+gives every stage its key, its state and a reason that a person can act on. `resolve` is both.
+
+    done      an artifact with the stage's key exists and every file that it lists is there with the listed size
+    stale     there are artifacts of this stage, but made from other settings or inputs; `reason` says which
+    missing   the stage has never finished
+    waiting   an input is not done, so the key is not known yet
+    damaged   the artifact exists but is incomplete or altered: never used, never silently replaced
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from itool.artifacts.manifest import MANIFEST_NAME, ArtifactRef, Manifest, artifact_prefix, manifest_key, parse_manifest
+from itool.artifacts.store import Store
+from itool.config import RunConfig
+from itool.errors import ArtifactError
+from itool.stages import STAGES, StageId, artifact_key, inputs_of, settings_of, stage_ids
+
+State = Literal["done", "stale", "missing", "waiting", "damaged"]
+_SHOWN_CHANGES = 3
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What is known about one stage. `key`, `prefix` and `inputs` are None or empty while it waits; `manifest` is there when it is done."""
+
+    stage: StageId
+    state: State
+    reason: str
+    key: str | None = None
+    prefix: str | None = None
+    manifest: Manifest | None = None
+    inputs: Mapping[str, ArtifactRef] = field(default_factory=dict)
+    shards: int = 1
+    shards_done: tuple[int, ...] = ()
+
+    @property
+    def done(self) -> bool:
+        return self.state == "done"
+
+    @property
+    def shards_to_start(self) -> tuple[int, ...]:
+        """The shards that must run: those without a manifest, or shard 0 when only the merge is missing."""
+        missing = tuple(shard for shard in range(self.shards) if shard not in self.shards_done)
+        return missing or (0,)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What lies in the store for a run: object sizes by key, readable manifests by prefix, unreadable ones with the reason."""
+
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    manifests: Mapping[str, Manifest] = field(default_factory=dict)
+    broken: Mapping[str, str] = field(default_factory=dict)
+
+
+def resolve(store: Store, config: RunConfig, *, known: Observed | None = None) -> dict[StageId, Resolution]:
+    """Every stage of the run, in running order."""
+    return resolve_observed(config, observe(store, config, known=known))
+
+
+def observe(store: Store, config: RunConfig, *, known: Observed | None = None) -> Observed:
+    """Read what lies in the store for this run and the run that it reuses. Manifests that `known` holds are not read again."""
+    sizes: dict[str, int] = {}
+    for run in _runs(config):
+        sizes.update(store.list(run))
+    manifests: dict[str, Manifest] = {}
+    broken: dict[str, str] = {}
+    for prefix in manifest_prefixes(sizes):
+        name = manifest_key(prefix)
+        if known and prefix in known.manifests and known.sizes.get(name) == sizes[name]:
+            manifests[prefix] = known.manifests[prefix]
+            continue
+        try:
+            manifests[prefix] = parse_manifest(store.read(name), f"{store.root}/{name}")
+        except ArtifactError as error:
+            broken[prefix] = str(error)
+    return Observed(sizes, manifests, broken)
+
+
+def manifest_prefixes(sizes: Mapping[str, int]) -> list[str]:
+    """The artifacts in a listing: folders `<run>/i<k>/<stage>/<key>` with a manifest (those of shards and checkpoints lie deeper)."""
+    return [key.removesuffix(f"/{MANIFEST_NAME}") for key in sizes if key.count("/") == 4 and key.endswith(f"/{MANIFEST_NAME}")]
+
+
+def resolve_observed(config: RunConfig, observed: Observed) -> dict[StageId, Resolution]:
+    """Pure: the state of every stage of the run, in running order (so that a stage's inputs come before it)."""
+    resolutions: dict[StageId, Resolution] = {}
+    for stage in stage_ids(config):
+        inputs = {role: resolutions[source] for role, source in inputs_of(config, stage).items()}
+        resolutions[stage] = _resolve_stage(config, stage, inputs, observed)
+    return resolutions
+
+
+def damage(manifest: Manifest, prefix: str, sizes: Mapping[str, int]) -> str | None:
+    """The first listed file that is not there or has another size, as one line; None when all are there."""
+    for path, entry in manifest.files.items():
+        key = manifest.file_key(prefix, path)
+        found = sizes.get(key)
+        if found is None:
+            return f"{key} is missing"
+        if found != entry.size:
+            return f"{key} has {found} bytes, the manifest says {entry.size}"
+    return None
+
+
+def _resolve_stage(config: RunConfig, stage: StageId, inputs: dict[str, Resolution], observed: Observed) -> Resolution:
+    siblings = [
+        manifest for prefix, manifest in observed.manifests.items() if manifest.id == stage and prefix.partition("/")[0] in _runs(config)
+    ]
+    settings = settings_of(config, stage.name)
+    waiting = {role: source for role, source in inputs.items() if not source.done}
+    if waiting:
+        return Resolution(stage, "waiting", _waiting_reason(waiting, settings, siblings))
+    refs = {role: source.manifest.ref() for role, source in inputs.items() if source.manifest is not None}
+    key = artifact_key(config, stage, {role: ref.digest for role, ref in refs.items()})
+    for run in _runs(config):
+        found = _find(run, stage, key, refs, observed, reused=run != config.run)
+        if found is not None:
+            return found
+    prefix = artifact_prefix(config.run, stage, key)
+    shards = config.search.shards if STAGES[stage.name].sharded else 1
+    done = tuple(shard for shard in range(shards) if manifest_key(shard_prefix(prefix, shard, shards)) in observed.sizes)
+    state: State = "stale" if siblings else "missing"
+    reason = _stale_reason(stage, settings, refs, siblings) if siblings else "has not run yet"
+    if done:
+        reason += f"; {len(done)} of {shards} shards are done"
+    return Resolution(stage, state, reason, key, prefix, inputs=refs, shards=shards, shards_done=done)
+
+
+def shard_prefix(prefix: str, shard: int, shards: int) -> str:
+    """Folder of one shard of a sharded stage; the artifact's own folder when there is only one."""
+    return f"{prefix}/shards/{shard}-of-{shards}" if shards > 1 else prefix
+
+
+def _runs(config: RunConfig) -> list[str]:
+    reused = [config.reuse_from] if config.reuse_from and config.reuse_from != config.run else []
+    return [config.run, *reused]
+
+
+def _find(run: str, stage: StageId, key: str, refs: dict[str, ArtifactRef], observed: Observed, *, reused: bool) -> Resolution | None:
+    """The artifact with this key in a run's folder: done, damaged, or None when there is none."""
+    prefix = artifact_prefix(run, stage, key)
+    remedy = f"remove it with `itoolctl artifacts rm {prefix}` and run again"
+    if prefix in observed.broken:
+        return Resolution(stage, "damaged", f"{observed.broken[prefix]}; {remedy}", key, prefix, inputs=refs)
+    manifest = observed.manifests.get(prefix)
+    if manifest is None:
+        return None
+    if (manifest.id, manifest.key) != (stage, key):
+        found = f"{manifest.id}/{manifest.key}"
+        return Resolution(stage, "damaged", f"{prefix} holds the manifest of {found}; {remedy}", key, prefix, inputs=refs)
+    problem = damage(manifest, prefix, observed.sizes)
+    if problem:
+        return Resolution(stage, "damaged", f"{problem}; {remedy}", key, prefix, manifest, refs)
+    return Resolution(stage, "done", f"reused from run {run}" if reused else "up to date", key, prefix, manifest, refs)
+
+
+def _waiting_reason(waiting: dict[str, Resolution], settings: dict[str, Any], siblings: list[Manifest]) -> str:
+    """What it waits for, and which of its own settings changed since it ran last."""
+    damaged = [source for source in waiting.values() if source.state == "damaged"]
+    if damaged:
+        return f"input {damaged[0].stage} is damaged"
+    changes = _setting_changes(_nearest(settings, {}, siblings), settings) if siblings else []
+    names = [f"{role} ({source.stage})" if role != str(source.stage) else role for role, source in waiting.items()]
+    inputs = f"input {_shorten(names)} {'may change' if siblings else 'is not there yet'}"
+    return "; ".join([_shorten(changes), inputs]) if changes else inputs
+
+
+def _stale_reason(stage: StageId, settings: dict[str, Any], refs: dict[str, ArtifactRef], siblings: list[Manifest]) -> str:
+    """Which settings or inputs differ from the artifact that differs least."""
+    nearest = _nearest(settings, refs, siblings)
+    changes = _setting_changes(nearest, settings)
+    changes += [f"input {role} ({refs[role].id}) changed" for role in _changed_inputs(nearest, refs) if role in refs]
+    changes += [f"input {role} is no longer read" for role in nearest.inputs if role not in refs]
+    version = STAGES[stage.name].version
+    if nearest.stage_version != version:
+        changes.append(f"code of the stage {nearest.stage_version} -> {version}")
+    return _shorten(changes) or "made by another version"
+
+
+def _nearest(settings: dict[str, Any], refs: dict[str, ArtifactRef], siblings: list[Manifest]) -> Manifest:
+    """The artifact of the same stage that differs in the fewest settings and inputs; among equals the newest."""
+    return min(siblings, key=lambda m: (len(_setting_changes(m, settings)) + len(_changed_inputs(m, refs)), -m.ended.timestamp()))
+
+
+def _setting_changes(old: Manifest, settings: dict[str, Any]) -> list[str]:
+    names = [*settings, *(name for name in old.settings if name not in settings)]
+    absent = "(absent)"
+    return [
+        f"{name} {_show(old.settings.get(name, absent))} -> {_show(settings.get(name, absent))}"
+        for name in names
+        if old.settings.get(name, absent) != settings.get(name, absent)
+    ]
+
+
+def _changed_inputs(old: Manifest, refs: dict[str, ArtifactRef]) -> list[str]:
+    roles = [*refs, *(role for role in old.inputs if role not in refs)] if refs else []
+    return [role for role in roles if role not in refs or role not in old.inputs or old.inputs[role].digest != refs[role].digest]
+
+
+def _show(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _shorten(parts: list[str]) -> str:
+    more = len(parts) - _SHOWN_CHANGES
+    return ", ".join(parts[:_SHOWN_CHANGES]) + (f" and {more} more" if more > 0 else "")

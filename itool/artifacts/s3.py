@@ -1,0 +1,210 @@
+"""Artifacts in S3 or a compatible store, through boto3. The only module that imports it.
+
+Errors keep their meaning: wrong credentials, a missing bucket or a refused request are settings (ConfigError, no retry helps); an
+endpoint that does not answer, throttling and 5xx are a dependency that is down (DependencyError) after botocore's bounded retries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import tenacity
+from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,  # noqa: A004 - botocore's own class; it is the root of "the endpoint does not answer"
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
+from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-untyped]
+
+from itool.artifacts.store import TEMPORARY_SUFFIX, storage_error
+from itool.config import StoreConfig
+from itool.errors import ArtifactError, ConfigError, DependencyError, ItoolError
+
+MULTIPART_BYTES = 64 << 20
+PART_BYTES = 16 << 20
+ATTEMPTS = 4
+CONNECT_SECONDS = 5
+READ_SECONDS = 60
+
+_MISSING = {"404", "NoSuchKey", "NotFound"}
+_REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "403", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed"}
+_THROTTLED = {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestLimitExceeded", "TooManyRequests"}
+_DOWN = (ConnectionError, HTTPClientError, ReadTimeoutError, ResponseStreamingError, IncompleteReadError, RetriesExceededError)
+
+
+class _ConflictError(Exception):
+    """409: another conditional write to the same key was under way."""
+
+
+class S3Store:
+    """Objects below `s3://bucket/prefix`. Thread safe, as boto3's client is."""
+
+    def __init__(self, root: str, config: StoreConfig, *, attempts: int = ATTEMPTS) -> None:
+        bucket, _, prefix = root.removeprefix("s3://").strip("/").partition("/")
+        if not bucket:
+            raise ConfigError(f"root = {root!r} names no bucket", remedy="Use s3://bucket/prefix")
+        self.root = f"s3://{bucket}/{prefix}".rstrip("/")
+        self._bucket = bucket
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._endpoint = config.endpoint_url or "AWS"
+        self._attempts = attempts
+        with self._explained("connect"):
+            self._client = _client(config, attempts)
+        self._transfer = TransferConfig(
+            multipart_threshold=MULTIPART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=min(8, config.max_connections)
+        )
+
+    def size(self, key: str) -> int | None:
+        try:
+            with self._explained(key):
+                return int(self._client.head_object(**self._object(key))["ContentLength"])
+        except _MissingObjectError:
+            return None
+
+    def read(self, key: str) -> bytes:
+        with self._explained(key):
+            data: bytes = self._client.get_object(**self._object(key))["Body"].read()
+            return data
+
+    def write(self, key: str, data: bytes) -> None:
+        with self._explained(key):
+            self._client.put_object(**self._object(key), Body=data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        retry = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_ConflictError),
+            stop=tenacity.stop_after_attempt(8),
+            wait=tenacity.wait_random_exponential(multiplier=0.05, max=2),
+            reraise=True,
+        )
+        try:
+            return bool(retry(self._create_once, key, data))
+        except _ConflictError:
+            raise DependencyError(f"{self._url(key)}: other writers kept the object busy (409)", remedy="Run again") from None
+
+    def upload(self, source: Path, key: str, *, consume: bool = False) -> None:  # noqa: ARG002 - S3 always copies
+        with source.open("rb") as file, self._explained(key):
+            self._client.upload_fileobj(file, self._bucket, self._prefix + key, Config=self._transfer)
+
+    def download(self, key: str, target: Path) -> None:
+        temporary = target.parent / f"{target.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as file, self._explained(key):
+                self._client.download_fileobj(self._bucket, self._prefix + key, file, Config=self._transfer)
+            temporary.replace(target)
+        except OSError as error:
+            raise storage_error(error, target) from None
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def list(self, folder: str) -> dict[str, int]:
+        prefix = self._prefix + (f"{folder.strip('/')}/" if folder.strip("/") else "")
+        found: dict[str, int] = {}
+        with self._explained(folder):
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
+                for item in page.get("Contents", []):
+                    if not item["Key"].endswith("/"):  # a "folder" that a web console made
+                        found[item["Key"].removeprefix(self._prefix)] = int(item["Size"])
+        return found
+
+    def delete(self, key: str) -> None:
+        with contextlib.suppress(_MissingObjectError), self._explained(key):
+            self._client.delete_object(**self._object(key))
+
+    def local_path(self, key: str) -> Path | None:  # noqa: ARG002 - never on this machine
+        return None
+
+    def _create_once(self, key: str, data: bytes) -> bool:
+        try:
+            with self._explained(key):
+                self._client.put_object(**self._object(key), Body=data, IfNoneMatch="*")
+        except _ObjectExistsError:
+            return False
+        return True
+
+    def _object(self, key: str) -> dict[str, str]:
+        return {"Bucket": self._bucket, "Key": self._prefix + key}
+
+    def _url(self, key: str) -> str:
+        return f"s3://{self._bucket}/{self._prefix}{key}"
+
+    @contextlib.contextmanager
+    def _explained(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except ClientError as error:
+            raise self._client_error(error, key) from None
+        except (NoCredentialsError, PartialCredentialsError):
+            raise ConfigError(
+                f"{self.root}: no S3 credentials", remedy="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile or role"
+            ) from None
+        except _DOWN as error:
+            raise self._down(f"{type(error).__name__}: {error}") from None
+        except (BotoCoreError, Boto3Error, ValueError) as error:  # ValueError: an endpoint that is not a URL
+            raise ConfigError(f"{self.root} at {self._endpoint}: {error}", remedy="Check root and the store settings") from None
+
+    def _client_error(self, error: ClientError, key: str) -> Exception:  # noqa: PLR0911 - one line per meaning of an error code
+        """What a refused request means."""
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        if code == "NoSuchBucket":
+            return ConfigError(f"{self.root}: bucket {self._bucket} does not exist at {self._endpoint}", remedy="Create it or correct root")
+        if code in _MISSING:
+            return _MissingObjectError(f"{self._url(key)} does not exist")
+        if code in {"PreconditionFailed", "412"}:
+            return _ObjectExistsError(f"{self._url(key)} exists")
+        if code == "ConditionalRequestConflict" or status == 409:
+            return _ConflictError(code)
+        if code in _REFUSED:
+            text = f"{self.root} at {self._endpoint} refuses the credentials ({code})"
+            return ConfigError(text, remedy="Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights")
+        if code == "NotImplemented":
+            return ConfigError(f"{self.root} at {self._endpoint} cannot do {error.operation_name}: {error}")
+        if code in _THROTTLED or status >= 500 or status == 429:
+            return self._down(f"{code} ({status})")
+        return ConfigError(f"{self._url(key)}: {error}", remedy="Check root and the store settings")
+
+    def _down(self, reason: str) -> ItoolError:
+        text = f"S3 at {self._endpoint} does not answer after {self._attempts} attempts: {reason}"
+        return DependencyError(text, remedy="Check store.endpoint_url, then run again")
+
+
+class _MissingObjectError(ArtifactError):
+    """The key does not exist."""
+
+
+class _ObjectExistsError(ArtifactError):
+    """A conditional write found the key taken."""
+
+
+def _client(config: StoreConfig, attempts: int) -> Any:  # boto3 ships no type information
+    return boto3.client(
+        "s3",
+        endpoint_url=config.endpoint_url,
+        region_name=config.region or ("us-east-1" if config.endpoint_url else None),
+        config=Config(
+            s3={"addressing_style": "path" if config.path_style else "auto"},
+            request_checksum_calculation=config.checksums,
+            response_checksum_validation=config.checksums,
+            max_pool_connections=config.max_connections,
+            retries={"mode": "standard", "total_max_attempts": attempts},
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=READ_SECONDS,
+        ),
+    )
