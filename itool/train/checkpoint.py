@@ -1,0 +1,56 @@
+"""A training run between two updates, as files: adapter, optimiser, schedule, random state, position and the log so far.
+
+Ours instead of transformers' own, whose `train()` returns normally after a SIGTERM and whose last checkpoint may be half-written.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from itool.errors import ArtifactError
+from itool.train.hooks import TrainingLog
+from itool.train.model import load_adapter_weights, save_adapter
+
+_STATE, _LOG = "training_state.pt", "training_log.json"
+
+
+def write_checkpoint(
+    folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, schedule: Any, *, log: TrainingLog, plan: str
+) -> None:
+    """Everything that the next update depends on. `plan` identifies data and settings, so that another run's checkpoint is refused."""
+    save_adapter(model, folder / "adapter")
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "cpu_rng": torch.get_rng_state(), "cuda_rng": cuda}
+    torch.save(state, folder / _STATE)
+    (folder / _LOG).write_text(json.dumps({"plan": plan, **asdict(log)}), encoding="utf-8")
+
+
+def read_checkpoint(
+    folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, schedule: Any, plan: str
+) -> tuple[TrainingLog, dict[str, Any]]:
+    """Put model, optimiser and schedule back; returns the log and the random state for `restore_random_state`. Raises ArtifactError."""
+    try:
+        document = json.loads((folder / _LOG).read_text(encoding="utf-8"))
+        state = torch.load(folder / _STATE, weights_only=True)
+    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ArtifactError(f"checkpoint {folder} cannot be read: {error}", remedy="Delete it; the stage then starts anew") from None
+    if document.pop("plan") != plan:
+        raise ArtifactError(f"checkpoint {folder} belongs to other data or settings", remedy="Delete it; the stage then starts anew")
+    load_adapter_weights(model, folder / "adapter")
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    return TrainingLog(**document), state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Continue the random streams (LoRA dropout) where the checkpoint left them."""
+    torch.set_rng_state(state["cpu_rng"])
+    if state["cuda_rng"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda_rng"])

@@ -1,0 +1,149 @@
+"""Base models and LoRA adapters: load, create, save. Only safetensors, and the same weights always give the same bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch reader expects
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from itool.config import ModelConfig
+from itool.errors import ArtifactError, InputError
+from itool.train.sequences import Batch
+
+Dtype = Literal["float32", "bfloat16"]
+LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+
+
+def load_model(model_dir: Path, *, dtype: Dtype = "float32") -> Any:
+    """A causal language model from a materialised folder, on the CPU, without a generation cache. Raises InputError."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(f"base model {model_dir} cannot be loaded: {error}", remedy="Run prepare again or check model.path") from None
+    for name in _SCALED_LOGITS:
+        if getattr(model.config, name, None) not in (None, 1.0):
+            raise InputError(
+                f"base model {model_dir} changes its logits ({name}), which training here does not follow", remedy="Use another base"
+            )
+    model.config.use_cache = False
+    return model
+
+
+def new_adapter(model: Any, config: ModelConfig, *, seed: int) -> PeftModel:
+    """A fresh LoRA adapter on all linear layers of the blocks; A is random from `seed`, B zero, so the model is unchanged at first."""
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=LINEAR_LAYERS,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(model, lora)
+        except ValueError as error:
+            raise InputError(f"the base model has none of the layers {', '.join(LINEAR_LAYERS)}: {error}") from None
+
+
+def load_adapter(model: Any, adapter_dir: Path, *, trainable: bool = False) -> PeftModel:
+    """The model with a saved adapter on it. Raises ArtifactError when the adapter is missing or damaged."""
+    _check_adapter(adapter_dir)
+    try:
+        return PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ArtifactError(f"adapter {adapter_dir} does not fit the base model: {error}") from None
+
+
+def load_policy(model_dir: Path, adapter_dir: Path | None, *, dtype: Dtype = "float32") -> Any:
+    """Base and adapter for inference. In float32 the adapter is merged into the weights, which changes results by rounding only."""
+    model = load_model(model_dir, dtype=dtype)
+    if adapter_dir is not None:
+        adapted = load_adapter(model, adapter_dir)
+        model = adapted.merge_and_unload() if dtype == "float32" else adapted
+    return model.eval()
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write weights and configuration; no model card, no machine's path, sorted keys: equal weights give equal bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = get_peft_model_state_dict(model)
+    save_file(
+        {name: weights[name].detach().cpu().contiguous() for name in sorted(weights)}, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"}
+    )
+    config = model.peft_config["default"].to_dict() | {"base_model_name_or_path": None, "inference_mode": True}
+    text = json.dumps(config, default=sorted, indent=2, sort_keys=True)
+    (folder / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def load_adapter_weights(model: PeftModel, adapter_dir: Path) -> None:
+    """Overwrite the weights of the model's adapter with saved ones of the same shape."""
+    _check_adapter(adapter_dir)
+    try:
+        set_peft_model_state_dict(model, load_file(adapter_dir / ADAPTER_WEIGHTS))
+    except (RuntimeError, SafetensorError) as error:
+        raise ArtifactError(f"adapter {adapter_dir} does not fit the model's adapter: {error}") from None
+
+
+def _check_adapter(adapter_dir: Path) -> None:
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (adapter_dir / name).is_file():
+            raise ArtifactError(f"adapter {adapter_dir} has no {name}", remedy="Run the stage that writes it again")
+
+
+def response_logps(model: Any, batch: Batch) -> Tensor:
+    """log P of every scored token (N), float32. The vocabulary is computed at scored positions only, never for prompts or padding."""
+    causal = model.get_base_model() if isinstance(model, PeftModel) else model
+    device = causal.lm_head.weight.device
+    batch = batch.to(device)
+    mixed = causal.lm_head.weight.dtype == torch.bfloat16
+    with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+        output = causal.model(input_ids=batch.input_ids, attention_mask=batch.allowed, position_ids=batch.positions, use_cache=False)
+        hidden = output.last_hidden_state.flatten(0, 1).index_select(0, batch.predictors)
+        logits = causal.lm_head(hidden)
+    return -F.cross_entropy(logits.float(), batch.targets, reduction="none")
+
+
+def fold_small_adapters(model: PeftModel) -> int:
+    """Compute W + s·BA before the product where the rank is not small beside the layer; returns how many layers.
+
+    The same function up to rounding, dropout excepted (those layers are left alone). On the demo's 128-wide layers the three products
+    and two additions of LoRA over every token cost more than the layer itself; at the width of a real model they do not.
+    """
+    folded = 0
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer) and _is_small(layer):
+            layer.forward = _Folded(layer)
+            folded += 1
+    return folded
+
+
+def _is_small(layer: LoraLayer) -> bool:
+    dropout = layer.lora_dropout["default"]
+    plain = layer.get_base_layer().weight.dtype == torch.float32 and isinstance(dropout, torch.nn.Identity)
+    return plain and layer.r["default"] * 16 >= min(layer.in_features, layer.out_features)
+
+
+class _Folded:
+    """Forward of one LoRA layer as a single product."""
+
+    def __init__(self, layer: Any) -> None:
+        self.base = layer.get_base_layer()
+        self.down, self.up, self.scaling = layer.lora_A["default"], layer.lora_B["default"], layer.scaling["default"]
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        weight = torch.addmm(self.base.weight, self.up.weight, self.down.weight, alpha=self.scaling)
+        return F.linear(inputs, weight, self.base.bias)

@@ -1,0 +1,58 @@
+"""A random Llama of 50,000 parameters with a word tokenizer: everything that training touches, in milliseconds."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from itool.config import ModelConfig
+from itool.train.sequences import TokenSequence
+
+VOCABULARY = 64
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny-base")
+    torch.manual_seed(5)
+    shape = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(**shape, max_position_embeddings=128, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    model = LlamaForCausalLM(config)
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            parameter.data.normal_(0, 0.2)
+    model.save_pretrained(folder)
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", bos_token="<s>", pad_token="<pad>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def lora() -> ModelConfig:
+    return ModelConfig(lora_rank=4, lora_alpha=8.0)
+
+
+def random_sequences(count: int, seed: int = 1, longest: int = 40) -> list[TokenSequence]:
+    rng = random.Random(seed)
+
+    def ids(low: int, high: int) -> list[int]:
+        return [rng.randrange(3, VOCABULARY) for _ in range(rng.randint(low, high))]
+
+    return [TokenSequence(ids(2, longest), [*ids(1, 8), 2], f"example-{index}") for index in range(count)]
+
+
+@pytest.fixture
+def sequences() -> list[TokenSequence]:
+    return random_sequences(24)

@@ -1,0 +1,97 @@
+import pytest
+import torch
+
+from itool.config import WarmupConfig
+from itool.errors import ArtifactError, InputError, Interrupted, NumericalError
+from itool.train.hooks import TrainingHooks
+from itool.train.model import load_model
+from itool.train.sequences import TokenSequence
+from itool.train.sft import plan_curriculum, train_sft
+
+FAST = WarmupConfig(epochs=2, batch_examples=8, learning_rate=1e-2, batch_tokens=128, optimizer="adamw")
+
+
+def by_phase(sequences):
+    return {"easy": sequences[:8], "medium": sequences[8:16], "hard": sequences[16:]}
+
+
+def test_training_lowers_the_loss_and_saves_only_an_adapter(tiny_base, lora, sequences, tmp_path):
+    log = train_sft(tiny_base, by_phase(sequences), model=lora, settings=FAST, seed=3, output=tmp_path / "adapter")
+    assert log.updates == 6
+    assert log.metrics[1]["loss"] < log.metrics[0]["loss"]
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert str(tiny_base) not in (tmp_path / "adapter" / "adapter_config.json").read_text()
+
+
+def test_the_first_loss_is_the_one_that_trl_computes(tiny_base, lora, sequences, tmp_path):
+    settings = FAST.model_copy(update={"batch_examples": 24, "epochs": 1, "curriculum": "mixed"})
+    ours = train_sft(tiny_base, {"all": sequences}, model=lora, settings=settings, seed=3, output=tmp_path / "a").metrics[0]["loss"]
+    model = load_model(tiny_base).eval()
+    total = tokens = 0
+    for sequence in sequences:
+        ids = torch.tensor([[*sequence.prompt_ids, *sequence.response_ids]])
+        labels = ids.clone()
+        labels[:, : len(sequence.prompt_ids)] = -100
+        total += model(input_ids=ids, labels=labels).loss.item() * len(sequence.response_ids)
+        tokens += len(sequence.response_ids)
+    assert ours == pytest.approx(total / tokens, abs=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_an_interrupted_training_ends_bit_identical_to_an_undisturbed_one(tiny_base, lora, sequences, tmp_path, optimizer):
+    lora = lora.model_copy(update={"lora_dropout": 0.1})
+    settings = FAST.model_copy(update={"optimizer": optimizer})
+    common = {"model": lora, "settings": settings, "seed": 3}
+    train_sft(tiny_base, by_phase(sequences), output=tmp_path / "whole", **common)
+
+    def keep(folder, update):
+        folder.rename(tmp_path / f"checkpoint-{update}")
+        folder.mkdir()
+
+    calls = iter([False, False, True])
+    hooks = TrainingHooks(should_stop=lambda: next(calls), save_checkpoint=keep)
+    with pytest.raises(Interrupted, match="update 3 of 6"):
+        train_sft(tiny_base, by_phase(sequences), output=tmp_path / "parts", hooks=hooks, **common)
+    assert not (tmp_path / "parts").exists()
+    torch.manual_seed(99)
+    hooks = TrainingHooks(resume_from=tmp_path / "checkpoint-3")
+    log = train_sft(tiny_base, by_phase(sequences), output=tmp_path / "parts", hooks=hooks, **common)
+    assert [entry["update"] for entry in log.metrics] == [1, 2, 3, 4, 5, 6]
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tiny_base, lora, sequences, tmp_path):
+    def keep(folder, update):
+        folder.rename(tmp_path / "checkpoint")
+        folder.mkdir()
+
+    hooks = TrainingHooks(should_stop=lambda: True, save_checkpoint=keep)
+    with pytest.raises(Interrupted):
+        train_sft(tiny_base, by_phase(sequences), model=lora, settings=FAST, seed=3, output=tmp_path / "x", hooks=hooks)
+    hooks = TrainingHooks(resume_from=tmp_path / "checkpoint")
+    with pytest.raises(ArtifactError, match="other data or settings"):
+        train_sft(tiny_base, by_phase(sequences), model=lora, settings=FAST, seed=4, output=tmp_path / "x", hooks=hooks)
+
+
+def test_a_loss_that_is_not_a_number_stops_without_saving(tiny_base, lora, sequences, tmp_path):
+    settings = FAST.model_copy(update={"learning_rate": 1e30, "warmup_fraction": 0.0})
+    with pytest.raises(NumericalError, match=r"at update \d+ of 6"):
+        train_sft(tiny_base, by_phase(sequences), model=lora, settings=settings, seed=3, output=tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_easy_to_hard_keeps_the_order_and_mixed_the_number_of_updates():
+    ordered = plan_curriculum([10, 0, 20], WarmupConfig(epochs=2, batch_examples=5), seed=1)
+    mixed = plan_curriculum([10, 0, 20], WarmupConfig(epochs=2, batch_examples=5, curriculum="mixed"), seed=1)
+    assert [update.phase for update in ordered] == [0] * 4 + [2] * 8
+    assert len(mixed) == len(ordered)
+    assert all(len(update.rows) == 5 for update in [*ordered, *mixed])
+    assert sorted(row for update in ordered for row in update.rows) == sorted(list(range(30)) * 2)
+    assert ordered == plan_curriculum([10, 0, 20], WarmupConfig(epochs=2, batch_examples=5), seed=1)
+
+
+def test_a_row_beyond_the_context_is_refused(tiny_base, lora, tmp_path):
+    long = TokenSequence([3] * 200, [4], "too-long")
+    with pytest.raises(InputError, match="'too-long' has 201 tokens"):
+        train_sft(tiny_base, {"all": [long]}, model=lora, settings=FAST, seed=1, output=tmp_path)
