@@ -1,0 +1,266 @@
+"""From records to the report object: every table and curve of a run, recomputed from what the stages stored. Pure.
+
+It knows no storage and no clock (`report_inputs.load_inputs` reads, `report_html.render_html` draws) and works on a run that is not
+finished: what is missing is left out.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, cast
+
+from itool.config import RunConfig
+from itool.evaluate.intervals import paired_difference, wilson
+from itool.evaluate.report_inputs import DATASETS, ReportInputs, StageFacts
+from itool.evaluate.report_schema import (
+    EvaluationReport,
+    Gain,
+    Group,
+    Histogram,
+    IterationReport,
+    PairReport,
+    PerplexityReport,
+    Report,
+    StageReport,
+    TrainingCurve,
+)
+from itool.records import DIFFICULTIES, Prediction, PreferencePair, Score
+
+CURVE_POINTS = 200
+"""Most points of a training curve in the report: more than a screen shows, and small."""
+HISTOGRAM_BINS = 24
+
+
+def build_report(inputs: ReportInputs) -> Report:
+    """The whole report of a run."""
+    config = inputs.config
+    evaluations = [
+        evaluation_report(iteration, dataset, predictions, inputs.metrics.get(iteration, {}))
+        for (iteration, dataset), predictions in sorted(inputs.predictions.items())
+        if predictions
+    ]
+    best, best_by = choose_best(evaluations)
+    return Report(
+        run=config.run,
+        method=config.method,
+        seed=config.seed,
+        config_digest=config_digest(config),
+        config=config.model_dump(mode="json"),
+        stages=[_stage_report(stage) for stage in inputs.stages],
+        evaluations=evaluations,
+        iterations=_iteration_reports(inputs),
+        best_iteration=best,
+        best_by=best_by,
+        gain=_gain(inputs, best),
+        training=[training_curve(k, stage, rows) for (k, stage), rows in sorted(inputs.training.items()) if rows],
+    )
+
+
+def config_digest(config: RunConfig) -> str:
+    """16 hex digits over the whole configuration."""
+    return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def choose_best(evaluations: Iterable[EvaluationReport]) -> tuple[int | None, Literal["validation", "last"]]:
+    """The iteration to keep: most accurate on `validation`, the earlier of equals. Never by the set that is reported.
+
+    Without a validation set the last iteration stands, and the second value says so.
+    """
+    made = list(evaluations)
+    validated = [e for e in made if e.dataset == "validation"]
+    if validated:
+        return min(validated, key=lambda e: (-e.exact_match, e.iteration)).iteration, "validation"
+    return max((e.iteration for e in made), default=None), "last"
+
+
+def evaluation_report(iteration: int, dataset: str, predictions: Sequence[Prediction], metrics: Mapping[str, Any]) -> EvaluationReport:
+    """Accuracy of one adapter on one dataset, counted from its predictions; pass@k, which needs samples, from the stage's metrics."""
+    groups: dict[str, Group] = {}
+    for name in DIFFICULTIES:
+        if group := _group([p for p in predictions if p.difficulty == name]):
+            groups[name] = group
+    for stratum, title in (("calls", "call"), ("text", "no_call")):
+        if group := _group([p for p in predictions if p.stratum == stratum]):
+            groups[title] = group
+    correct = sum(p.correct for p in predictions)
+    measured = metrics.get(dataset)
+    pass_at_k = measured.get("pass_at_k") if isinstance(measured, Mapping) else None
+    return EvaluationReport(
+        iteration=iteration,
+        dataset=cast(Literal["held_out", "validation"], dataset),
+        count=len(predictions),
+        correct=correct,
+        exact_match=correct / len(predictions),
+        ci95=wilson(correct, len(predictions)),
+        by_difficulty={name: groups[name].exact_match for name in DIFFICULTIES if name in groups},
+        no_call=groups["no_call"].exact_match if "no_call" in groups else None,
+        groups=groups,
+        errors=_counted(p.error or "unknown" for p in predictions if not p.correct),
+        truncated=sum(p.truncated for p in predictions),
+        pass_at_k={str(k): float(v) for k, v in (pass_at_k or {}).items()},
+    )
+
+
+def training_curve(iteration: int, stage: str, rows: Sequence[Mapping[str, Any]]) -> TrainingCurve:
+    """The numeric columns of a training log, at most CURVE_POINTS of its updates, first and last included."""
+    step = max(1, math.ceil(len(rows) / CURVE_POINTS))
+    kept = [row for index, row in enumerate(rows) if index % step == 0 or index == len(rows) - 1]
+    names = list(dict.fromkeys(name for row in kept for name, value in row.items() if name != "update" and _is_number(value)))
+    return TrainingCurve(
+        iteration=iteration,
+        stage=stage,
+        updates=[int(row.get("update", index * step + 1)) for index, row in enumerate(kept)],
+        series={name: [_finite(row.get(name)) for row in kept] for name in names},
+    )
+
+
+def histogram(values: Sequence[float], edges: Sequence[float]) -> Histogram:
+    """Count values between edges; the first bin takes what lies below, the last what lies above."""
+    counts = [0] * (len(edges) - 1)
+    for value in values:
+        counts[min(max(bisect.bisect_right(edges, value) - 1, 0), len(counts) - 1)] += 1
+    return Histogram(edges=list(edges), counts=counts)
+
+
+def perplexity_edges(scores: Iterable[Sequence[Score]]) -> list[float]:
+    """Bin edges that all iterations share: even in log perplexity, from 1 to the 99.5th percentile of them all."""
+    values = sorted(score.perplexity for part in scores for score in part)
+    top = max(values[min(len(values) - 1, int(0.995 * len(values)))], 1.05) if values else 2.0
+    return [round(math.exp(math.log(top) * i / HISTOGRAM_BINS), 6) for i in range(HISTOGRAM_BINS + 1)]
+
+
+def _stage_report(stage: StageFacts) -> StageReport:
+    peak = stage.metrics.get("peak_memory_bytes")
+    return StageReport(
+        name=stage.name,
+        iteration=stage.iteration,
+        seconds=stage.seconds,
+        startup_seconds=stage.startup_seconds,
+        tokens=stage.tokens,
+        incoming=stage.incoming,
+        kept=stage.kept,
+        dropped=dict(stage.dropped),
+        peak_memory_bytes=int(peak) if isinstance(peak, (int, float)) else None,
+    )
+
+
+def _iteration_reports(inputs: ReportInputs) -> list[IterationReport]:
+    turns = {stage.iteration for stage in inputs.stages if stage.iteration > 0}
+    perplexity = perplexity_edges(inputs.scores.values())
+    gaps = _gap_edges(inputs.pairs.values())
+    return [_iteration_report(inputs, k, perplexity, gaps) for k in sorted(turns)]
+
+
+def _iteration_report(inputs: ReportInputs, k: int, perplexity: list[float], gaps: list[float]) -> IterationReport:
+    scores, trees, pairs = inputs.scores.get(k, []), inputs.trees.get(k, []), inputs.pairs.get(k, [])
+    generate = inputs.stage("generate", k)
+    samples = sum(tree.samples for tree in trees)
+    held_out = inputs.metrics.get(k, {}).get("held_out") or {}
+    return IterationReport(
+        iteration=k,
+        scored=len(scores),
+        selected=sum(score.selected for score in scores),
+        trees=len(trees),
+        pairs=len(pairs),
+        injected_fraction=sum(pair.injected for pair in pairs) / len(pairs) if pairs else None,
+        pass_at_k={str(n): float(v) for n, v in (held_out.get("pass_at_k") or {}).items()},
+        pass_rate=sum(tree.correct_samples for tree in trees) / samples if samples else None,
+        sampled_tokens=_sampled_tokens(generate, sum(tree.sampled_tokens for tree in trees)),
+        simulations=sum(tree.simulations for tree in trees),
+        updates=len(inputs.training.get((k, "dpo"), [])),
+        stopped=_counted(tree.stopped for tree in trees),
+        perplexity=_perplexity_report(scores, perplexity) if scores else None,
+        pair_statistics=_pair_report(pairs, generate, gaps) if generate else None,
+    )
+
+
+def _sampled_tokens(generate: StageFacts | None, in_trees: int) -> int:
+    """What the stage counted (its samples may outnumber the stored trees), else the sum over the trees."""
+    counted = generate.metrics.get("sampled_tokens") if generate else None
+    return int(counted) if isinstance(counted, (int, float)) else in_trees
+
+
+def _perplexity_report(scores: Sequence[Score], edges: list[float]) -> PerplexityReport:
+    values = sorted(score.perplexity for score in scores)
+    return PerplexityReport(
+        count=len(values),
+        mean=statistics.fmean(values),
+        median=statistics.median(values),
+        p90=values[min(len(values) - 1, int(0.9 * len(values)))],
+        histogram=histogram(values, edges),
+        selected=histogram([score.perplexity for score in scores if score.selected], edges),
+    )
+
+
+def _pair_report(pairs: Sequence[PreferencePair], generate: StageFacts, edges: list[float]) -> PairReport:
+    gaps = [pair.chosen_value - pair.rejected_value for pair in pairs]
+    return PairReport(
+        count=len(pairs),
+        injected=sum(pair.injected for pair in pairs),
+        mean_gap=_mean(gaps),
+        mean_chosen_visits=_mean([pair.chosen_visits for pair in pairs]),
+        mean_rejected_visits=_mean([pair.rejected_visits for pair in pairs]),
+        gap=histogram(gaps, edges),
+        dropped=dict(generate.dropped),
+    )
+
+
+def _gap_edges(pairs: Iterable[Sequence[PreferencePair]]) -> list[float]:
+    top = max((pair.chosen_value - pair.rejected_value for part in pairs for pair in part), default=1.0)
+    ceiling = max(1.0, math.ceil(top * 5) / 5)
+    return [round(ceiling * i / 20, 6) for i in range(21)]
+
+
+def _gain(inputs: ReportInputs, best: int | None) -> Gain | None:
+    """Best iteration against the warm-up on the examples that both answered."""
+    if not best:
+        return None
+    before, after = (verdicts(inputs, k) for k in (0, best))
+    shared = [example for example in before if example in after]
+    if not shared:
+        return None
+    paired = paired_difference([before[e] for e in shared], [after[e] for e in shared])
+    return Gain(
+        iteration=best,
+        count=paired.count,
+        difference=paired.difference,
+        ci95=paired.ci95,
+        wins=paired.wins,
+        losses=paired.losses,
+        p_value=paired.p_value,
+    )
+
+
+def verdicts(inputs: ReportInputs, iteration: int, dataset: str = DATASETS[0]) -> dict[str, bool]:
+    """Example id -> was it answered right, for one evaluation; empty where there was none."""
+    return {p.example_id: p.correct for p in inputs.predictions.get((iteration, dataset), [])}
+
+
+def _group(predictions: Sequence[Prediction]) -> Group | None:
+    if not predictions:
+        return None
+    correct = sum(p.correct for p in predictions)
+    share = correct / len(predictions)
+    return Group(count=len(predictions), correct=correct, exact_match=share, ci95=wilson(correct, len(predictions)))
+
+
+def _counted(reasons: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(reasons).most_common())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else 0.0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _finite(value: Any) -> float | None:
+    return round(float(value), 6) if _is_number(value) and math.isfinite(value) else None

@@ -1,0 +1,245 @@
+"""A synthetic but realistic run as records: three iterations on a small task whose accuracy rises, with trees and their pairs."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+from itool.config import RunConfig, parse_config
+from itool.evaluate.report_inputs import ReportInputs, StageFacts
+from itool.records import (
+    DIFFICULTIES,
+    Example,
+    Message,
+    Node,
+    Prediction,
+    PreferencePair,
+    Score,
+    SearchTree,
+    Tool,
+    ToolCall,
+)
+
+CITIES = ("Lisbon", "Oslo", "Kyoto", "Quito", "Turin")
+DAYS = ("monday", "friday", "2026-11-23", "next week")
+STOPPED = ("solved", "no_deficiency", "budget", "hopeless")
+HELD_OUT, BUFFER, VALIDATION = 240, 60, 90
+ERRORS = ("wrong_argument", "wrong_argument", "wrong_argument", "wrong_tool", "missing_call", "text_instead_of_call", "unparseable")
+
+
+def fake_config(**changes: Any) -> RunConfig:
+    """The configuration of the synthetic run."""
+    return parse_config({"run": "demo", "seed": 17, "iterations": 3, "search": {"confidence_weight": 0.5}} | changes)
+
+
+def fake_inputs(seed: int = 17, method: str = "mcts_dpo", run: str = "demo", gain: float = 0.03) -> ReportInputs:
+    """All records of a run. `gain`: how much accuracy each iteration adds."""
+    config = fake_config(run=run, seed=seed, method=method)
+    rng = random.Random(f"{seed}/{method}")
+    examples = {example.id: example for example in (fake_example(i) for i in range(BUFFER))}
+    trees, pairs = {}, {}
+    for k in (1, 2, 3):
+        searched = [fake_tree(rng, example) for example in list(examples.values())[: 52 - 4 * k]]
+        trees[k] = [tree for tree, _ in searched]
+        pairs[k] = [pair for _, found in searched for pair in found]
+    return ReportInputs(
+        config=config,
+        stages=fake_stages(config, trees, pairs),
+        predictions={(k, d): fake_predictions(seed, method, k, d, gain) for k in range(4) for d in ("held_out", "validation")},
+        metrics={k: {"held_out": {"pass_at_k": {"1": 0.52 + 0.02 * k, "8": 0.7 + 0.01 * k}}, "validation": {}} for k in range(4)},
+        scores={k: fake_scores(rng, k) for k in (1, 2, 3)},
+        trees=trees,
+        pairs=pairs,
+        training={(0, "warmup"): sft_rows(rng)} | {(k, "dpo"): dpo_rows(rng) for k in (1, 2, 3)},
+        examples=examples,
+    )
+
+
+def fake_example(index: int) -> Example:
+    """One buffer example; every ninth needs no tool, and one tries to break out of the page."""
+    city, day = CITIES[index % len(CITIES)], DAYS[index % len(DAYS)]
+    tool = Tool(
+        name="weather_forecast",
+        description="Forecast for a city and a day",
+        parameters={"type": "object", "properties": {"city": {"type": "string"}, "day": {"type": "string"}}, "required": ["city"]},
+    )
+    other = Tool(name="weather_history", description="Past weather </script><script>window.broken = 1</script>", parameters={})
+    calls = [] if index % 9 == 8 else [ToolCall(name="weather_forecast", arguments={"city": city, "day": day})]
+    response = f'[weather_forecast(city="{city}", day="{day}")]' if calls else "None of the tools can do that."
+    query = f"What will the weather be in {city} on {day}?" if calls else f"Please water my plants in {city}."
+    if index == 0:
+        query += " <img src=x onerror='window.broken = 1'>"
+    return Example(
+        id=f"demo-{index:04d}",
+        messages=[Message(role="user", content=query)],
+        tools=[tool, other],
+        calls=calls,
+        response=response,
+        difficulty=DIFFICULTIES[index % 3],
+        source="demo",
+    )
+
+
+def fake_tree(rng: random.Random, example: Example) -> tuple[SearchTree, list[PreferencePair]]:
+    """A search over the arguments of one call: root -> name -> city -> day, and the pairs that its siblings give."""
+    stopped = rng.choice(STOPPED)
+    nodes = [Node(parent=None, step_ids=[], text="", prior=1.0, visits=13, value=0.55, outcome=0.0, confidence=0.5)]
+    pairs: list[PreferencePair] = []
+    if not example.calls:
+        nodes += [_leaf(0, [5, 6], example.response or "", 0.7, 9, True), _leaf(0, [7], '[weather_history(city="Oslo")]', 0.3, 3, False)]
+        pairs = [_pair(example, [], nodes[1], nodes[2], [0])]
+    else:
+        city, day = (str(v) for v in example.calls[0].arguments.values())
+        nodes.append(
+            Node(parent=0, step_ids=[1, 2], text="[weather_forecast(", prior=0.9, visits=12, value=0.58, outcome=0.2, confidence=0.61)
+        )
+        nodes.append(Node(parent=1, step_ids=[3], text=f'city="{city}", ', prior=0.6, visits=7, value=0.86, outcome=0.6, confidence=0.8))
+        nodes.append(
+            Node(
+                parent=1,
+                step_ids=[4],
+                text=f'city="{rng.choice(CITIES)} City", ',
+                prior=0.3,
+                visits=4,
+                value=0.12,
+                outcome=0.1,
+                confidence=0.2,
+            )
+        )
+        nodes.append(_leaf(2, [8], f'day="{day}")]', 0.5, 4, True, injected=rng.random() < 0.3))
+        nodes.append(_leaf(2, [9], 'day="today")]', 0.4, 3, False))
+        nodes.append(_leaf(3, [8], f'day="{day}")]', 0.8, 3, False))
+        if stopped in ("solved", "budget"):
+            pairs = [_pair(example, [1, 2], nodes[2], nodes[3], [0, 1]), _pair(example, [1, 2, 3], nodes[4], nodes[5], [0, 1, 2])]
+    tree = SearchTree(
+        example_id=example.id,
+        prompt_ids=[11, 12],
+        nodes=nodes,
+        stopped=stopped,
+        simulations=rng.randint(4, 8),
+        sampled_tokens=rng.randint(200, 400),
+        samples=12,
+        correct_samples=rng.randint(0, 12),
+    )
+    return tree, pairs
+
+
+def _leaf(parent, ids, text, prior, visits, correct, *, injected=False):  # noqa: PLR0917 - a table row
+    return Node(
+        parent=parent,
+        step_ids=ids,
+        text=text,
+        prior=prior,
+        visits=visits,
+        value=1.0 if correct else 0.0,
+        outcome=1.0 if correct else 0.35,
+        confidence=0.9 if correct else None,
+        terminal=True,
+        correct=correct,
+        injected=injected,
+    )
+
+
+def _pair(example: Example, prefix: list[int], chosen: Node, rejected: Node, path: list[int]) -> PreferencePair:
+    return PreferencePair(
+        example_id=example.id,
+        prompt_ids=[11, 12],
+        prefix_ids=prefix,
+        chosen_ids=chosen.step_ids,
+        rejected_ids=rejected.step_ids,
+        chosen_value=chosen.value,
+        rejected_value=rejected.value,
+        chosen_visits=chosen.visits,
+        rejected_visits=rejected.visits,
+        chosen_correct=1,
+        rejected_wrong=1,
+        injected=chosen.injected,
+        node_path=path,
+    )
+
+
+def fake_predictions(seed: int, method: str, k: int, dataset: str, gain: float) -> list[Prediction]:
+    """Answers whose chance of being right falls with difficulty and rises with the iteration; the same examples are hard for every arm."""
+    rows = []
+    for i in range(HELD_OUT if dataset == "held_out" else VALIDATION):
+        difficulty = DIFFICULTIES[i % 3]
+        chance = {"easy": 0.8, "medium": 0.55, "hard": 0.3}[difficulty] + gain * k
+        luck = random.Random(f"{seed}/{dataset}/{i}").random() * 0.8 + random.Random(f"{seed}/{method}/{dataset}/{i}/{k}").random() * 0.2
+        correct = luck < chance
+        error = None if correct else random.Random(f"{seed}/{i}/{k}").choice(ERRORS)
+        rows.append(
+            Prediction(
+                example_id=f"{dataset}-{i}",
+                text="[f()]",
+                calls=[],
+                correct=correct,
+                error=error,
+                difficulty=difficulty,
+                stratum="text" if i % 8 == 7 else "calls",
+                response_tokens=20,
+                truncated=error == "unparseable",
+            )
+        )
+    return rows
+
+
+def fake_scores(rng: random.Random, k: int) -> list[Score]:
+    """Perplexities that shrink with the iteration; the hardest fifth is selected."""
+    values = sorted((math.exp(abs(rng.gauss(0.0, 0.35)) / (0.7 + 0.3 * k)) for _ in range(BUFFER)), reverse=True)
+    return [
+        Score(example_id=f"demo-{i:04d}", perplexity=value, response_tokens=20, stratum="calls", selected=i < BUFFER // 5)
+        for i, value in enumerate(values)
+    ]
+
+
+def sft_rows(rng: random.Random) -> list[dict[str, Any]]:
+    """A warm-up log of more updates than the report keeps."""
+    return [
+        {"update": u, "loss": 2.2 * math.exp(-u / 90) + 0.25 + rng.gauss(0, 0.04), "lr": 3e-3 * (1 - u / 450), "tokens": u * 900}
+        for u in range(1, 451)
+    ]
+
+
+def dpo_rows(rng: random.Random) -> list[dict[str, Any]]:
+    """A preference-training log."""
+    return [
+        {
+            "update": u,
+            "loss": 0.69 - 0.006 * u + rng.gauss(0, 0.01),
+            "logps/chosen": -2.0 - 0.01 * u + rng.gauss(0, 0.05),
+            "logps/rejected": -3.0 - 0.05 * u + rng.gauss(0, 0.05),
+            "margins": 0.03 * u + rng.gauss(0, 0.05),
+            "accuracies": min(1.0, 0.5 + 0.012 * u + rng.gauss(0, 0.03)),
+            "kl": 0.002 * u,
+            "lr": 5e-4 * (1 - u / 40),
+        }
+        for u in range(1, 41)
+    ]
+
+
+def fake_stages(config: RunConfig, trees: dict[int, list[SearchTree]], pairs: dict[int, list[PreferencePair]]) -> tuple[StageFacts, ...]:
+    """What the manifests would say."""
+    stages = [
+        StageFacts("prepare", 0, 4.1, 0.6, 0, 3120, 3105, {"longer_than_context": 9, "duplicate_id": 6}),
+        StageFacts("warmup", 0, 82.0, 2.9, 402_000, 1500, 1500, {}, {"peak_memory_bytes": 2_100_000_000}),
+        StageFacts("evaluate", 0, 14.2, 2.4, 31_000, 330, 330),
+    ]
+    for k in sorted(trees):
+        sampled = sum(tree.sampled_tokens for tree in trees[k])
+        stages += [
+            StageFacts("score", k, 5.0, 2.1, 64_000, BUFFER, BUFFER // 5),
+            StageFacts(
+                "generate",
+                k,
+                31.0 + k,
+                2.3,
+                sampled,
+                80,
+                len(pairs[k]),
+                {"gap_too_small": 21, "too_few_visits": 14, "no_wrong_terminal": 5},
+            ),
+            StageFacts("dpo", k, 19.0, 2.8, 58_000, len(pairs[k]), len(pairs[k])),
+            StageFacts("evaluate", k, 14.0, 2.2, 31_000, 330, 330),
+        ]
+    return tuple(stages)

@@ -1,0 +1,60 @@
+"""Intervals against values worked out by hand or printed in the literature."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from itool.evaluate.intervals import mcnemar, paired_difference, spread, wilson
+
+
+def test_wilson_matches_a_worked_example():
+    low, high = wilson(8, 10)
+    assert low == pytest.approx(0.4902, abs=1e-4)
+    assert high == pytest.approx(0.9433, abs=1e-4)
+
+
+def test_wilson_of_nothing_knows_nothing():
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+@given(st.integers(1, 500), st.data())
+def test_wilson_holds_the_share_and_stays_a_probability(count, data):
+    correct = data.draw(st.integers(0, count))
+    low, high = wilson(correct, count)
+    assert 0.0 <= low <= correct / count + 1e-12
+    assert correct / count - 1e-12 <= high <= 1.0
+
+
+def test_mcnemar_is_the_two_sided_binomial_tail():
+    assert mcnemar(9, 1) == pytest.approx(2 * (1 + 10) / 2**10)
+    assert mcnemar(5, 5) == 1.0
+    assert mcnemar(0, 0) == 1.0
+    assert mcnemar(600, 400) == pytest.approx(mcnemar(400, 600))
+
+
+def test_paired_difference_counts_only_what_changed():
+    first = [True] * 50 + [False] * 50
+    second = [True] * 45 + [False] * 5 + [True] * 15 + [False] * 35
+    paired = paired_difference(first, second)
+    assert (paired.wins, paired.losses, paired.count) == (15, 5, 100)
+    assert paired.difference == pytest.approx(0.10)
+    half = 1.96 * math.sqrt(15.5 + 5.5 - 100 / 102) / 102
+    assert paired.ci95 == pytest.approx((10 / 102 - half, 10 / 102 + half), abs=1e-4)
+
+
+def test_paired_difference_of_unequal_lengths_is_refused():
+    with pytest.raises(ValueError, match="zip"):
+        paired_difference([True], [True, False])
+
+
+def test_spread_over_three_seeds_uses_students_t():
+    result = spread([0.1, 0.2, 0.3])
+    assert (result.mean, result.sd) == (pytest.approx(0.2), pytest.approx(0.1))
+    assert result.ci95 == pytest.approx((0.2 - 4.303 * 0.1 / math.sqrt(3), 0.2 + 4.303 * 0.1 / math.sqrt(3)))
+
+
+def test_spread_of_one_seed_has_no_interval():
+    assert spread([0.4]).sd is None
+    assert spread([0.4]).ci95 is None

@@ -1,0 +1,165 @@
+"""The report object: what a script that reads report.json relies on."""
+
+import dataclasses
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jsonschema
+import pytest
+from fake_run import BUFFER, HELD_OUT, fake_config, fake_inputs
+
+from itool.artifacts.manifest import Counts, FileEntry, Manifest
+from itool.errors import ArtifactError
+from itool.evaluate.report import CURVE_POINTS, build_report, choose_best, config_digest, histogram, training_curve
+from itool.evaluate.report_inputs import ReportInputs, load_inputs
+from itool.evaluate.report_schema import Report, schema_document
+
+SCHEMA = Path(__file__).parents[2] / "docs" / "report.schema.json"
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return fake_inputs()
+
+
+@pytest.fixture(scope="module")
+def report(inputs):
+    return build_report(inputs)
+
+
+def test_the_documented_schema_is_the_schema():
+    assert SCHEMA.read_text(encoding="utf-8") == schema_document(), "run: python -m itool.evaluate.report_schema docs/report.schema.json"
+
+
+def test_a_report_satisfies_the_documented_schema_and_reads_back(report):
+    document = json.loads(report.as_json())
+    jsonschema.validate(document, json.loads(SCHEMA.read_text(encoding="utf-8")))
+    assert Report.model_validate_json(report.as_json()) == report
+
+
+def test_the_fields_that_scripts_read_are_there(report):
+    document = json.loads(report.as_json())
+    assert {"run", "method", "stages", "evaluations", "iterations", "best_iteration"} <= document.keys()
+    assert {"name", "iteration", "seconds", "startup_seconds", "tokens", "dropped"} <= document["stages"][0].keys()
+    wanted = {"iteration", "dataset", "count", "exact_match", "ci95", "by_difficulty", "no_call"}
+    assert all(wanted <= evaluation.keys() for evaluation in document["evaluations"])
+    wanted = {"selected", "trees", "pairs", "injected_fraction", "pass_at_k", "sampled_tokens", "updates"}
+    assert all(wanted <= iteration.keys() for iteration in document["iterations"])
+
+
+def test_accuracy_is_counted_from_the_stored_predictions(report, inputs):
+    warmup = report.evaluation(0)
+    rows = inputs.predictions[0, "held_out"]
+    assert warmup.count == HELD_OUT
+    assert warmup.exact_match == pytest.approx(sum(p.correct for p in rows) / HELD_OUT)
+    assert warmup.ci95[0] < warmup.exact_match < warmup.ci95[1]
+    assert set(warmup.by_difficulty) == {"easy", "medium", "hard"}
+    assert warmup.no_call == warmup.groups["no_call"].exact_match
+    assert warmup.groups["no_call"].count + warmup.groups["call"].count == HELD_OUT
+    assert sum(warmup.errors.values()) == HELD_OUT - warmup.correct
+    assert warmup.pass_at_k == {"1": 0.52, "8": 0.7}
+
+
+def test_an_iteration_counts_what_its_stages_stored(report, inputs):
+    first = report.iterations[0]
+    assert (first.scored, first.selected, first.trees) == (BUFFER, BUFFER // 5, 48)
+    assert first.pairs == len(inputs.pairs[1]) == first.pair_statistics.count
+    assert first.updates == 40
+    assert sum(first.stopped.values()) == first.trees
+    assert sum(first.perplexity.histogram.counts) == BUFFER
+    assert first.perplexity.histogram.edges == report.iterations[2].perplexity.histogram.edges
+    assert first.pair_statistics.dropped == {"gap_too_small": 21, "too_few_visits": 14, "no_wrong_terminal": 5}
+    assert first.sampled_tokens == sum(tree.sampled_tokens for tree in inputs.trees[1])
+
+
+def test_the_best_iteration_comes_from_validation_and_the_earlier_of_equals_wins(report):
+    def made(iteration, dataset, exact):
+        return report.evaluation(0, dataset).model_copy(update={"iteration": iteration, "exact_match": exact})
+
+    tied = [made(0, "validation", 0.5), made(2, "validation", 0.7), made(1, "validation", 0.7), made(3, "held_out", 0.9)]
+    assert choose_best(tied) == (1, "validation")
+    assert choose_best([made(0, "held_out", 0.9), made(1, "held_out", 0.1)]) == (1, "last")
+    assert choose_best([]) == (None, "last")
+
+
+def test_the_gain_is_paired_on_the_same_examples(report):
+    assert report.gain.iteration == report.best_iteration
+    difference = report.evaluation(report.best_iteration).exact_match - report.evaluation(0).exact_match
+    assert report.gain.difference == pytest.approx(difference)
+    assert report.gain.ci95[0] < report.gain.difference < report.gain.ci95[1]
+
+
+def test_a_run_that_has_just_begun_has_a_report():
+    report = build_report(ReportInputs(config=fake_config()))
+    assert (report.best_iteration, report.gain, report.evaluations) == (None, None, [])
+    json.loads(report.as_json())
+
+
+def test_a_training_curve_is_thinned_and_survives_nan():
+    curve = training_curve(
+        0, "warmup", [{"update": u, "loss": float("nan") if u == 1 else 1.0 / u, "phase": "easy"} for u in range(1, 1002)]
+    )
+    assert len(curve.updates) <= CURVE_POINTS + 1
+    assert (curve.updates[0], curve.updates[-1]) == (1, 1001)
+    assert list(curve.series) == ["loss"]
+    assert curve.series["loss"][0] is None
+
+
+def test_a_histogram_loses_no_value():
+    assert histogram([-1, 0.0, 0.5, 1.0, 99], [0.0, 1.0, 2.0]).counts == [3, 2]
+
+
+def test_the_configuration_digest_follows_the_settings():
+    assert config_digest(fake_config()) == config_digest(fake_config())
+    assert config_digest(fake_config()) != config_digest(fake_config(seed=18))
+
+
+def store(folder, inputs):
+    """Write the records as the stages would and return their manifests."""
+    content = {("prepare", 0): {"buffer.jsonl": inputs.examples.values()}}
+    content |= {(stage, k): {"training.jsonl": rows} for (k, stage), rows in inputs.training.items()}
+    for k in range(4):
+        content["evaluate", k] = {f"{d}.jsonl": inputs.predictions[k, d] for d in ("held_out", "validation")}
+        content["evaluate", k]["metrics.json"] = [inputs.metrics[k]]
+    for k in (1, 2, 3):
+        content["score", k] = {"scores.jsonl": inputs.scores[k]}
+        content["generate", k] = {"trees.jsonl": inputs.trees[k], "pairs.jsonl": inputs.pairs[k]}
+    for (stage, k), files in content.items():
+        target = folder / f"i{k}" / stage
+        target.mkdir(parents=True)
+        for name, rows in files.items():
+            lines = [json.dumps(row) if isinstance(row, dict) else row.model_dump_json() for row in rows]
+            (target / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    return [
+        Manifest(
+            run="demo",
+            iteration=stage.iteration,
+            stage=stage.name,
+            key="0" * 16,
+            files={name: FileEntry(size=1, sha256="0" * 64) for name in content[stage.name, stage.iteration]},
+            counts=Counts(incoming=stage.incoming, kept=stage.kept, dropped=dict(stage.dropped)),
+            metrics=dict(stage.metrics),
+            tokens=stage.tokens,
+            started=now,
+            ended=now,
+            startup_seconds=stage.startup_seconds,
+            seconds=stage.seconds,
+        )
+        for stage in reversed(inputs.stages)
+    ]
+
+
+def test_inputs_load_from_stored_files_whatever_the_order(tmp_path, inputs):
+    manifests = store(tmp_path, inputs)
+    loaded = load_inputs(inputs.config, manifests, lambda role, name: tmp_path / role / name)
+    assert loaded == dataclasses.replace(inputs)
+
+
+def test_a_broken_line_is_named(tmp_path, inputs):
+    manifests = store(tmp_path, inputs)
+    file = tmp_path / "i1/score/scores.jsonl"
+    file.write_text(file.read_text(encoding="utf-8") + '{"example_id": 3}\n', encoding="utf-8")
+    with pytest.raises(ArtifactError, match=rf"i1/score/scores.jsonl line {BUFFER + 1} is not a Score"):
+        load_inputs(inputs.config, manifests, lambda role, name: tmp_path / role / name)
