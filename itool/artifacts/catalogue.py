@@ -1,0 +1,101 @@
+"""Artifacts as a person handles them: list, find, verify byte by byte, copy out, remove."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from itool.artifacts.commit import fetch, read_manifest
+from itool.artifacts.manifest import Manifest, manifest_key, parse_manifest
+from itool.artifacts.resolve import damage, manifest_prefixes
+from itool.artifacts.store import Store, delete_tree
+from itool.errors import ArtifactError, InputError
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """An artifact in a store. `problem` is None when every listed file is there with the listed size."""
+
+    prefix: str
+    manifest: Manifest | None
+    problem: str | None
+
+
+def list_artifacts(store: Store, run: str = "") -> list[CatalogueEntry]:
+    """The artifacts of a run (all runs without one), oldest first; unreadable ones at the end."""
+    sizes = store.list(run)
+    entries = [_entry(store, prefix, sizes) for prefix in manifest_prefixes(sizes)]
+    return sorted(
+        entries, key=lambda entry: (entry.manifest is None, entry.manifest.ended.timestamp() if entry.manifest else 0.0, entry.prefix)
+    )
+
+
+def find_artifact(store: Store, name: str) -> str:
+    """The one artifact whose prefix begins with `name` (`demo/i1/dpo`, with or without the start of a key). Raises InputError."""
+    name = name.strip("/")
+    run = name.partition("/")[0]
+    whole_names = name.count("/") < 3  # `demo/i1` is not the start of `demo/i10`
+    start = f"{name}/" if whole_names else name
+    found = [prefix for prefix in manifest_prefixes(store.list(run)) if prefix.startswith(start)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise InputError(f"no artifact {name!r} in {store.root}", remedy="See `itoolctl artifacts ls`")
+    raise InputError(f"{name!r} fits {len(found)} artifacts: {', '.join(found[:4])}", remedy="Give the key too")
+
+
+def verify_artifact(store: Store, prefix: str, on_file: Callable[[str], None] = lambda _: None) -> list[str]:
+    """Read every file of an artifact and compare size and SHA-256. Returns the problems, one line each; none when it is whole."""
+    try:
+        manifest = read_manifest(store, prefix)
+    except ArtifactError as error:
+        return [str(error)]
+    if manifest is None:
+        return [f"{manifest_key(prefix)} is missing"]
+    problems = []
+    with tempfile.TemporaryDirectory(prefix="itool-verify-") as folder:
+        for path, entry in manifest.files.items():
+            on_file(path)
+            try:
+                fetch(store, manifest.file_key(prefix, path), entry.sha256, Path(folder) / "file")
+            except ArtifactError as error:
+                problems.append(str(error))
+    return problems
+
+
+def get_artifact(store: Store, prefix: str, target: Path, names: list[str] | None = None) -> list[Path]:
+    """Copy an artifact's files (all, or those named; a name that ends in `/` is a folder) below a local folder, verified.
+
+    Raises InputError when a named file is not there, ArtifactError when one was altered.
+    """
+    manifest = read_manifest(store, prefix)
+    if manifest is None:
+        raise InputError(f"no artifact {prefix!r} in {store.root}", remedy="See `itoolctl artifacts ls`")
+    for name in names or []:
+        if not any(path == name or (name.endswith("/") and path.startswith(name)) for path in manifest.files):
+            raise InputError(f"artifact {prefix} has no {name!r}; it has {', '.join(manifest.files)}")
+    copied = []
+    for path, entry in manifest.files.items():
+        if not names or any(path == name or (name.endswith("/") and path.startswith(name)) for name in names):
+            fetch(store, manifest.file_key(prefix, path), entry.sha256, target / path)
+            copied.append(target / path)
+    return copied
+
+
+def remove_artifact(store: Store, prefix: str) -> int:
+    """Remove an artifact: the manifest first, so that no one takes the rest for whole. Returns how many objects went."""
+    keys = store.list(prefix)
+    store.delete(manifest_key(prefix))
+    delete_tree(store, prefix)
+    return len(keys)
+
+
+def _entry(store: Store, prefix: str, sizes: dict[str, int]) -> CatalogueEntry:
+    name = manifest_key(prefix)
+    try:
+        manifest = parse_manifest(store.read(name), f"{store.root}/{name}")
+    except ArtifactError as error:
+        return CatalogueEntry(prefix, None, str(error))
+    return CatalogueEntry(prefix, manifest, damage(manifest, prefix, sizes))
