@@ -18,6 +18,7 @@ def configure_logging(log_format: LogFormat = "auto", *, level: int = logging.IN
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            _name_logger,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -30,6 +31,12 @@ def configure_logging(log_format: LogFormat = "auto", *, level: int = logging.IN
 
 
 def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
-    """The logger of a module; `name` stands in every line as `module`."""
-    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(module=name)  # lazy: bound on first use
+    """The logger of a module; `name` stands in every line as `logger`."""
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(logger_name=name)  # `logger` is taken; bound on first use
     return logger
+
+
+def _name_logger(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    if "logger_name" in event:
+        event["logger"] = event.pop("logger_name")
+    return event
