@@ -1,0 +1,224 @@
+"""From an example to token ids: the prompt by the model's own chat template, the response verbatim.
+
+A template that knows tools gets them in OpenAI's form. One that ignores them (found out by rendering with and without) gets a system
+message that lists them and names the answer's syntax. A response is tokenised by itself and appended, so the prompt's ids are always the
+first ids of prompt + response. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from itool.errors import InputError
+from itool.records import Example, Tool
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+INSTRUCTION = """\
+Here is a list of functions in JSON format that you can invoke:
+{tools}
+If functions fit, return only [name(parameter=value, ...), ...] with JSON values; otherwise answer in plain text."""
+
+EVALUATION_QUESTION = """\
+Is the assistant's response above, as far as it goes, the right way to answer the request with the tools?
+A. incorrect
+B. correct
+Answer with A or B."""
+EVALUATION_OPTIONS = ("A", "B")
+
+_PROBE_TEXT = "itool probe"
+_PROBE = Tool(name="itool_probe", description="itool_probe")
+
+
+@dataclass(frozen=True)
+class _Template:
+    """What a tokenizer's chat template does."""
+
+    shows_tools: bool
+    end_of_turn_id: int
+
+
+_TEMPLATES: WeakKeyDictionary[Any, _Template] = WeakKeyDictionary()
+
+
+def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a materialised base model. Raises InputError when it or its chat template is missing or broken."""
+    if not any((model_dir / name).is_file() for name in TOKENIZER_FILES):
+        raise InputError(
+            f"base model {model_dir} has no tokenizer ({', '.join(TOKENIZER_FILES)})",
+            remedy="Copy the tokenizer's files beside the weights",
+        )
+    for path in sorted(model_dir.glob("tokenizer*.json")):
+        _check_json(path)
+    from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds, and only stages with a model need it
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise InputError(f"the tokenizer of base model {model_dir} cannot be loaded: {error}") from error
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"base model {model_dir} has no chat template", remedy="Set model.chat_template to a Jinja file, or use an instruct model"
+        )
+    return tokenizer
+
+
+def _check_json(path: Path) -> None:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"tokenizer file {path} is not JSON: {error}") from None
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
+    """Token ids of the tools, the conversation and the opening of the assistant's turn.
+
+    Raises InputError when the template refuses the conversation.
+    """
+    return _tokenize(tokenizer, _render(tokenizer, example, _messages(example)))
+
+
+def response_ids(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
+    """Token ids of the ground-truth response and of the end of the turn. Raises InputError when the example has only a checker."""
+    if example.response is None:
+        raise InputError(
+            f"example {example.id} has no ground-truth response", remedy="Such data can be searched and evaluated, not trained on directly"
+        )
+    return [*_tokenize(tokenizer, example.response), end_of_turn_id(tokenizer)]
+
+
+def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that closes the assistant's turn: what the chat template writes there, else the tokenizer's end of sequence."""
+    return _inspect(tokenizer).end_of_turn_id
+
+
+def evaluation_prompt(tokenizer: PreTrainedTokenizerBase, example: Example, partial_text: str) -> tuple[list[int], list[int]]:
+    """The self-evaluation question about a partial response, and the token ids of its options. Eq. (7), arXiv 2501.09766v1.
+
+    Options are "A" = incorrect and "B" = correct, in that order, as the next token of the prompt. Raises InputError when the tokenizer
+    cannot tell them apart.
+    """
+    answered = [{"role": "assistant", "content": partial_text}] if partial_text else []
+    messages = [*_messages(example), *answered, {"role": "user", "content": EVALUATION_QUESTION}]
+    text = _render(tokenizer, example, messages)
+    prompt = _tokenize(tokenizer, text)
+    options = [_next_token(tokenizer, text, prompt, option) for option in EVALUATION_OPTIONS]
+    if options[0] == options[1]:
+        raise InputError("the tokenizer has no tokens of their own for A and B", remedy="Set search.confidence_weight to 0")
+    return prompt, options
+
+
+def describe_tools(tools: list[Tool]) -> str:
+    """One line of JSON per tool, without what every schema repeats: `{"name":..,"description":..,"parameters":{"city":"string; .."}}`.
+
+    Half as many tokens as the JSON Schema itself, and most of a prompt is tools.
+    """
+    return "\n".join(json.dumps(_describe_tool(tool), ensure_ascii=False, separators=(",", ":")) for tool in tools)
+
+
+def _describe_tool(tool: Tool) -> dict[str, Any]:
+    described: dict[str, Any] = {"name": tool.name}
+    if tool.description:
+        described["description"] = tool.description
+    properties = tool.parameters.get("properties")
+    if not isinstance(properties, dict):
+        return described | {"parameters": tool.parameters}
+    described["parameters"] = {key: _describe_parameter(schema) for key, schema in properties.items()}
+    required = tool.parameters.get("required")
+    return described | ({"required": required} if required else {})
+
+
+def _describe_parameter(schema: Any) -> Any:
+    """A plain type with its description as one string; anything richer (enums, nested objects) stays a schema."""
+    if isinstance(schema, dict) and isinstance(schema.get("type"), str) and schema.keys() <= {"type", "description"}:
+        return "; ".join(part for part in (schema["type"], schema.get("description")) if part)
+    return schema
+
+
+def _messages(example: Example) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in example.messages]
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, example: Example, messages: list[dict[str, str]]) -> str:
+    tools = None
+    if example.tools:
+        if _inspect(tokenizer).shows_tools:
+            tools = [_as_openai(tool) for tool in example.tools]
+        else:
+            messages = _with_instruction(messages, INSTRUCTION.format(tools=describe_tools(example.tools)))
+    return _apply(tokenizer, messages, tools, opens_turn=True, which=f"example {example.id}")
+
+
+def _with_instruction(messages: list[dict[str, str]], instruction: str) -> list[dict[str, str]]:
+    """The instruction as a system message, after the conversation's own if it has one."""
+    if messages[0]["role"] == "system":
+        return [{"role": "system", "content": f"{messages[0]['content']}\n\n{instruction}"}, *messages[1:]]
+    return [{"role": "system", "content": instruction}, *messages]
+
+
+def _as_openai(tool: Tool) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters}}
+
+
+def _apply(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict[str, str]],
+    tools: list[dict[str, Any]] | None,
+    *,
+    opens_turn: bool,
+    which: str,
+) -> str:
+    from jinja2 import TemplateError  # noqa: PLC0415 - comes with transformers
+
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=opens_turn, tokenize=False)
+    except (TemplateError, TypeError, KeyError, ValueError) as error:
+        raise InputError(f"the model's chat template refuses {which}: {error}") from error
+    return text
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids without a beginning-of-sequence token: a template that wants one has written it."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def _next_token(tokenizer: PreTrainedTokenizerBase, text: str, prompt: list[int], option: str) -> int:
+    """The token that begins `option` right after the prompt; by itself it may be another one (a leading space)."""
+    together = _tokenize(tokenizer, text + option)
+    if together[: len(prompt)] == prompt and len(together) > len(prompt):
+        return together[len(prompt)]
+    return _tokenize(tokenizer, option)[-1]
+
+
+def _inspect(tokenizer: PreTrainedTokenizerBase) -> _Template:
+    """What the template does, tried out once per tokenizer."""
+    known = _TEMPLATES.get(tokenizer)
+    if known is None:
+        known = _TEMPLATES[tokenizer] = _Template(shows_tools=_shows_tools(tokenizer), end_of_turn_id=_find_end_of_turn(tokenizer))
+    return known
+
+
+def _shows_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
+    messages = [{"role": "user", "content": _PROBE_TEXT}]
+    return _PROBE.name in _apply(tokenizer, messages, [_as_openai(_PROBE)], opens_turn=True, which="a tool")
+
+
+def _find_end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": _PROBE_TEXT}]
+    tail = _apply(tokenizer, messages, None, opens_turn=False, which="an assistant's turn").rpartition(_PROBE_TEXT)[2]
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    found = next((token for token in _tokenize(tokenizer, tail) if token in special), tokenizer.eos_token_id)
+    if found is None:
+        raise InputError(
+            "the chat template ends the assistant's turn without a special token, and the tokenizer has no end-of-sequence token",
+            remedy="Set model.chat_template to a template that ends turns with one",
+        )
+    return int(found)

@@ -1,0 +1,141 @@
+"""Prompts and responses as token ids, for a template that shows tools and for one that ignores them. Real tokenizers, trained here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from itool.demo.prompt import CHAT_TEMPLATE
+from itool.errors import InputError
+from itool.records import Example, Message, Tool, ToolCall
+
+pytest.importorskip("transformers", reason="needs the train extra")
+from itool.data import chat
+
+CHATML = """\
+{%- for message in messages -%}
+{%- if loop.first and message.role != 'system' -%}{{ '<|im_start|>system\\nBe helpful.<|im_end|>\\n' }}{%- endif -%}
+{%- if message.role == 'tool' -%}{{ raise_exception('no tool turns here') }}{%- endif -%}
+{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
+"""
+CHATML_TOKENS = ["<|im_start|>", "<|im_end|>"]
+DEMO_TOKENS = ["<|pad|>", "<|end|>", "<|tools|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
+TOOL = Tool(
+    name="get_weather",
+    description="Weather of a city",
+    parameters={
+        "type": "object",
+        "properties": {"city": {"type": "string", "description": "Which city"}, "unit": {"type": "string", "enum": ["C", "F"]}},
+        "required": ["city"],
+    },
+)
+EXAMPLE = Example(
+    id="e1",
+    messages=[Message(role="user", content="Weather in Bern?")],
+    tools=[TOOL],
+    calls=[ToolCall(name="get_weather", arguments={"city": "Bern"})],
+    response='[get_weather(city="Bern")]',
+)
+
+
+def write_tokenizer(folder: Path, template: str | None, special: list[str], eos: str) -> Path:
+    """A byte-level BPE without merges to speak of, saved as a base model's folder holds it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415 - after the skip
+    from transformers import PreTrainedTokenizerFast  # noqa: PLC0415 - after the skip
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(["get_weather city Bern"], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos)
+    fast.chat_template = template
+    fast.save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chatml(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return chat.load_tokenizer(write_tokenizer(tmp_path_factory.mktemp("chatml"), CHATML, CHATML_TOKENS, "<|im_end|>"))
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return chat.load_tokenizer(write_tokenizer(tmp_path_factory.mktemp("demo"), CHAT_TEMPLATE, DEMO_TOKENS, "<|end|>"))
+
+
+def test_a_template_that_knows_tools_gets_them(demo: Any) -> None:
+    text = demo.decode(chat.render_prompt(demo, EXAMPLE))
+    assert text == "<|tools|>\nget_weather(city:string,unit?:C|F) Weather of a city\n<|user|>Weather in Bern?<|assistant|>"
+
+
+def test_a_template_that_ignores_tools_gets_an_instruction(chatml: Any) -> None:
+    text = chatml.decode(chat.render_prompt(chatml, EXAMPLE))
+    assert text.startswith("<|im_start|>system\nHere is a list of functions in JSON format that you can invoke:\n{")
+    assert '"city":"string; Which city","unit":{"type":"string","enum":["C","F"]}},"required":["city"]}' in text
+    assert text.endswith("<|im_end|>\n<|im_start|>user\nWeather in Bern?<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_the_instruction_joins_a_system_message(chatml: Any) -> None:
+    example = EXAMPLE.model_copy(update={"messages": [Message(role="system", content="Be brief."), *EXAMPLE.messages]})
+    text = chatml.decode(chat.render_prompt(chatml, example))
+    assert text.startswith("<|im_start|>system\nBe brief.\n\nHere is a list")
+    assert text.count("<|im_start|>system") == 1
+
+
+def test_without_tools_nothing_is_added(chatml: Any) -> None:
+    text = chatml.decode(chat.render_prompt(chatml, EXAMPLE.model_copy(update={"tools": []})))
+    assert "list of functions" not in text
+
+
+@pytest.mark.parametrize(("name", "end"), [("demo", "<|end|>"), ("chatml", "<|im_end|>")])
+def test_prompt_and_response_are_the_tokens_of_the_whole_conversation(name: str, end: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = request.getfixturevalue(name)
+    prompt, response = chat.render_prompt(tokenizer, EXAMPLE), chat.response_ids(tokenizer, EXAMPLE)
+    text = tokenizer.decode(prompt) + EXAMPLE.response + end
+    assert prompt + response == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert response[-1] == chat.end_of_turn_id(tokenizer) == tokenizer.convert_tokens_to_ids(end)
+
+
+def test_the_end_of_turn_is_the_templates_and_not_the_end_of_the_sequence(tmp_path: Path) -> None:
+    tokenizer = chat.load_tokenizer(write_tokenizer(tmp_path, CHATML, [*CHATML_TOKENS, "</s>"], "</s>"))
+    assert chat.end_of_turn_id(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+@pytest.mark.parametrize("name", ["demo", "chatml"])
+def test_self_evaluation_asks_for_one_of_two_tokens(name: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = request.getfixturevalue(name)
+    ids, options = chat.evaluation_prompt(tokenizer, EXAMPLE, '[get_weather(city="')
+    assert [tokenizer.decode([option]) for option in options] == ["A", "B"]
+    text = tokenizer.decode(ids)
+    assert text.index("Weather in Bern?") < text.index('[get_weather(city="') < text.index("A. incorrect") < text.index("B. correct")
+    assert chat.evaluation_prompt(tokenizer, EXAMPLE, "")[1] == options
+
+
+def test_data_without_a_response_cannot_be_trained_on(demo: Any) -> None:
+    with pytest.raises(InputError, match="example e1 has no ground-truth response"):
+        chat.response_ids(demo, EXAMPLE.model_copy(update={"response": None}))
+
+
+def test_a_conversation_that_the_template_refuses_names_its_example(chatml: Any) -> None:
+    example = EXAMPLE.model_copy(update={"messages": [*EXAMPLE.messages, Message(role="tool", content="12 C")]})
+    with pytest.raises(InputError, match="refuses example e1: no tool turns here"):
+        chat.render_prompt(chatml, example)
+
+
+def test_a_folder_without_tokenizer_or_template_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no tokenizer"):
+        chat.load_tokenizer(tmp_path)
+    folder = write_tokenizer(tmp_path / "model", None, CHATML_TOKENS, "<|im_end|>")
+    with pytest.raises(InputError, match="has no chat template"):
+        chat.load_tokenizer(folder)
+    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0"})[:-1])
+    with pytest.raises(InputError, match="is not JSON"):
+        chat.load_tokenizer(folder)
