@@ -217,9 +217,14 @@ def load_config(path: Path | None, overrides: list[str] | None = None) -> RunCon
     Raises ConfigError with the key, the value and what is allowed.
     """
     document = _read_document(path) if path is not None else {}
-    for override in overrides or []:
+    return merge_config(document, overrides or [], origin=str(path) if path else "configuration")
+
+
+def merge_config(document: dict[str, Any], overrides: list[str], *, origin: str) -> RunConfig:
+    """Apply `a.b=c` overrides to a mapping, in place, and check everything. Raises ConfigError."""
+    for override in overrides:
         _apply_override(document, override)
-    return parse_config(document, origin=str(path) if path else "configuration")
+    return parse_config(document, origin=origin)
 
 
 def parse_config(document: dict[str, Any], *, origin: str = "configuration") -> RunConfig:

@@ -75,9 +75,7 @@ class Controller:
     def step(self) -> bool:
         """One round; True when the run is finished."""
         if self.lease.renew() or self.stop_requested():
-            raise Interrupted(
-                f"run {self.config.run} was asked to stop", remedy=f"Resume with the same command: itoolctl iterate {self._same_run()}"
-            )
+            raise Interrupted(f"run {self.config.run} was asked to stop")
         observed = self._observe()
         if observed is None:
             return False

@@ -1,0 +1,124 @@
+"""`itoolctl artifacts`: look at, verify, copy out and remove what stages have made.
+
+A name is `run/i1/dpo`, with the start of the key where there are several.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from itool.cli.options import Output, OutputOption, RootOption, note, open_root, print_json
+from itool.cli.tables import columns, duration, size
+
+app = typer.Typer(help="Look at, verify, copy out and remove artifacts.", no_args_is_help=True, rich_markup_mode=None)
+NameArgument = Annotated[str, typer.Argument(metavar="ARTIFACT", help="As `ls` prints it; the key may be left out when there is one.")]
+
+
+@app.command("ls")
+def ls(
+    run: Annotated[str, typer.Argument(metavar="[RUN]", help="Only this run.")] = "",
+    root: RootOption = None,
+    output: OutputOption = Output.text,
+) -> None:
+    """List artifacts, oldest first."""
+    from itool.artifacts.catalogue import list_artifacts  # noqa: PLC0415
+
+    entries = list_artifacts(open_root(root), run)
+    if output is Output.json:
+        print_json(
+            [
+                {"artifact": entry.prefix, "problem": entry.problem}
+                | (
+                    {"digest": entry.manifest.digest, "bytes": entry.manifest.bytes, "seconds": entry.manifest.seconds}
+                    if entry.manifest
+                    else {}
+                )
+                | ({"ended": entry.manifest.ended.isoformat()} if entry.manifest else {})
+                for entry in entries
+            ]
+        )
+        return
+    rows = [
+        [entry.prefix, entry.manifest.digest[:12], size(entry.manifest.bytes), duration(entry.manifest.seconds), entry.problem]
+        if entry.manifest
+        else [entry.prefix, None, None, None, entry.problem]
+        for entry in entries
+    ]
+    typer.echo(columns(["artifact", "digest", "size", "time", ""], rows, right=["size", "time"]))
+
+
+@app.command("show")
+def show(name: NameArgument, root: RootOption = None, output: OutputOption = Output.text) -> None:
+    """Show an artifact's manifest: inputs, settings, files, counts, times."""
+    from itool.artifacts.catalogue import find_artifact  # noqa: PLC0415
+    from itool.artifacts.manifest import manifest_key  # noqa: PLC0415
+
+    store = open_root(root)
+    prefix = find_artifact(store, name)
+    text = store.read(manifest_key(prefix)).decode()
+    if output is Output.text:
+        note(prefix)
+    typer.echo(text, nl=False)
+
+
+@app.command("verify")
+def verify(run: Annotated[str, typer.Argument(metavar="[RUN|ARTIFACT]", help="Only this.")] = "", root: RootOption = None) -> None:
+    """Read every file and compare size and SHA-256 with the manifests. Exit code 65 when something is missing or altered."""
+    from itool.artifacts.catalogue import find_artifact, list_artifacts, verify_artifact  # noqa: PLC0415
+    from itool.errors import ArtifactError  # noqa: PLC0415
+
+    store = open_root(root)
+    prefixes = [find_artifact(store, run)] if run.count("/") >= 2 else [entry.prefix for entry in list_artifacts(store, run)]
+    problems = [problem for prefix in prefixes for problem in verify_artifact(store, prefix)]
+    for problem in problems:
+        typer.echo(problem)
+    if problems:
+        raise ArtifactError(
+            f"{len(problems)} problems in {len(prefixes)} artifacts", remedy="Remove them with `itoolctl artifacts rm` and run again"
+        )
+    note(f"{len(prefixes)} artifacts are whole.")
+
+
+@app.command("get")
+def get(
+    name: NameArgument,
+    target: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the files go.")],
+    files: Annotated[list[str] | None, typer.Argument(metavar="[FILE]...", help="Only these; a name that ends in / is a folder.")] = None,
+    root: RootOption = None,
+) -> None:
+    """Copy an artifact's files, verified, to a local folder."""
+    from itool.artifacts.catalogue import find_artifact, get_artifact  # noqa: PLC0415
+
+    store = open_root(root)
+    for path in get_artifact(store, find_artifact(store, name), target, files):
+        typer.echo(path)
+
+
+@app.command("rm")
+def rm(name: NameArgument, root: RootOption = None) -> None:
+    """Remove an artifact; the next `iterate` makes it again."""
+    from itool.artifacts.catalogue import remove_artifact  # noqa: PLC0415
+
+    store = open_root(root)
+    prefix = _existing(store_prefixes(store.list(name.split("/")[0])), name)
+    note(f"Removed {prefix}: {remove_artifact(store, prefix)} objects.")
+
+
+def store_prefixes(keys: dict[str, int]) -> set[str]:
+    """Artifact folders in a listing, with or without a manifest, so that damaged ones can be removed too."""
+    return {"/".join(key.split("/")[:4]) for key in keys if key.count("/") >= 4 and key.split("/")[1].startswith("i")}
+
+
+def _existing(prefixes: set[str], name: str) -> str:
+    from itool.errors import InputError  # noqa: PLC0415
+
+    name = name.strip("/")
+    start = f"{name}/" if name.count("/") < 3 else name
+    found = sorted(prefix for prefix in prefixes if prefix.startswith(start))
+    if len(found) != 1:
+        remedy = "See `itoolctl artifacts ls`" if not found else f"Give the key too: {', '.join(found[:4])}"
+        raise InputError(f"{name!r} names {len(found)} artifacts", remedy=remedy)
+    return found[0]

@@ -1,0 +1,26 @@
+"""`itoolctl compare`: runs side by side, with intervals."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from itool.cli.options import Output, OutputOption, RootOption, existing_config
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Names of runs under the same root.")],
+    root: RootOption = None,
+    output: OutputOption = Output.text,
+) -> None:
+    """Set runs side by side with confidence intervals: methods, seeds, settings."""
+    from itool.cli.report import find_report  # noqa: PLC0415
+    from itool.errors import ConfigError  # noqa: PLC0415
+    from itool.evaluate.compare import compare_runs  # noqa: PLC0415
+
+    if len(runs) < 2:
+        raise ConfigError("compare needs at least two runs", remedy="`itoolctl runs` lists them")
+    documents = [find_report(existing_config(run, root)).report.model_dump(mode="json") for run in runs]
+    comparison = compare_runs(documents)
+    typer.echo(comparison.as_json() if output is Output.json else comparison.as_text())

@@ -1,0 +1,61 @@
+"""`itoolctl`: the command line. One file per noun; commands are short, the library does the work.
+
+Data goes to standard output, everything else to standard error. An error is one line that says what to do, and the exit code of
+errors.py; ITOOL_DEBUG=1 adds the traceback. Nothing heavy is imported before a command needs it, so `--help` is immediate.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import typer
+
+from itool.cli import artifacts, compare, doctor, iterate, logs, plan, report, stages, status
+from itool.errors import ItoolError
+
+app = typer.Typer(
+    name="itoolctl",
+    help="Teach a language model to call tools: warm-up, then iterations of search and preference training.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("iterate")(iterate.iterate)
+app.command("plan")(plan.plan)
+app.command("status")(status.status)
+app.command("runs")(status.runs)
+app.command("cancel")(status.cancel)
+app.command("logs")(logs.logs)
+app.command("report")(report.report)
+app.command("compare")(compare.compare)
+app.add_typer(artifacts.app, name="artifacts")
+app.command("stages")(stages.stages)
+app.command("schema")(stages.schema)
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """Run the command line; every error becomes one line and its documented exit code."""
+    try:
+        app()
+    except ItoolError as error:
+        _leave(str(error), error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:  # noqa: BLE001 - the CLI's boundary: an unforeseen error is one line too
+        _leave(f"unforeseen {type(error).__name__}: {error}. Please report it with the traceback that ITOOL_DEBUG=1 shows", 1)
+
+
+def _leave(message: str, code: int) -> None:
+    if os.environ.get("ITOOL_DEBUG") == "1":
+        traceback.print_exc()
+    typer.echo(f"itoolctl: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

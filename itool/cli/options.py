@@ -1,0 +1,143 @@
+"""Options that several commands share, and how they become a configuration."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from itool.artifacts.store import Store
+    from itool.config import RunConfig
+
+DEFAULT_ROOT = "runs"
+
+
+class Output(StrEnum):
+    """How data is printed."""
+
+    text = "text"
+    json = "json"
+
+
+class Method(StrEnum):
+    """The paper's method and its controls."""
+
+    mcts_dpo = "mcts_dpo"
+    best_of_n = "best_of_n"
+    rejection_sampling = "rejection_sampling"
+    sft_continued = "sft_continued"
+
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="Configuration file (YAML).")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a setting, as in --set search.width=4.")
+]
+RunOption = Annotated[str | None, typer.Option("--run", "-r", metavar="NAME", help="Name of the run.")]
+RootOption = Annotated[
+    str | None, typer.Option("--root", metavar="ROOT", envvar="ITOOL_ROOT", help="Artifacts: a folder or s3://bucket/prefix.")
+]
+CountOption = Annotated[int | None, typer.Option("--n", "-n", min=0, help="Number of iterations.")]
+MethodOption = Annotated[Method | None, typer.Option("--method", "-m", help="What an iteration does.")]
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="json for scripts.")]
+RunArgument = Annotated[str | None, typer.Argument(metavar="[RUN]", help="Name of the run; the only one under the root when left out.")]
+
+
+def build_config(
+    config: Path | None,
+    sets: list[str] | None,
+    *,
+    run: str | None = None,
+    root: str | None = None,
+    n: int | None = None,
+    method: Method | None = None,
+) -> RunConfig:
+    """The configuration of a command that may start something: file, then --set, then the short options.
+
+    Without a file, a run that exists already is continued with the configuration that lies beside its artifacts.
+    """
+    from itool.config import load_config  # noqa: PLC0415 - pydantic, only when a command runs
+
+    named = {"run": run, "root": root, "iterations": n, "method": method.value if method else None}
+    overrides = [*(sets or []), *(f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None)]
+    stored = _stored_document(run, root) if config is None and run is not None else None
+    if stored is None:
+        return load_config(config, overrides)
+    from itool.config import merge_config  # noqa: PLC0415
+
+    return merge_config(stored, [f"root={json.dumps(root or DEFAULT_ROOT)}", *overrides], origin=f"stored configuration of run {run}")
+
+
+def existing_config(run: str | None, root: str | None, config: Path | None = None, sets: list[str] | None = None) -> RunConfig:
+    """The configuration of a run that exists. Raises InputError when there is no such run."""
+    from itool.errors import InputError  # noqa: PLC0415
+
+    if config is not None:
+        return build_config(config, sets, run=run, root=root)
+    name = run or _only_run(root)
+    if _stored_document(name, root) is None:
+        known = run_names(root)
+        remedy = f"There {'is' if len(known) == 1 else 'are'} {', '.join(known)}" if known else "Start one with `itoolctl iterate`"
+        raise InputError(f"there is no run {name} in {root or DEFAULT_ROOT}", remedy=remedy)
+    return build_config(None, sets, run=name, root=root)
+
+
+def open_root(root: str | None) -> Store:
+    """The store of a root when no configuration is at hand; S3 endpoints then come from boto3's own environment variables."""
+    from itool.artifacts.store import open_store  # noqa: PLC0415
+    from itool.config import StoreConfig  # noqa: PLC0415
+
+    return open_store(root or DEFAULT_ROOT, StoreConfig())
+
+
+def run_names(root: str | None) -> list[str]:
+    """Runs under a root: folders with a stored configuration."""
+    from itool.artifacts.store import FolderStore  # noqa: PLC0415
+    from itool.cluster.controller import CONFIG_NAME  # noqa: PLC0415
+
+    store = open_root(root)
+    if isinstance(store, FolderStore):
+        return sorted(path.parent.name for path in store.folder.glob(f"*/{CONFIG_NAME}"))
+    return sorted(key.partition("/")[0] for key in store.list("") if key.count("/") == 1 and key.endswith(f"/{CONFIG_NAME}"))
+
+
+def print_json(document: Any) -> None:
+    """One JSON document to standard output."""
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def note(message: str) -> None:
+    """A line for the person, to standard error."""
+    typer.echo(message, err=True)
+
+
+def _only_run(root: str | None) -> str:
+    from itool.errors import ConfigError, InputError  # noqa: PLC0415
+
+    names = run_names(root)
+    if not names:
+        raise InputError(f"there is no run in {root or DEFAULT_ROOT}", remedy="Start one with `itoolctl iterate`, or give --root")
+    if len(names) > 1:
+        raise ConfigError(f"{root or DEFAULT_ROOT} holds {len(names)} runs: {', '.join(names)}", remedy="Name one")
+    return names[0]
+
+
+def _stored_document(run: str, root: str | None) -> dict[str, Any] | None:
+    import yaml  # noqa: PLC0415
+
+    from itool.cluster.controller import config_key  # noqa: PLC0415
+    from itool.errors import InputError  # noqa: PLC0415
+
+    store, key = open_root(root), config_key(run)
+    if store.size(key) is None:
+        return None
+    try:
+        document = yaml.safe_load(store.read(key))
+    except yaml.YAMLError:
+        document = None
+    if not isinstance(document, dict):
+        raise InputError(f"{store.root}/{key} is not a configuration", remedy="Give the run's file with --config")
+    return document

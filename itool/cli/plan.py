@@ -1,0 +1,108 @@
+"""`itoolctl plan`: what would run and why, what is reused, and what it should cost. Starts nothing, writes nothing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import typer
+
+from itool.cli.options import (
+    ConfigOption,
+    CountOption,
+    MethodOption,
+    Output,
+    OutputOption,
+    RootOption,
+    RunOption,
+    SetOption,
+    build_config,
+    print_json,
+)
+from itool.cli.tables import columns, duration
+
+if TYPE_CHECKING:
+    from itool.artifacts.manifest import Manifest
+    from itool.artifacts.resolve import Resolution
+    from itool.stages import StageId
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Mean of what a stage took where it was measured."""
+
+    seconds: float
+    gpu_seconds: float
+
+
+def plan(
+    *,
+    config: ConfigOption = None,
+    n: CountOption = None,
+    sets: SetOption = None,
+    method: MethodOption = None,
+    run: RunOption = None,
+    root: RootOption = None,
+    output: OutputOption = Output.text,
+) -> None:
+    """Say which stages would run and why, and which are reused. Starts nothing."""
+    from itool.artifacts.resolve import observe, resolve_observed  # noqa: PLC0415
+    from itool.artifacts.store import open_store  # noqa: PLC0415
+
+    settings = build_config(config, sets, run=run, root=root, n=n, method=method)
+    observed = observe(open_store(settings.root, settings.store), settings)
+    resolutions = resolve_observed(settings, observed)
+    costs = measured_costs(observed.manifests.values())
+    if output is Output.json:
+        print_json(_document(settings.run, resolutions, costs))
+        return
+    rows = [
+        [str(stage), "reuse" if found.done else "run", found.reason, _expected(stage, found, costs)] for stage, found in resolutions.items()
+    ]
+    typer.echo(columns(["stage", "", "why", "expected"], rows))
+    typer.echo(_summary(resolutions, costs))
+
+
+def measured_costs(manifests: Iterable[Manifest]) -> dict[str, Cost]:
+    """What each kind of stage has cost so far, in any iteration of this run or the one it reuses."""
+    by_name: dict[str, list[Manifest]] = defaultdict(list)
+    for manifest in manifests:
+        by_name[manifest.stage].append(manifest)
+    return {
+        name: Cost(fmean(manifest.seconds for manifest in found), fmean(manifest.gpu_seconds for manifest in found))
+        for name, found in by_name.items()
+    }
+
+
+def _expected(stage: StageId, found: Resolution, costs: Mapping[str, Cost]) -> str:
+    if found.done:
+        return ""
+    return f"about {duration(costs[stage.name].seconds)}" if stage.name in costs else "not measured yet"
+
+
+def _summary(resolutions: Mapping[StageId, Resolution], costs: Mapping[str, Cost]) -> str:
+    due = [stage for stage, found in resolutions.items() if not found.done]
+    if not due:
+        return f"\nNothing to run: all {len(resolutions)} stages are up to date."
+    text = f"\n{len(due)} of {len(resolutions)} stages to run, {len(resolutions) - len(due)} reused"
+    if all(stage.name in costs for stage in due):
+        text += f"; about {duration(sum(costs[stage.name].seconds for stage in due))}"
+        gpu_seconds = sum(costs[stage.name].gpu_seconds for stage in due)
+        text += f", {gpu_seconds / 3600:.2f} GPU-hours" if gpu_seconds else ""
+    return text + "."
+
+
+def _document(run: str, resolutions: Mapping[StageId, Resolution], costs: Mapping[str, Cost]) -> dict[str, object]:
+    return {
+        "run": run,
+        "stages": [
+            {"name": stage.name, "iteration": stage.iteration, "action": "reuse" if found.done else "run", "state": found.state}
+            | {"reason": found.reason, "key": found.key, "prefix": found.prefix}
+            | {"expected_seconds": costs[stage.name].seconds if not found.done and stage.name in costs else None}
+            | {"expected_gpu_seconds": costs[stage.name].gpu_seconds if not found.done and stage.name in costs else None}
+            for stage, found in resolutions.items()
+        ],
+    }

@@ -1,0 +1,35 @@
+"""`itoolctl stages` and `itoolctl schema`: what the pipeline and its configuration look like."""
+
+from __future__ import annotations
+
+import typer
+
+from itool.cli.options import Output, OutputOption, print_json
+from itool.cli.tables import columns
+
+
+def stages(output: OutputOption = Output.text) -> None:
+    """List the stages: what each does, what it writes, which settings it reads."""
+    from itool.stages import STAGES  # noqa: PLC0415
+
+    if output is Output.json:
+        print_json(
+            [
+                {"name": spec.name, "purpose": spec.purpose, "writes": list(spec.writes), "settings": list(spec.settings), "gpu": spec.gpu}
+                | {"sharded": spec.sharded, "version": spec.version}
+                for spec in STAGES.values()
+            ]
+        )
+        return
+    rows = [
+        [spec.name, spec.purpose, "yes" if spec.gpu else "", "yes" if spec.sharded else "", ", ".join(spec.writes)]
+        for spec in STAGES.values()
+    ]
+    typer.echo(columns(["stage", "purpose", "GPU", "shards", "writes"], rows))
+
+
+def schema() -> None:
+    """Print the JSON Schema of the configuration file."""
+    from itool.config import RunConfig  # noqa: PLC0415
+
+    print_json({"$schema": "https://json-schema.org/draft/2020-12/schema"} | RunConfig.model_json_schema())
