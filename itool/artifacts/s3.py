@@ -194,7 +194,8 @@ class _ObjectExistsError(ArtifactError):
 
 
 def _client(config: StoreConfig, attempts: int) -> Any:  # boto3 ships no type information
-    return boto3.client(
+    # a session of its own: the default one is not thread safe and keeps the first credentials it saw
+    return boto3.Session().client(
         "s3",
         endpoint_url=config.endpoint_url,
         region_name=config.region or ("us-east-1" if config.endpoint_url else None),
