@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from datetime import datetime
-from functools import cache, cached_property
+from functools import cache
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -106,9 +106,9 @@ class Manifest(_Part):
     def id(self) -> StageId:
         return StageId(self.iteration, self.stage)
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """Content digest: SHA-256 over (path, sha256) of every file, in path order."""
+        """Content digest: SHA-256 over (path, sha256) of every file, in path order. Not cached: `model_copy` would copy a stale value."""
         return content_digest(self.files)
 
     @property
