@@ -56,13 +56,17 @@ def ipo_loss(
     chosen_tokens: Tensor,
     rejected_tokens: Tensor,
     beta: float,
+    smoothing: Tensor | None = None,
 ) -> Tensor:
     """IPO, Azar et al. 2023 Eq. (17): `(h_w / |y_w| - h_l / |y_l| - 1/(2β))²`, per pair (P).
 
     Differs: h is averaged over the side's tokens, as TRL does on the authors' advice, so that β does not depend on length.
     """
     margin = (chosen - ref_chosen) / chosen_tokens.clamp(min=1) - (rejected - ref_rejected) / rejected_tokens.clamp(min=1)
-    return (margin - 1 / (2 * beta)) ** 2
+    target = 1 / (2 * beta)
+    if smoothing is None:
+        return (margin - target) ** 2
+    return (1 - smoothing) * (margin - target) ** 2 + smoothing * (margin + target) ** 2
 
 
 def simpo_loss(
@@ -90,7 +94,8 @@ def orpo_loss(
 ) -> Tensor:
     """ORPO's odds-ratio term, Hong et al. 2024 Eq. (6)-(7): `-λ log σ(log odds(y_w) / odds(y_l))`, per pair (P).
 
-    odds = p / (1 - p) with p = π(y)^(1/|y|); λ is `beta`. The equation's first term, the NLL of the chosen side, is added by the trainer at weight 1. No reference.
+    odds = p / (1 - p) with p = π(y)^(1/|y|); λ is `beta`.
+    The equation's first term, the NLL of the chosen side, is added by the trainer at weight 1. No reference.
     """
     mean_chosen, mean_rejected = chosen / chosen_tokens.clamp(min=1), rejected / rejected_tokens.clamp(min=1)
     return beta * _soft_label(_log_odds(mean_chosen) - _log_odds(mean_rejected), smoothing)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from itool.config import ModelConfig
 from itool.errors import ArtifactError, InputError
@@ -27,6 +28,7 @@ _SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 def load_model(model_dir: Path, *, dtype: Dtype = "float32") -> Any:
     """A causal language model from a materialised folder, on the CPU, without a generation cache. Raises InputError."""
+    transformers_logging.disable_progress_bar()  # two lines of noise for a second's work
     try:
         model = AutoModelForCausalLM.from_pretrained(
             model_dir, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True
@@ -89,11 +91,11 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     (folder / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
-def load_adapter_weights(model: PeftModel, adapter_dir: Path) -> None:
+def load_adapter_weights(model: PeftModel, adapter_dir: Path, *, name: str = "default") -> None:
     """Overwrite the weights of the model's adapter with saved ones of the same shape."""
     _check_adapter(adapter_dir)
     try:
-        set_peft_model_state_dict(model, load_file(adapter_dir / ADAPTER_WEIGHTS))
+        set_peft_model_state_dict(model, load_file(adapter_dir / ADAPTER_WEIGHTS), adapter_name=name)
     except (RuntimeError, SafetensorError) as error:
         raise ArtifactError(f"adapter {adapter_dir} does not fit the model's adapter: {error}") from None
 

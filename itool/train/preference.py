@@ -1,0 +1,225 @@
+"""Preference training on step pairs, Eq. (10)-(11): the policy's adapter against a frozen reference, with NLL and replay terms."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoTokenizer
+from trl import DPOConfig, DPOTrainer
+
+from itool.config import DpoConfig, ModelConfig
+from itool.errors import InputError
+from itool.records import PreferencePair
+from itool.train import losses
+from itool.train.hooks import TrainingHooks, TrainingLog
+from itool.train.model import load_adapter, load_adapter_weights, load_model, new_adapter, response_logps
+from itool.train.sequences import StepPair, TokenSequence, batch_pairs, bucket, draw, step_pair
+from itool.train.sft import replay_sequences, sft_backward
+from itool.train.updates import UpdateTrainer, check_fits, fingerprint, row_numbers, run_updates, training_arguments
+
+REFERENCE = "ref"
+"""The name that TRL gives to the frozen copy of the adapter."""
+
+
+@dataclass(frozen=True)
+class PreferenceUpdate:
+    """Indices of the pairs and of the replayed sequences of one update."""
+
+    pairs: Sequence[int]
+    replay: Sequence[int]
+
+
+def train_preferences(
+    model_dir: Path,
+    pairs: Sequence[PreferencePair],
+    replay: Sequence[TokenSequence],
+    *,
+    adapter_in: Path | None,
+    reference: Path | None = None,
+    model: ModelConfig,
+    settings: DpoConfig,
+    seed: int,
+    output: Path,
+    hooks: TrainingHooks | None = None,
+) -> TrainingLog:
+    """Train the adapter `adapter_in` on pairs, Eq. (11), arXiv 2501.09766v1, and write the result to `output`.
+
+    `reference` is the adapter of π_ref (None: `adapter_in` as it comes in). Ids go in as they are, no EOS is added, and log-probabilities
+    count from the first diverging token. `replay` sequences join each update as SFT. Raises InputError, NumericalError, Interrupted.
+    """
+    steps = [_as_step(pair) for pair in pairs]
+    base = load_model(model_dir, dtype=model.dtype)
+    check_fits(base, steps)
+    if replay:
+        check_fits(base, replay)
+    adapted = load_adapter(base, adapter_in, trainable=True) if adapter_in else new_adapter(base, model, seed=seed)
+    plan = plan_preferences(len(steps), len(replay), settings, seed)
+    with tempfile.TemporaryDirectory(prefix="itool-dpo-") as scratch:
+        trainer = StepDpoTrainer(
+            adapted,
+            args=training_arguments(DPOConfig, adapted, updates=len(plan), settings=settings, seed=seed, scratch=scratch),
+            pairs=steps,
+            replay=replay,
+            plan=plan,
+            settings=settings,
+            processing_class=AutoTokenizer.from_pretrained(model_dir, local_files_only=True),
+        )
+        trainer.freeze_reference(reference)
+        identity = fingerprint(steps, replay, plan, settings, model, seed)
+        return run_updates(trainer, settings, hooks or TrainingHooks(), output=output, fingerprint=identity)
+
+
+def plan_preferences(pairs: int, replay: int, settings: DpoConfig, seed: int) -> list[PreferenceUpdate]:
+    """`updates` updates of `batch_pairs` pairs each, and the share of replayed sequences that `replay_fraction` asks for."""
+    drawn = draw(pairs, settings.updates, settings.batch_pairs, seed=seed, salt="pairs")
+    per_update = replay_sequences(settings, replay)
+    replayed = draw(replay, settings.updates, per_update, seed=seed, salt="replay") if per_update else [[]] * settings.updates
+    return [PreferenceUpdate(rows, old) for rows, old in zip(drawn, replayed, strict=True)]
+
+
+def _as_step(pair: PreferencePair) -> StepPair:
+    if pair.chosen_ids == pair.rejected_ids:
+        raise InputError(f"a pair of example {pair.example_id!r} has two equal sides", remedy="Run generate again")
+    visits = (pair.chosen_visits, pair.rejected_visits)
+    return step_pair([*pair.prompt_ids, *pair.prefix_ids], pair.chosen_ids, pair.rejected_ids, visits=visits, example_id=pair.example_id)
+
+
+@dataclass(frozen=True)
+class PairLogps:
+    """Per-token log-probabilities of P pairs in one batch, under the policy or the reference, and their sums by side (P each)."""
+
+    tokens: Tensor
+    is_chosen: Tensor
+    chosen: Tensor
+    rejected: Tensor
+    chosen_tokens: Tensor
+    rejected_tokens: Tensor
+
+
+def sides(tokens: Tensor, owners: Tensor, count: int) -> PairLogps:
+    """Split per-token values (N) by side; owner 2i is the chosen side of pair i, 2i + 1 the rejected one."""
+    sums, lengths = losses.sum_by(tokens, owners, count), losses.sum_by(torch.ones_like(tokens), owners, count)
+    return PairLogps(tokens, owners % 2 == 0, sums[0::2], sums[1::2], lengths[0::2], lengths[1::2])
+
+
+def pair_losses(policy: PairLogps, reference: PairLogps, settings: DpoConfig, smoothing: Tensor | None) -> Tensor:
+    """The configured loss per pair (P), before the NLL and replay terms."""
+    lengths: Any = {"chosen_tokens": policy.chosen_tokens, "rejected_tokens": policy.rejected_tokens}
+    both = (policy.chosen, policy.rejected, reference.chosen, reference.rejected)
+    match settings.loss:
+        case "dpo":
+            return losses.dpo_loss(*both, beta=settings.beta, smoothing=smoothing)
+        case "ipo":
+            return losses.ipo_loss(*both, **lengths, beta=settings.beta, smoothing=smoothing)
+        case "simpo":
+            return losses.simpo_loss(
+                policy.chosen,
+                policy.rejected,
+                **lengths,
+                beta=settings.beta,
+                gamma=settings.simpo_gamma,
+                length_normalised=settings.length_normalised,
+                smoothing=smoothing,
+            )
+        case "orpo":
+            return losses.orpo_loss(policy.chosen, policy.rejected, **lengths, beta=settings.beta, smoothing=smoothing)
+
+
+class StepDpoTrainer(UpdateTrainer, DPOTrainer):  # type: ignore[misc] # TRL ships no types
+    """TRL's DPOTrainer over step pairs as token ids, with replayed SFT sequences in the same update."""
+
+    def __init__(
+        self,
+        *arguments: Any,
+        pairs: Sequence[StepPair],
+        replay: Sequence[TokenSequence],
+        plan: Sequence[PreferenceUpdate],
+        settings: DpoConfig,
+        **trl_settings: Any,
+    ) -> None:
+        self.pairs, self.replay, self.plan, self.settings = pairs, replay, plan, settings
+        self.reference_logps: list[Tensor] = []
+        self.training_log = TrainingLog()
+        super().__init__(*arguments, train_dataset=row_numbers(plan), **trl_settings)
+
+    def freeze_reference(self, adapter_dir: Path | None) -> None:
+        """Compute every pair's reference log-probabilities once, since the reference never changes, and drop the reference's weights.
+
+        The reference is `adapter_dir`, or None for the adapter that training starts from (TRL's copy of it).
+        """
+        model: PeftModel = self.model
+        if adapter_dir is not None:
+            load_adapter_weights(model, adapter_dir, name=REFERENCE)
+        model.set_adapter(REFERENCE)
+        model.eval()
+        found: list[Tensor] = [torch.empty(0)] * len(self.pairs)
+        used = sorted({index for update in self.plan for index in update.pairs})
+        for group in bucket([len(self.pairs[index]) for index in used], self.settings.batch_tokens):
+            rows = [used[index] for index in group]
+            batch = batch_pairs([self.pairs[index] for index in rows])
+            with torch.no_grad():
+                logps = response_logps(model, batch).cpu()
+            lengths = torch.bincount(batch.owners // 2, minlength=len(rows)).tolist()
+            for index, part in zip(rows, torch.split(logps, lengths), strict=True):
+                found[index] = part
+        self.reference_logps = found
+        model.set_adapter("default")
+        model.delete_adapter(REFERENCE)
+
+    def update_loss(self, model: Any, update: PreferenceUpdate) -> tuple[float, dict[str, float], int]:
+        pairs = [self.pairs[index] for index in update.pairs]
+        chosen_tokens = sum(len(pair.chosen_ids) for pair in pairs)
+        totals: defaultdict[str, float] = defaultdict(float)
+        for group in bucket([len(pair) for pair in pairs], self.settings.batch_tokens):
+            loss, parts = self.pair_loss(model, [update.pairs[index] for index in group], len(pairs), chosen_tokens)
+            self.accelerator.backward(loss)
+            for name, value in parts.items():
+                totals[name] += value
+        replayed = [self.replay[index] for index in update.replay]
+        totals["loss/replay"] = sft_backward(self.accelerator, model, replayed, self.settings.batch_tokens) if replayed else 0.0
+        loss_value = totals["loss/pairs"] + self.nll_weight * totals["nll/chosen"] + totals["loss/replay"]
+        return loss_value, dict(totals), sum(map(len, pairs)) + sum(map(len, replayed))
+
+    @property
+    def nll_weight(self) -> float:
+        """Weight of the chosen side's NLL; ORPO's own equation has it at 1."""
+        return 1.0 if self.settings.loss == "orpo" else self.settings.nll_weight
+
+    def pair_loss(self, model: Any, indices: Sequence[int], total_pairs: int, total_chosen_tokens: int) -> tuple[Tensor, dict[str, float]]:
+        """One bucket's share of the update's loss, and of its metrics; shares add up to means over the update."""
+        pairs = [self.pairs[index] for index in indices]
+        batch = batch_pairs(pairs)
+        tokens = response_logps(model, batch)
+        owners = batch.owners.to(tokens.device)
+        policy = sides(tokens, owners, batch.count)
+        reference = sides(torch.cat([self.reference_logps[index] for index in indices]).to(tokens.device), owners, batch.count)
+        per_pair = pair_losses(policy, reference, self.settings, self._smoothing(pairs, tokens.device)).sum() / total_pairs
+        chosen_nll = losses.nll(tokens[policy.is_chosen], total_chosen_tokens)
+        metrics = _metrics(policy, reference, self.settings.beta) * (len(pairs) / total_pairs)
+        values = torch.cat([torch.stack([per_pair.detach(), chosen_nll.detach()]), metrics]).tolist()
+        return per_pair + self.nll_weight * chosen_nll, dict(zip(("loss/pairs", "nll/chosen", *METRICS), values, strict=True))
+
+    def _smoothing(self, pairs: Sequence[StepPair], device: torch.device) -> Tensor | None:
+        if self.settings.label_smoothing == "none":
+            return None
+        visits = torch.tensor([[pair.chosen_visits, pair.rejected_visits] for pair in pairs], dtype=torch.float32, device=device)
+        return losses.visit_smoothing(visits[:, 0], visits[:, 1])
+
+
+METRICS = ("logps/chosen", "logps/rejected", "margins", "accuracies", "kl_reference")
+
+
+def _metrics(policy: PairLogps, reference: PairLogps, beta: float) -> Tensor:
+    """Means over the batch's pairs in the order of METRICS; a margin is β (h_w - h_l), an accuracy whether it is above zero."""
+    with torch.no_grad():
+        margins = beta * ((policy.chosen - reference.chosen) - (policy.rejected - reference.rejected))
+        kl = losses.kl_to_reference(policy.tokens, reference.tokens)
+        return torch.stack([policy.chosen.mean(), policy.rejected.mean(), margins.mean(), (margins > 0).float().mean(), kl])

@@ -1,0 +1,89 @@
+import json
+import math
+
+import pytest
+import torch
+
+from itool.errors import ArtifactError, InputError
+from itool.train.model import fold_small_adapters, load_adapter, load_model, load_policy, new_adapter, response_logps, save_adapter
+from itool.train.perplexity import perplexities
+from itool.train.sequences import batch_sequences
+
+
+@pytest.fixture
+def adapter(tiny_base, lora, tmp_path):
+    model = new_adapter(load_model(tiny_base), lora, seed=1)
+    torch.manual_seed(8)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.05)
+    save_adapter(model, tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def logps(model, sequences):
+    with torch.no_grad():
+        return response_logps(model.eval(), batch_sequences(sequences))
+
+
+def test_a_new_adapter_changes_nothing_and_covers_every_linear_layer(tiny_base, lora, sequences):
+    base = logps(load_model(tiny_base), sequences)
+    model = new_adapter(load_model(tiny_base), lora, seed=1)
+    torch.testing.assert_close(logps(model, sequences), base)
+    assert sum("lora_A" in name for name, _ in model.named_parameters()) == 2 * 7
+
+
+def test_equal_weights_are_saved_as_equal_bytes(tiny_base, lora, tmp_path):
+    for name in ("one", "two"):
+        save_adapter(new_adapter(load_model(tiny_base), lora, seed=1), tmp_path / name)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert json.loads((tmp_path / "one" / "adapter_config.json").read_text())["r"] == 4
+
+
+def test_a_merged_and_a_folded_adapter_equal_the_plain_one(tiny_base, adapter, sequences):
+    plain = load_adapter(load_model(tiny_base), adapter)
+    expected = logps(plain, sequences)
+    assert not torch.allclose(expected, logps(load_model(tiny_base), sequences), atol=1e-3)
+    torch.testing.assert_close(logps(load_policy(tiny_base, adapter), sequences), expected, atol=1e-5, rtol=1e-5)
+    assert fold_small_adapters(plain) == 14
+    torch.testing.assert_close(logps(plain, sequences), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_folded_adapter_has_the_gradients_of_the_plain_one(tiny_base, adapter, sequences):
+    gradients = []
+    for fold in (False, True):
+        model = load_adapter(load_model(tiny_base), adapter, trainable=True)
+        if fold:
+            fold_small_adapters(model)
+        response_logps(model, batch_sequences(sequences)).mean().backward()
+        gradients.append([parameter.grad for parameter in model.parameters() if parameter.requires_grad])
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
+
+
+def test_a_missing_or_damaged_adapter_is_named(tiny_base, adapter, tmp_path):
+    with pytest.raises(ArtifactError, match=r"has no adapter_config\.json"):
+        load_adapter(load_model(tiny_base), tmp_path)
+    weights = adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    with pytest.raises(ArtifactError):
+        load_adapter(load_model(tiny_base), adapter)
+
+
+def test_a_folder_that_holds_no_model_is_named(tmp_path):
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_model(tmp_path)
+
+
+def test_perplexities_equal_a_loop_of_one_sequence_at_a_time(tiny_base, sequences):
+    model = load_model(tiny_base).eval()
+    expected = []
+    for sequence in sequences:
+        ids = torch.tensor([[*sequence.prompt_ids, *sequence.response_ids]])
+        labels = ids.clone()
+        labels[:, : len(sequence.prompt_ids)] = -100
+        expected.append(math.exp(model(input_ids=ids, labels=labels).loss.item()))
+    seen = []
+    found = perplexities(model, sequences, batch_tokens=200, on_progress=lambda done, total: seen.append((done, total)))
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert seen[-1] == (24, 24)

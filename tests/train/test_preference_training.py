@@ -1,0 +1,161 @@
+import random
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer
+from trl import DPOConfig, DPOTrainer
+
+from itool.config import DpoConfig
+from itool.errors import InputError, Interrupted, NumericalError
+from itool.records import PreferencePair
+from itool.train.hooks import TrainingHooks
+from itool.train.model import load_adapter, load_model, load_policy, new_adapter, save_adapter
+from itool.train.preference import plan_preferences, train_preferences
+from itool.train.sft import continue_sft
+
+FAST = DpoConfig(updates=6, batch_pairs=4, learning_rate=1e-2, batch_tokens=128, replay_fraction=0.25)
+
+
+def pair(prompt, prefix, chosen, rejected):
+    evidence = {"chosen_value": 1.0, "rejected_value": 0.0, "chosen_correct": 1, "rejected_wrong": 1}
+    sides = {"chosen_ids": chosen, "rejected_ids": rejected, "chosen_visits": 3, "rejected_visits": 1}
+    return PreferencePair(example_id="e", prompt_ids=prompt, prefix_ids=prefix, **sides, **evidence)
+
+
+@pytest.fixture
+def pairs():
+    rng = random.Random(2)
+
+    def ids(low, high):
+        return [rng.randrange(3, 64) for _ in range(rng.randint(low, high))]
+
+    return [pair(ids(5, 30), ids(0, 5), [3, *ids(0, 4)], [4, *ids(0, 4)]) for _ in range(10)]
+
+
+@pytest.fixture
+def adapter(tiny_base, lora, tmp_path):
+    """A trained-looking adapter: LoRA's B is zero at first, and a policy equal to its base would hide mistakes."""
+    model = new_adapter(load_model(tiny_base), lora, seed=1)
+    torch.manual_seed(8)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.05)
+    save_adapter(model, tmp_path / "adapter-in")
+    return tmp_path / "adapter-in"
+
+
+@pytest.fixture
+def train(tiny_base, lora, adapter, tmp_path):
+    """Train from `adapter`; the name of the output folder is the first argument."""
+
+    def run(name, *data, method=train_preferences, settings=FAST, **more):
+        return method(tiny_base, *data, adapter_in=adapter, model=lora, settings=settings, seed=1, output=tmp_path / name, **more)
+
+    return run
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "simpo", "orpo"])
+def test_training_separates_the_sides(train, pairs, sequences, loss):
+    settings = FAST.model_copy(update={"loss": loss, "label_smoothing": "visits"})
+    log = train("out", pairs, sequences, settings=settings)
+    first, last = log.metrics[0], log.metrics[-1]
+    assert (first["margins"], first["kl_reference"]) == (pytest.approx(0, abs=1e-5), pytest.approx(0, abs=1e-5))
+    assert last["margins"] > 0 < last["kl_reference"]
+    assert last["accuracies"] > 0.9
+    assert last["logps/chosen"] - last["logps/rejected"] > first["logps/chosen"] - first["logps/rejected"]
+
+
+def trl_loss(base, adapter, reference, rows, loss_type):
+    """The loss that an unchanged DPOTrainer computes on text, with an NLL term of 0.1."""
+    arguments = DPOConfig(
+        str(reference),
+        loss_type=[loss_type, "sft"],
+        loss_weights=[1.0, 0.1],
+        beta=0.3,
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        report_to="none",
+        dataloader_pin_memory=False,
+    )
+    trainer = DPOTrainer(
+        load_adapter(load_model(base), adapter, trainable=True),
+        ref_model=load_policy(base, reference),
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(base),
+    )
+    return trainer.compute_loss(trainer.model, trainer.data_collator(list(trainer.train_dataset))).item()
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("dpo", "sigmoid"), ("ipo", "ipo")])
+def test_full_sequence_pairs_have_the_loss_that_trl_computes(tiny_base, adapter, train, ours, theirs):
+    reference = load_adapter(load_model(tiny_base), adapter)
+    for name, parameter in reference.named_parameters():
+        parameter.data *= 0.5 if "lora_B" in name else 1.0
+    save_adapter(reference, adapter.parent / "reference")
+    words = [("w5 w6 w7", "w8 w9", "w10 w11 w12"), ("w20", "w21", "w30 w31"), ("w5 w9 w5 w9", "w40 w41 w42 w43", "w44")]
+    rows = [{"prompt": prompt + " ", "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in words]
+    expected = trl_loss(tiny_base, adapter, adapter.parent / "reference", rows, theirs)
+
+    ids = [[[int(word[1:]) for word in text.split()] for text in row] for row in words]
+    pairs = [pair(prompt, [], [*chosen, 2], [*rejected, 2]) for prompt, chosen, rejected in ids]
+    settings = FAST.model_copy(update={"loss": ours, "beta": 0.3, "updates": 1, "batch_pairs": 3, "replay_fraction": 0.0})
+    log = train("out", pairs, [], reference=adapter.parent / "reference", settings=settings)
+    assert log.metrics[0]["loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_cut_into_batches_changes_nothing(train, pairs, sequences):
+    def losses(batch_tokens):
+        settings = FAST.model_copy(update={"batch_tokens": batch_tokens, "updates": 3})
+        return [entry["loss"] for entry in train(f"b{batch_tokens}", pairs, sequences, settings=settings).metrics]
+
+    assert losses(1) == pytest.approx(losses(4096), abs=1e-4)
+
+
+def test_an_interrupted_training_ends_bit_identical_to_an_undisturbed_one(train, pairs, sequences, tmp_path):
+    whole = train("whole", pairs, sequences)
+
+    def keep(folder, update):
+        folder.rename(tmp_path / "checkpoint")
+        folder.mkdir()
+
+    calls = iter([False, True])
+    hooks = TrainingHooks(should_stop=lambda: next(calls), save_checkpoint=keep)
+    with pytest.raises(Interrupted):
+        train("parts", pairs, sequences, hooks=hooks)
+    parts = train("parts", pairs, sequences, hooks=TrainingHooks(resume_from=tmp_path / "checkpoint"))
+    assert parts.metrics == whole.metrics
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_checkpoint_is_written_every_so_many_seconds(train, pairs):
+    settings, seen = FAST.model_copy(update={"checkpoint_seconds": 1e-9}), []
+    hooks = TrainingHooks(save_checkpoint=lambda folder, update: seen.append((update, sorted(path.name for path in folder.iterdir()))))
+    train("out", pairs, [], settings=settings, hooks=hooks)
+    assert seen == [(update, ["adapter", "training_log.json", "training_state.pt"]) for update in range(1, 6)]
+
+
+def test_a_gradient_that_is_not_a_number_stops_without_saving(train, pairs, tmp_path):
+    settings = FAST.model_copy(update={"learning_rate": 1e30, "warmup_fraction": 0.0})
+    with pytest.raises(NumericalError, match=r"at update \d of 6"):
+        train("out", pairs, [], settings=settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_equal_sides_are_refused(train):
+    with pytest.raises(InputError, match="two equal sides"):
+        train("out", [pair([5], [], [6], [6])], [])
+
+
+def test_an_update_holds_pairs_and_the_share_of_replay():
+    plan = plan_preferences(10, 50, DpoConfig(updates=5, batch_pairs=16, replay_fraction=1 / 3), seed=1)
+    assert [(len(update.pairs), len(update.replay)) for update in plan] == [(16, 16)] * 5
+
+
+def test_a_control_sees_as_many_sequences_and_updates(train, sequences):
+    log = train("out", sequences[:10], sequences[10:], method=continue_sft)
+    assert log.updates == FAST.updates
+    assert log.metrics[-1]["loss"] < log.metrics[0]["loss"]

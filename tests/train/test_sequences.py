@@ -1,0 +1,73 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from itool.train.model import load_model, response_logps
+from itool.train.sequences import TokenSequence, batch_pairs, batch_sequences, bucket, draw, step_pair
+
+
+def test_a_sequence_scores_every_response_token_and_no_prompt_token():
+    batch = batch_sequences([TokenSequence([5, 6], [7, 2]), TokenSequence([5], [8])])
+    assert batch.input_ids.tolist() == [[5, 6, 7], [5, 0, 0]]
+    assert batch.predictors.tolist() == [1, 2, 3]
+    assert batch.targets.tolist() == [7, 2, 8]
+    assert batch.owners.tolist() == [0, 0, 1]
+
+
+def test_log_probabilities_start_at_the_first_diverging_token():
+    pair = step_pair([5, 6], [7, 8, 9], [7, 8, 3, 4])
+    assert (pair.state_ids, pair.chosen_ids, pair.rejected_ids) == ([5, 6, 7, 8], [9], [3, 4])
+
+
+def test_a_side_that_begins_the_other_has_nothing_to_score():
+    pair = step_pair([5], [7], [7, 8])
+    assert (pair.state_ids, pair.chosen_ids, pair.rejected_ids) == ([5, 7], [], [8])
+    assert batch_pairs([pair]).owners.tolist() == [1]
+
+
+def test_no_token_is_added_to_a_step():
+    batch = batch_pairs([step_pair([5, 6], [7, 8], [9, 10, 11])])
+    assert batch.input_ids.tolist() == [[5, 6, 7, 9, 10]]
+    assert batch.positions.tolist() == [[0, 1, 2, 2, 3]]
+    assert batch.targets.tolist() == [7, 8, 9, 10, 11]
+    assert batch.predictors.tolist() == [1, 2, 1, 3, 4]
+
+
+def test_pairs_that_share_their_state_have_the_log_probabilities_of_separate_rows(tiny_base):
+    model = load_model(tiny_base).eval()
+    pairs = [step_pair([5, 6, 7], [8, 9, 10], [11, 12]), step_pair([20], [21], [22, 23, 24, 25]), step_pair([5, 6], [7], [7, 8])]
+    rows = [TokenSequence(pair.state_ids, side) for pair in pairs for side in (pair.chosen_ids, pair.rejected_ids) if side]
+    with torch.no_grad():
+        together = response_logps(model, batch_pairs(pairs))
+        apart = torch.cat([response_logps(model, batch_sequences([row])) for row in rows])
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
+
+
+def test_padding_changes_no_log_probability(tiny_base, sequences):
+    model = load_model(tiny_base).eval()
+    with torch.no_grad():
+        together = response_logps(model, batch_sequences(sequences))
+        apart = torch.cat([response_logps(model, batch_sequences([row])) for row in sequences])
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
+
+
+@given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 900))
+def test_buckets_hold_every_sequence_once_within_the_limit(lengths, limit):
+    groups = bucket(lengths, limit)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    assert all(len(group) == 1 or len(group) * max(lengths[index] for index in group) <= limit for group in groups)
+
+
+def test_equal_lengths_share_one_forward_pass_and_very_different_ones_do_not():
+    assert len(bucket([10] * 32, 4096)) == 1
+    assert bucket([10] * 8 + [400] * 8, 4096) == [list(range(8)), list(range(8, 16))]
+
+
+@given(st.integers(1, 20), st.integers(0, 9), st.integers(1, 30))
+def test_draws_pass_over_everything_before_they_repeat(count, updates, per_update):
+    drawn = draw(count, updates, per_update, seed=4, salt="x")
+    flat = [row for update in drawn for row in update]
+    assert [len(update) for update in drawn] == [per_update] * updates
+    for start in range(0, len(flat), count):
+        assert len(set(flat[start : start + count])) == len(flat[start : start + count])
+    assert drawn == draw(count, updates, per_update, seed=4, salt="x")
