@@ -28,25 +28,31 @@ VERBS = (
 )  # fmt: skip
 NOUNS = (
     "ticket", "car", "boat", "bike", "house", "garage", "room", "photo", "video", "album", "song", "movie", "book", "chapter", "page",
-    "contract", "invoice", "order", "coupon", "gift", "parcel", "letter", "form", "survey", "poll", "vote", "team", "group", "club", "class",
+    "contract", "invoice", "order", "coupon", "gift", "parcel", "letter", "form", "survey", "poll", "vote", "team", "group",
+    "club", "class",
     "lesson", "exam", "grade", "task", "project", "budget", "plan", "route", "map", "tour", "visit", "meeting", "party", "concert", "game",
     "match", "score", "recipe", "cake", "menu", "pizza", "drink", "plant", "tree", "garden", "pet", "dog", "robot", "drone", "camera",
     "sensor", "door", "gate", "lamp", "fan", "oven", "fridge", "pump", "tank", "engine", "server", "backup", "file", "folder", "table",
-    "chart", "report", "slide", "memo", "label", "badge", "key", "account", "loan", "policy", "claim", "refund", "deposit", "salary", "bonus",
-    "shift", "job", "resume", "visa", "permit", "license", "patient", "dose", "clinic", "bed", "sample", "battery", "bus", "train", "flight",
+    "chart", "report", "slide", "memo", "label", "badge", "key", "account", "loan", "policy", "claim", "refund", "deposit",
+    "salary", "bonus",
+    "shift", "job", "resume", "visa", "permit", "license", "patient", "dose", "clinic", "bed", "sample", "battery", "bus",
+    "train", "flight",
 )  # fmt: skip
 WORDS = (
     "alpha", "area", "base", "block", "bound", "branch", "brand", "case", "center", "chain", "code", "cost", "cycle", "depth", "detail",
-    "edge", "entry", "factor", "field", "focus", "frame", "front", "goal", "guard", "hint", "index", "input", "kind", "layer", "limit", "line",
+    "edge", "entry", "factor", "field", "focus", "frame", "front", "goal", "guard", "hint", "index", "input", "kind", "layer",
+    "limit", "line",
     "link", "main", "mark", "mask", "mode", "name", "node", "option", "origin", "output", "owner", "part", "peak", "phase", "pick", "point",
     "port", "range", "rank", "ratio", "ref", "rule", "scale", "scope", "second", "side", "size", "slot", "source", "span", "spot", "stage",
-    "state", "step", "style", "target", "term", "theme", "tier", "token", "topic", "track", "type", "unit", "user", "value", "view", "width",
+    "state", "step", "style", "target", "term", "theme", "tier", "token", "topic", "track", "type", "unit", "user", "value",
+    "view", "width",
     "zone", "first", "last", "old", "new", "left", "right", "top", "from", "to", "start", "end",
 )  # fmt: skip
 CHOICES = (
     "red", "blue", "green", "black", "white", "small", "large", "medium", "tiny", "fast", "slow", "soft", "hard", "hot", "cold", "warm",
     "north", "south", "east", "west", "round", "flat", "open", "shared", "private", "public", "gold", "silver", "basic", "premium", "steel",
-    "wood", "glass", "cotton", "spicy", "sweet", "sour", "loud", "calm", "dark", "light", "short", "long", "deep", "wide", "urgent", "normal",
+    "wood", "glass", "cotton", "spicy", "sweet", "sour", "loud", "calm", "dark", "light", "short", "long", "deep", "wide",
+    "urgent", "normal",
 )  # fmt: skip
 NAMED_CUES = (
     "with {name} {}", "with the {name} {}", "{name} {}", "the {name} is {}", "set {name} to {}", "using {} as {name}", "{} as the {name}",
@@ -57,23 +63,35 @@ NAMED_FLAGS = (
     "and {name}|and no {name}", "{name} wanted|{name} not needed",
 )  # fmt: skip
 KIND_CUES = {
-    "city": ("in {}", "near {}", "around {}"), "person": ("for {}", "with {}", "to {}", "from {}"), "date": ("on {}", "for {}", "{}", "by {}"),
+    "city": ("in {}", "near {}", "around {}"), "person": ("for {}", "with {}", "to {}", "from {}"),
+    "date": ("on {}", "for {}", "{}", "by {}"),
     "day": ("on {}", "for {}", "dated {}"), "time": ("at {}", "around {}", "from {}"), "time24": ("at {}", "by {}", "before {}"),
     "count": ("for {} people", "{} times", "{} of them"), "amount": ("for {}", "below {}", "worth {}", "up to {}"),
     "price": ("for {}", "under {}", "at most {}", "over {}"), "duration": ("for {}", "lasting {}", "within {}"),
-    "minutes": ("for {}", "taking {}", "in {}"), "items": ("with {}", "containing {}", "namely {}"), "text": ("about {}", "called {}", "on {}"),
-    "code": ("number {}", "with code {}", "{}"), "percent": ("at {}", "by {}", "with {} off"), "quantity": ("of {}", "weighing {}", "about {}"),
-    "degrees": ("at {}", "to {}", "up to {}"), "language": ("in {}", "into {}", "speaking {}"), "choice": ("{}", "in {}", "a {} one", "as {}"),
+    "minutes": ("for {}", "taking {}", "in {}"), "items": ("with {}", "containing {}", "namely {}"),
+    "text": ("about {}", "called {}", "on {}"),
+    "code": ("number {}", "with code {}", "{}"), "percent": ("at {}", "by {}", "with {} off"),
+    "quantity": ("of {}", "weighing {}", "about {}"),
+    "degrees": ("at {}", "to {}", "up to {}"), "language": ("in {}", "into {}", "speaking {}"),
+    "choice": ("{}", "in {}", "a {} one", "as {}"),
 }  # fmt: skip
 KIND_NAMES = {
     "city": ("city", "place", "town", "location"), "person": ("person", "contact", "customer"), "date": ("date", "day", "when"),
     "day": ("date", "day", "due"), "time": ("time", "hour"), "time24": ("time", "clock"), "count": ("count", "number", "quantity"),
-    "amount": ("amount", "sum", "price"), "price": ("price", "cost", "budget"), "duration": ("duration", "length"), "minutes": ("minutes", "time"),
+    "amount": ("amount", "sum", "price"), "price": ("price", "cost", "budget"), "duration": ("duration", "length"),
+    "minutes": ("minutes", "time"),
     "items": ("items", "things", "entries"), "text": ("title", "topic", "subject", "text"), "code": ("code", "id", "number"),
     "percent": ("percent", "discount", "share"), "quantity": ("weight", "amount", "load"), "degrees": ("degrees", "heat"),
     "language": ("language", "tongue"), "choice": ("kind", "type", "style", "color"),
 }  # fmt: skip
-ASKS = ("{verb} a {noun}", "{verb} the {noun}", "{verb} my {noun}", "{verb} {noun}", "I want to {verb} a {noun}", "I need to {verb} the {noun}")
+ASKS = (
+    "{verb} a {noun}",
+    "{verb} the {noun}",
+    "{verb} my {noun}",
+    "{verb} {noun}",
+    "I want to {verb} a {noun}",
+    "I need to {verb} the {noun}",
+)
 ABOUTS = ("{Verb} a {noun}", "{Verb} the {noun}", "{Verb} one {noun}")
 TASK_SHARE = 0.15
 
@@ -99,7 +117,7 @@ def draft_example(rng: random.Random, *, largest: int = 6, most_calls: int = 3) 
     return draft_answer(_shuffled(offers, rng), wishes, rng)
 
 
-def _any(spent: str) -> bool:
+def _any(_: str) -> bool:
     return True
 
 

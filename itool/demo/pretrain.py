@@ -16,13 +16,14 @@ import random
 import sys
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from itool.demo.compose import Draft
 from itool.demo.exact_match import exact_match
@@ -31,9 +32,6 @@ from itool.demo.muon import Muon
 from itool.demo.prompt import ASSISTANT, END, SPECIAL_TOKENS, USER, render_prompt
 from itool.demo.task import drafts
 from itool.demo.vocabulary import CONTEXT_TOKENS, train_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 Sequence = tuple[list[int], int]
 """Token ids of prompt and response, and the length of the prompt."""
@@ -63,8 +61,6 @@ class Recipe:
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """A randomly initialised Llama in float32."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     config = LlamaConfig(
         vocab_size=-(-len(tokenizer) // 64) * 64,
         hidden_size=recipe.width,
@@ -82,7 +78,9 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
     return LlamaForCausalLM(config)
 
 
-def train(recipe: Recipe, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path, checkpoint_seconds: float) -> dict[str, float]:
+def train(
+    recipe: Recipe, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path, checkpoint_seconds: float
+) -> dict[str, float]:
     """Run the recipe; log a line every hundred updates and save a loadable checkpoint now and then. Returns the counts."""
     embedding = model.get_input_embeddings().weight
     matrices = [p for p in model.parameters() if p.ndim == 2 and p is not embedding]
@@ -92,7 +90,7 @@ def train(recipe: Recipe, model: LlamaForCausalLM, tokenizer: PreTrainedTokenize
     tokens, updates, recent = 0, 0, 0.0
     for batch in _batches(recipe, tokenizer):
         loss = _response_loss(model, batch, tokenizer.pad_token_id)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.nn.utils.clip_grad_norm_(others, 1.0)
         factor = _schedule(updates, tokens / recipe.tokens, recipe)
         muon.step(recipe.matrix_learning_rate * factor)
@@ -217,24 +215,22 @@ def answer_greedily(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast,
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
     """Write the folder that transformers and vLLM load, weights in bfloat16."""
-    from copy import deepcopy
-
-    from transformers import GenerationConfig
-
     rounded = deepcopy(model).to(torch.bfloat16)
     rounded.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False)
     rounded.save_pretrained(output)
     tokenizer.save_pretrained(output)
 
 
-def code_digest() -> str:
-    """SHA-256 over the sources that decide the result."""
-    names = ("values", "tools", "phrasing", "compose", "prompt", "general", "task", "vocabulary", "muon", "pretrain")
-    return hashlib.sha256(b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in names)).hexdigest()
+def data_digest(seed: int, count: int = 1_000) -> str:
+    """SHA-256 over the first prompts and responses of the pre-training data: it changes when the generator does, not with a comment."""
+    digest = hashlib.sha256()
+    for draft in islice(drafts("pretrain", seed), count):
+        digest.update(f"{render_prompt(draft.offers, draft.query)}{draft.response}\n".encode())
+    return digest.hexdigest()
 
 
 def _log(event: str, **fields: object) -> None:
-    print(json.dumps({"event": event, **fields}), file=sys.stderr, flush=True)
+    sys.stderr.write(json.dumps({"event": event, **fields}) + "\n")
 
 
 def main() -> None:
@@ -252,14 +248,11 @@ def main() -> None:
     torch.set_num_threads(recipe.threads)
     tokenizer = train_tokenizer(recipe.seed)
     model = build_model(recipe, tokenizer)
-    digest = code_digest()
     counts = train(recipe, model, tokenizer, options.output, options.checkpoint_seconds)
     save(model, tokenizer, options.output)
-    from transformers import AutoModelForCausalLM
-
     shipped = AutoModelForCausalLM.from_pretrained(options.output, dtype=torch.float32)
     metric = measure(shipped, tokenizer, options.measure, recipe.seed + 1)
-    provenance = {"recipe": asdict(recipe), **counts, "metric": metric, "code_sha256": digest, "torch": torch.__version__}
+    provenance = {"recipe": asdict(recipe), **counts, "metric": metric, "data_sha256": data_digest(recipe.seed), "torch": torch.__version__}
     provenance["weights_sha256"] = hashlib.sha256((options.output / "model.safetensors").read_bytes()).hexdigest()
     (options.output / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
     _log("done", **counts, **metric)

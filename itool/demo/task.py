@@ -28,7 +28,9 @@ _BY_NAME = {tool.name: tool for tool in TOOLS}
 
 def generate(split: Split, count: int, seed: int) -> list[Example]:
     """The first `count` examples of a split. A larger count only adds examples; the same arguments always give the same examples."""
-    return [to_example(draft, f"demo-{split.replace('_', '-')}-{index:06d}") for index, draft in enumerate(islice(drafts(split, seed), count))]
+    return [
+        to_example(draft, f"demo-{split.replace('_', '-')}-{index:06d}") for index, draft in enumerate(islice(drafts(split, seed), count))
+    ]
 
 
 def drafts(split: Split, seed: int) -> Iterator[Draft]:

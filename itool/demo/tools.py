@@ -240,7 +240,8 @@ TOOLS: tuple[ToolSpec, ...] = (
         ("transfer_money",),
     ),
     ToolSpec(
-        "get_forecast", "Weather of the coming days", ("check the weather", "what is the weather", "give me the forecast", "how will the sky be"),
+        "get_forecast", "Weather of the coming days",
+        ("check the weather", "what is the weather", "give me the forecast", "how will the sky be"),
         (
             _need("location/city", "city", *_IN),
             _need("day/date", "date", "on {}", "for {}", "{}"),
@@ -310,7 +311,8 @@ TOOLS: tuple[ToolSpec, ...] = (
         ("log_workout",),
     ),
     ToolSpec(
-        "translate_text", "Translate between languages", ("translate a text", "put words into another language", "convert a phrase", "say something"),
+        "translate_text", "Translate between languages",
+        ("translate a text", "put words into another language", "convert a phrase", "say something"),
         (
             _need("text/phrase", "text", "reading {}", "the words {}", "that says {}"),
             _need("target/into", "language", "into {}", "to {}", "in {}"),

@@ -16,7 +16,8 @@ Value = str | int | float | bool | list[str]
 CITIES = (
     "Paris", "Lisbon", "Oslo", "Madrid", "Berlin", "Vienna", "Prague", "Rome", "Milan", "Athens", "Dublin", "London", "Boston", "Chicago",
     "Denver", "Seattle", "Austin", "Toronto", "Montreal", "Tokyo", "Osaka", "Seoul", "Delhi", "Mumbai", "Cairo", "Nairobi", "Lagos", "Lima",
-    "Bogota", "Quito", "Havana", "Sydney", "Perth", "Auckland", "Zurich", "Geneva", "Munich", "Hamburg", "Warsaw", "Krakow", "Riga", "Tallinn",
+    "Bogota", "Quito", "Havana", "Sydney", "Perth", "Auckland", "Zurich", "Geneva", "Munich", "Hamburg", "Warsaw", "Krakow",
+    "Riga", "Tallinn",
     "Helsinki", "Bergen", "Naples", "Porto", "Seville", "Valencia", "New York", "San Diego", "Los Angeles", "Hong Kong", "Cape Town",
     "Tel Aviv", "Abu Dhabi", "Kuala Lumpur", "Buenos Aires", "Mexico City", "San Juan", "Santa Fe",
 )  # fmt: skip
@@ -44,7 +45,8 @@ TOPIC_ADJECTIVES = (
 )  # fmt: skip
 TOPIC_NOUNS = (
     "budget", "garden", "river", "market", "project", "history", "report", "physics", "ocean", "forest", "mirror", "engine", "festival",
-    "harbor", "island", "journey", "kitchen", "letter", "mountain", "museum", "orchard", "planet", "shadow", "station", "thunder", "village",
+    "harbor", "island", "journey", "kitchen", "letter", "mountain", "museum", "orchard", "planet", "shadow", "station",
+    "thunder", "village",
     "window", "bridge", "castle", "desert",
 )  # fmt: skip
 LANGUAGES = (
@@ -53,7 +55,9 @@ LANGUAGES = (
 )  # fmt: skip
 _CURRENCIES = (("dollars", "USD"), ("euros", "EUR"), ("pounds", "GBP"), ("francs", "CHF"), ("yen", "JPY"))
 _UNITS = (("kilos", "kg"), ("grams", "g"), ("liters", "l"), ("miles", "mi"), ("kilometers", "km"), ("meters", "m"))
-_ONSETS = ("b", "br", "c", "ch", "d", "dr", "f", "g", "gr", "h", "j", "k", "l", "m", "n", "p", "pl", "r", "s", "st", "t", "tr", "v", "w", "z")
+_ONSETS = (
+    "b", "br", "c", "ch", "d", "dr", "f", "g", "gr", "h", "j", "k", "l", "m", "n", "p", "pl", "r", "s", "st", "t", "tr", "v", "w", "z",
+)  # fmt: skip
 _RHYMES = ("a", "an", "ar", "e", "el", "en", "er", "i", "in", "is", "o", "ol", "on", "or", "u", "um", "un", "y")
 
 Drawn = tuple[str, Value]
@@ -77,7 +81,7 @@ def _person(rng: random.Random, invented: float) -> Drawn:
     return name, name
 
 
-def _date(rng: random.Random, invented: float) -> Drawn:
+def _date(rng: random.Random, _: float) -> Drawn:
     form = rng.random()
     if form < 0.35:
         text = f"{rng.choice(('next', 'this'))} {rng.choice(WEEKDAYS)}"
@@ -90,7 +94,7 @@ def _date(rng: random.Random, invented: float) -> Drawn:
     return text, text
 
 
-def _day(rng: random.Random, invented: float) -> Drawn:
+def _day(rng: random.Random, _: float) -> Drawn:
     month, day = rng.choice(MONTHS), rng.randint(1, 28)
     words = rng.choice((f"{month} {day}", f"{day} {month}", f"the {day} of {month}"))
     return words, f"{month} {day}"
@@ -104,17 +108,17 @@ def _clock(rng: random.Random) -> tuple[str, str]:
     return said, f"{hour % 12 + (12 if half == 'pm' else 0)}:{minute:02d}"
 
 
-def _time(rng: random.Random, invented: float) -> Drawn:
-    said, _ = _clock(rng)
+def _time(rng: random.Random, _: float) -> Drawn:
+    said = _clock(rng)[0]
     return said, said
 
 
-def _time24(rng: random.Random, invented: float) -> Drawn:
+def _time24(rng: random.Random, _: float) -> Drawn:
     said, clock = _clock(rng)
     return (clock if rng.random() < 0.2 else said), clock
 
 
-def _count(rng: random.Random, invented: float) -> Drawn:
+def _count(rng: random.Random, _: float) -> Drawn:
     number = rng.randint(2, 12)
     return (NUMBER_WORDS[number] if rng.random() < 0.5 else str(number)), number
 
@@ -123,12 +127,12 @@ def _round_amount(rng: random.Random) -> int:
     return rng.choice((rng.randint(2, 99), rng.randint(2, 99) * 5, rng.randint(1, 30) * 50))
 
 
-def _amount(rng: random.Random, invented: float) -> Drawn:
+def _amount(rng: random.Random, _: float) -> Drawn:
     number, (word, code) = _round_amount(rng), rng.choice(_CURRENCIES)
     return f"{number} {word}", f"{number} {code}"
 
 
-def _price(rng: random.Random, invented: float) -> Drawn:
+def _price(rng: random.Random, _: float) -> Drawn:
     number = _round_amount(rng)
     return f"{number} {rng.choice(_CURRENCIES)[0]}", number
 
@@ -145,13 +149,13 @@ def _span(rng: random.Random) -> tuple[str, str, int]:
     return f"{minutes} minutes", f"{minutes}m", minutes
 
 
-def _duration(rng: random.Random, invented: float) -> Drawn:
-    said, short, _ = _span(rng)
+def _duration(rng: random.Random, _: float) -> Drawn:
+    said, short = _span(rng)[:2]
     return said, short
 
 
-def _minutes(rng: random.Random, invented: float) -> Drawn:
-    said, _, minutes = _span(rng)
+def _minutes(rng: random.Random, _: float) -> Drawn:
+    said, minutes = _span(rng)[::2]
     return said, minutes
 
 
@@ -171,28 +175,28 @@ def _text(rng: random.Random, invented: float) -> Drawn:
     return text, text
 
 
-def _code(rng: random.Random, invented: float) -> Drawn:
+def _code(rng: random.Random, _: float) -> Drawn:
     letters = "".join(rng.choice("ABCDEFGHJKLMNPQRSTUVWXYZ") for _ in range(2))
     code = f"{letters}-{rng.randint(100, 9999)}"
     return code, code
 
 
-def _percent(rng: random.Random, invented: float) -> Drawn:
+def _percent(rng: random.Random, _: float) -> Drawn:
     number = rng.randint(1, 20) * 5
     return rng.choice((f"{number}%", f"{number} percent")), number
 
 
-def _quantity(rng: random.Random, invented: float) -> Drawn:
+def _quantity(rng: random.Random, _: float) -> Drawn:
     number, (word, unit) = rng.randint(2, 90), rng.choice(_UNITS)
     return f"{number} {word}", f"{number} {unit}"
 
 
-def _degrees(rng: random.Random, invented: float) -> Drawn:
+def _degrees(rng: random.Random, _: float) -> Drawn:
     number = rng.randint(12, 30)
     return f"{number} degrees", number
 
 
-def _language(rng: random.Random, invented: float) -> Drawn:
+def _language(rng: random.Random, _: float) -> Drawn:
     name = rng.choice(LANGUAGES)
     return name, name
 

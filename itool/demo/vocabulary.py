@@ -7,13 +7,12 @@ copying is all that a small model has to learn; with the usual leading-space wor
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from itool.demo.prompt import CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS, render_prompt
-from itool.demo.task import drafts
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from itool.demo.task import Split, drafts
 
 VOCABULARY_SIZE = 1536
 CONTEXT_TOKENS = 1024
@@ -23,9 +22,6 @@ _PIECES = r'="|[A-Za-z]+|[0-9]|\s|[^A-Za-z0-9\s]'
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     """Train the tokenizer on both training distributions (never on held-out text) and dress it with the chat template."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(_PIECES), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -52,9 +48,10 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 
 
 def _texts(seed: int) -> list[str]:
+    shares: dict[Split, float] = {"pretrain": 0.75, "train": 0.25}
     texts = []
-    for split, share in (("pretrain", 0.75), ("train", 0.25)):
-        for draft in islice(drafts(split, seed), int(TRAINING_TEXTS * share)):  # type: ignore[arg-type]  # mypy widens the literals
+    for split, share in shares.items():
+        for draft in islice(drafts(split, seed), int(TRAINING_TEXTS * share)):
             prompt = render_prompt(draft.offers, draft.query)
             for token in SPECIAL_TOKENS:
                 prompt = prompt.replace(token, " ")
