@@ -69,12 +69,16 @@ class Example(Record):
 
 
 class Score(Record):
-    """How hard one buffer example is for the current policy. Eq. (4)."""
+    """How hard one buffer example is for the current policy. Eq. (4).
+
+    `perplexity` over `response_tokens` tokens of the ground truth, unless the example has only a checker; `pass_rate` is the share of
+    right samples, when selection goes by it.
+    """
 
     example_id: str
-    perplexity: Annotated[float, Field(ge=1.0 - 1e-6)]
-    response_tokens: Annotated[int, Field(ge=1)]
     stratum: Literal["calls", "text"]
+    perplexity: Annotated[float, Field(ge=1.0 - 1e-6)] | None = None
+    response_tokens: Annotated[int, Field(ge=1)] | None = None
     pass_rate: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     selected: bool = False
 
@@ -82,8 +86,9 @@ class Score(Record):
 class Node(Record):
     """One state of a stored search tree: the step that leads to it and its statistics at the end of the search.
 
-    `parent` is an index into `SearchTree.nodes` (None for the root, which has no step). `outcome` is O(s), `confidence` C(s) or None
-    when self-evaluation is off, `correct` whether a terminal state matches the ground truth.
+    `parent` is an index into `SearchTree.nodes` (None for the root, which has no step). `visits` is N(s), `value` V(s), `action_value`
+    Q(s,a) of the step, `prior` p(a|s), `outcome` O(s), `confidence` C(s) or None when self-evaluation is off, `correct` whether a
+    terminal state matches the ground truth, `injected` whether only the ground truth led here, never a sample.
     """
 
     parent: int | None
@@ -92,6 +97,7 @@ class Node(Record):
     prior: float
     visits: int
     value: float
+    action_value: float = 0.0
     outcome: float
     confidence: float | None = None
     terminal: bool = False
@@ -135,6 +141,15 @@ class PreferencePair(Record):
     rejected_wrong: int
     injected: bool = False
     node_path: list[int] = Field(default_factory=list)
+
+
+class AcceptedSample(Record):
+    """A sampled response that is right: what rejection sampling trains on. `draws` counts the samples with these very token ids."""
+
+    example_id: str
+    prompt_ids: list[int]
+    response_ids: Annotated[list[int], Field(min_length=1)]
+    draws: Annotated[int, Field(ge=1)]
 
 
 class Prediction(Record):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from itool.policy.protocol import Sample
-from tests.fakes.byte_tokenizer import ByteTokenizer
 
 LOGPROB = -0.1
 """Of every token, sampled or asked for."""
@@ -22,7 +21,7 @@ class ScriptedPolicy:
 
     def __init__(
         self,
-        tokenizer: ByteTokenizer,
+        tokenizer: Any,
         answers: Sequence[str],
         *,
         prompt_tokens: int,
@@ -46,7 +45,7 @@ class ScriptedPolicy:
         return [self._draw(random.Random(f"{seed}/{index}").choice(fitting), max_tokens) for index in range(count)]
 
     def _draw(self, text: str, max_tokens: int) -> Sample:
-        ids = (*self._tokenizer.encode(text), self._tokenizer.end_id)
+        ids = (*self._tokenizer.encode(text), self._tokenizer.eos_token_id)
         kept = ids[:max_tokens]
         return Sample(kept, (LOGPROB,) * len(kept), finished=len(kept) == len(ids))
 
