@@ -219,6 +219,11 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, s
     if query.device.type == "cpu":
         output, norm = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=bias, scale=scale)
         return output, norm.view(*query.shape[:3], 1)
+    return plain_attention(query, key, value, bias, scale)
+
+
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """`_attention` written out, for devices whose fused kernels keep the normaliser to themselves."""
     scores = (query @ key.transpose(-1, -2)).float() * scale
     if bias is not None:
         scores = scores + bias

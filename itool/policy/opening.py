@@ -1,13 +1,18 @@
-"""Which policy a configuration asks for. Imports an engine only when it is used: the vLLM client needs no torch."""
+"""Which policy a configuration asks for. Torch is imported only where the embedded policy runs."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from tempfile import gettempdir
 
 from itool.config import ModelConfig, PolicyConfig
+from itool.policy.model_folder import check_adapter, read_model_folder
 from itool.policy.protocol import Policy
+from itool.policy.server import LocalVllmServer
+from itool.policy.vllm import VllmPolicy
 
 
 @asynccontextmanager
@@ -19,7 +24,24 @@ async def open_policy(
     `model_dir` is a materialised base model, `adapter_dir` a LoRA adapter as PEFT writes it (None: the base alone), `threads` the CPU
     threads of the engine (0: its own choice). Raises InputError when a folder cannot be used, DependencyError when a server does not start.
     """
-    from itool.policy.embedded import EmbeddedPolicy  # noqa: PLC0415 - torch, only where this policy runs
+    if policy.backend == "embedded":
+        from itool.policy.embedded import EmbeddedPolicy  # noqa: PLC0415 - torch, only where this policy runs
 
-    async with EmbeddedPolicy(model_dir, adapter_dir, model=model, policy=policy, threads=threads) as embedded:
-        yield embedded
+        async with EmbeddedPolicy(model_dir, adapter_dir, model=model, policy=policy, threads=threads) as embedded:
+            yield embedded
+        return
+    folder = read_model_folder(model_dir, context_tokens=model.context_tokens)
+    if adapter_dir is not None:
+        check_adapter(adapter_dir)
+    async with AsyncExitStack() as stack:
+        url, failure = policy.url, _never_fails
+        if url is None:
+            log_path = Path(gettempdir()) / f"itool-vllm-{os.getpid()}.log"
+            server = await stack.enter_async_context(LocalVllmServer(folder, log_path, model=model, policy=policy, threads=threads))
+            url, failure = server.url, server.failure
+        yield await stack.enter_async_context(VllmPolicy(url, folder, adapter_dir, policy=policy, failure=failure))
+
+
+def _never_fails() -> str | None:
+    """A remote server's end cannot be seen from here."""
+    return None

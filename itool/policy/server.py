@@ -1,0 +1,213 @@
+"""A vLLM server on this machine, started for one stage and gone with it.
+
+vLLM pins other versions than training does, so it usually lives in a virtual environment of its own; the server is a child process with
+its own Python. It dies with its parent, whatever kills that (prctl), and its log stays for whoever must find out why it did not start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from itool.config import ModelConfig, PolicyConfig
+from itool.errors import DependencyError
+from itool.logs import get_logger
+from itool.policy.model_folder import ModelFolder
+
+BASE_MODEL = "base"
+"""Name under which the base model is served."""
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Without lm_head: with it, concurrent prompt_logprobs kill the engine of the CPU build."""
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that --max-lora-rank takes."""
+
+MOST_BATCHED_TOKENS = 8192
+STOP_SECONDS = 10.0
+POLL_SECONDS = 0.25
+
+_DIE_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
+"""Linux: ask for SIGTERM when the parent dies, then become the server. Run by a fresh Python, since forking a threaded one is unsafe."""
+
+_log = get_logger("policy.server")
+
+
+class LocalVllmServer:
+    """`async with LocalVllmServer(...) as server:` - then `server.url` answers. Raises DependencyError when it does not come up."""
+
+    def __init__(self, folder: ModelFolder, log_path: Path, *, model: ModelConfig, policy: PolicyConfig, threads: int = 0) -> None:
+        self._python = find_vllm_python()
+        self._startup_seconds = policy.startup_seconds
+        self._log_path = log_path
+        self._threads = threads
+        self._process: subprocess.Popen[bytes] | None = None
+        port = _free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._arguments = server_arguments(folder, model, port=port, max_requests=policy.max_requests, gpu=has_gpu())
+
+    @property
+    def process_id(self) -> int | None:
+        """The server's process, while there is one."""
+        return self._process.pid if self._process is not None else None
+
+    async def __aenter__(self) -> Self:
+        self._log_path.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-c", _DIE_WITH_PARENT, str(self._python), "-m", "vllm.entrypoints.openai.api_server", *self._arguments]
+        environment = server_environment(dict(os.environ), threads=self._threads, python=self._python)
+        with self._log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+        started = time.monotonic()
+        try:
+            await self._wait_until_ready(started + self._startup_seconds)
+        except BaseException:
+            await self._stop()
+            raise
+        _log.info("vllm server ready", url=self.url, seconds=round(time.monotonic() - started, 1), log=str(self._log_path))
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._stop()
+        if error is None:
+            self._log_path.unlink(missing_ok=True)  # after a failure it is what one wants to read
+
+    def failure(self) -> str | None:
+        """Why the server is gone, in one line; None while it runs."""
+        if self._process is None or self._process.poll() is None:
+            return None
+        code = self._process.returncode
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return f"the local vLLM server {how}: {last_meaningful_line(self._log_path)} (log: {self._log_path})"
+
+    async def _wait_until_ready(self, deadline: float) -> None:
+        async with httpx.AsyncClient(base_url=self.url, timeout=5.0, trust_env=False) as client:
+            while time.monotonic() < deadline:
+                if failure := self.failure():
+                    raise DependencyError(failure, remedy="Run `itoolctl doctor`")
+                with contextlib.suppress(httpx.TransportError):
+                    if (await client.get("/v1/models")).status_code == httpx.codes.OK:
+                        return
+                await asyncio.sleep(POLL_SECONDS)
+        raise DependencyError(
+            f"the local vLLM server was not ready after {self._startup_seconds:.0f} s: {last_meaningful_line(self._log_path)}",
+            remedy=f"Read {self._log_path} or raise policy.startup_seconds",
+        )
+
+    async def _stop(self) -> None:
+        """SIGTERM, then SIGKILL, to the server and the processes it started."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            deadline = time.monotonic() + STOP_SECONDS
+            while process.poll() is None and time.monotonic() < deadline:
+                await asyncio.sleep(0.05)
+
+
+def find_vllm_python() -> Path:
+    """The Python that runs vLLM: ITOOL_VLLM_PYTHON, this one, or the one of a `.venv-vllm` beside this environment or in this folder.
+
+    Raises DependencyError when none has vllm.
+    """
+    candidates = list(_candidate_pythons())
+    for python in candidates:
+        if _has_vllm(python):
+            return python
+    tried = ", ".join(str(python) for python in candidates)
+    raise DependencyError(
+        f"no Python with vllm found (tried {tried})", remedy="Install it with `make install-vllm`, set ITOOL_VLLM_PYTHON, or set policy.url"
+    )
+
+
+def server_arguments(folder: ModelFolder, model: ModelConfig, *, port: int, max_requests: int, gpu: bool) -> list[str]:
+    """The server's flags. Adapters are always possible; two slots, so that a new one is proven before the old one goes."""
+    arguments = ["--model", str(folder.path.absolute()), "--served-model-name", BASE_MODEL, "--host", "127.0.0.1", "--port", str(port)]
+    arguments += ["--dtype", model.dtype, "--max-model-len", str(folder.context_tokens), "--generation-config", "vllm"]
+    arguments += ["--enable-lora", "--max-loras", "2", "--max-lora-rank", str(_lora_rank_limit(model.lora_rank))]
+    arguments += ["--lora-target-modules", *LORA_TARGETS]
+    if not gpu:
+        # A seeded request whose prompt is computed in pieces kills the engine of the CPU build ("CPU Generator does not use offset").
+        tokens = max(MOST_BATCHED_TOKENS, model.context_tokens)
+        arguments += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(tokens)]
+        arguments += ["--max-num-seqs", str(max(max_requests, 128))]
+    return arguments
+
+
+def server_environment(environment: dict[str, str], *, threads: int, python: Path) -> dict[str, str]:
+    """The server's environment: the caller's, without its Python paths, with what vLLM needs."""
+    for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"):
+        environment.pop(name, None)
+    environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+    environment |= {
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound threads would fight with the search for the same cores
+        "PATH": f"{python.parent}{os.pathsep}{environment.get('PATH', os.defpath)}",
+    }
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    return environment
+
+
+def last_meaningful_line(log_path: Path) -> str:
+    """The last line of a server's log that names an error; else its last line; without the logger's prefix."""
+    try:
+        lines = [line.strip() for line in log_path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return "it left no log"
+    errors = [line for line in lines if "Error: " in line or "error: " in line]
+    own = [line for line in errors if "See stack trace" not in line and "see stack trace" not in line]
+    line = (own or errors or lines or ["its log is empty"])[-1]
+    return line.rpartition("] ")[2] if line.startswith("(") else line
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA device is visible to this process."""
+    return Path("/dev/nvidia0").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+
+
+def _candidate_pythons() -> Iterator[Path]:
+    if named := os.environ.get("ITOOL_VLLM_PYTHON"):
+        yield Path(shutil.which(named) or named)
+        return
+    yield Path(sys.executable)
+    for folder in (Path(sys.prefix).parent, Path.cwd()):
+        yield folder / ".venv-vllm" / "bin" / "python"
+
+
+def _has_vllm(python: Path) -> bool:
+    """Looks for the package without importing it, which would take many seconds."""
+    if not python.is_file():
+        return False
+    question = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+    environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME"}}
+    return subprocess.run([str(python), "-c", question], capture_output=True, check=False, env=environment, cwd="/").returncode == 0
+
+
+def _lora_rank_limit(rank: int) -> int:
+    return next(limit for limit in LORA_RANKS if limit >= rank)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,227 @@
+"""The policy behind an OpenAI-compatible vLLM server: token ids in, token ids out, many requests in flight.
+
+The adapter is loaded at run time under a name that is its content digest: a name that was used before would serve stale prefix-cache
+blocks. Every request asks for the adapter by that name. Log-probabilities are vLLM's raw ones (`--logprobs-mode raw_logprobs`, its
+default): of the distribution at temperature 1, before any filter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import tenacity
+
+from itool.config import PolicyConfig
+from itool.errors import ConfigError, DependencyError, InputError
+from itool.logs import get_logger
+from itool.policy.model_folder import ModelFolder, adapter_digest
+from itool.policy.protocol import Sample
+from itool.policy.randomness import derived_seed
+
+ADAPTER_PREFIX = "adapter-"
+MOST_SAMPLES = 64
+"""Most samples in one request; vLLM gives sample i the seed `seed + i`, so a later part starts at a later seed."""
+
+RETRIES = 5
+FIRST_PAUSE_SECONDS = 0.5
+
+PLAIN_SAMPLING = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""No filter between the model and the draw, whatever the server's own defaults are."""
+
+_log = get_logger("policy.vllm")
+
+
+class _Unavailable(Exception):  # noqa: N818 - a state, and never seen outside this file
+    """The server did not answer, or answered that it is in trouble: worth a retry."""
+
+
+class VllmPolicy:
+    """See protocol.Policy. `failure` tells why a local server is gone (None: it runs), which ends the retries at once.
+
+    Entering it loads and proves the adapter. Raises DependencyError when the server does not answer within the retries.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        folder: ModelFolder,
+        adapter_dir: Path | None,
+        *,
+        policy: PolicyConfig,
+        failure: Callable[[], str | None] = lambda: None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._folder = folder
+        self._adapter_dir = adapter_dir
+        self._failure = failure
+        self._url = url.rstrip("/").removesuffix("/v1")
+        self._slots = asyncio.Semaphore(policy.max_requests)
+        key = os.environ.get("VLLM_API_KEY")
+        self._client = httpx.AsyncClient(
+            base_url=self._url,
+            timeout=httpx.Timeout(policy.timeout_seconds, connect=min(10.0, policy.timeout_seconds)),
+            limits=httpx.Limits(max_connections=policy.max_requests + 2, max_keepalive_connections=policy.max_requests + 2),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            transport=transport,
+            trust_env=not self._url.startswith("http://127.0.0.1:"),
+        )
+        self.served_name = ""
+
+    async def __aenter__(self) -> Self:
+        try:
+            base, adapters = await self._served_models()
+            self.served_name = base
+            if self._adapter_dir is not None:
+                await self._use_adapter(self._adapter_dir, adapters)
+            await self._canary()
+            if self._adapter_dir is not None:
+                await self._unload([name for name in adapters if name.startswith(ADAPTER_PREFIX) and name != self.served_name])
+        except BaseException:
+            await self._client.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._client.aclose()
+
+    async def sample(self, prompt_ids: Sequence[int], *, count: int, max_tokens: int, temperature: float, seed: int) -> list[Sample]:
+        """See protocol.Policy.sample."""
+        self._folder.check_request(prompt_ids, max_tokens)
+        self._folder.check_ids(prompt_ids)
+        distinct = min(count, 1) if temperature == 0 else count
+        first_seed = derived_seed(seed)
+        fields = {"max_tokens": max_tokens, "temperature": temperature, "logprobs": 0, "stop_token_ids": list(self._folder.stop_ids)}
+        parts = [(start, min(MOST_SAMPLES, distinct - start)) for start in range(0, distinct, MOST_SAMPLES)]
+        answers = await asyncio.gather(*(self._complete(prompt_ids, n=size, seed=first_seed + start, **fields) for start, size in parts))
+        samples = [self._read_sample(choice) for choices in answers for choice in choices]
+        return samples * count if distinct < count else samples
+
+    async def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[float]:
+        """See protocol.Policy.logprobs. The last token's is asked for by id, which leaves room for it in a full context."""
+        if not continuation_ids:
+            return []
+        self._folder.check_request(prompt_ids, len(continuation_ids))
+        self._folder.check_ids((*prompt_ids, *continuation_ids))
+        known = [*prompt_ids, *continuation_ids[:-1]]
+        fields: dict[str, Any] = {"prompt_logprobs": 0} if len(continuation_ids) > 1 else {}
+        choice = (await self._complete(known, max_tokens=1, **fields, **_asked_for([continuation_ids[-1]])))[0]
+        rows = choice.get("prompt_logprobs") or []
+        inner = [row[str(token)]["logprob"] for token, row in zip(known[len(prompt_ids) :], rows[len(prompt_ids) :], strict=True)]
+        return [*inner, _next_logprobs(choice)[continuation_ids[-1]]]
+
+    async def option_probabilities(self, prompt_ids: Sequence[int], option_ids: Sequence[int]) -> list[float]:
+        """See protocol.Policy.option_probabilities."""
+        self._folder.check_request(prompt_ids, 1)
+        self._folder.check_ids((*prompt_ids, *option_ids))
+        choice = (await self._complete(prompt_ids, max_tokens=1, **_asked_for(option_ids)))[0]
+        logps = _next_logprobs(choice)
+        largest = max(logps[token] for token in option_ids)
+        weights = [math.exp(logps[token] - largest) for token in option_ids]
+        return [weight / sum(weights) for weight in weights]
+
+    def _read_sample(self, choice: dict[str, Any]) -> Sample:
+        token_ids = tuple(choice["token_ids"])
+        return Sample(token_ids, tuple(choice["logprobs"]["token_logprobs"]), token_ids[-1] in self._folder.stop_ids)
+
+    # The adapter
+
+    async def _served_models(self) -> tuple[str, list[str]]:
+        """The base model's name and the names of the adapters that are loaded."""
+        models = (await self._request("GET", "/v1/models"))["data"]
+        bases = [model["id"] for model in models if model.get("parent") is None]
+        if not bases:
+            raise DependencyError(f"the vLLM server at {self._url} serves no base model")
+        return bases[0], [model["id"] for model in models if model.get("parent") is not None]
+
+    async def _use_adapter(self, adapter_dir: Path, loaded: Sequence[str]) -> None:
+        self.served_name = ADAPTER_PREFIX + adapter_digest(adapter_dir)[:12]
+        if self.served_name in loaded:
+            return
+        await self._request("POST", "/v1/load_lora_adapter", {"lora_name": self.served_name, "lora_path": str(adapter_dir.absolute())})
+        if self.served_name not in (await self._served_models())[1]:
+            raise DependencyError(f"the vLLM server at {self._url} does not list adapter {self.served_name} after loading it")
+        _log.info("adapter loaded", adapter=self.served_name)
+
+    async def _canary(self) -> None:
+        """One token before any use: it proves the adapter's weights and compiles what the first request would wait for."""
+        await self._complete([self._folder.stop_ids[0]], max_tokens=1, **_asked_for([self._folder.stop_ids[0]]))
+
+    async def _unload(self, names: Sequence[str]) -> None:
+        for name in names:
+            await self._request("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+
+    # HTTP
+
+    async def _complete(self, prompt_ids: Sequence[int], **fields: Any) -> list[dict[str, Any]]:
+        """The choices of one completion, in order. `seed` only where something is drawn: the CPU build dies of seeds too often."""
+        body = {"model": self.served_name, "prompt": list(prompt_ids), "return_token_ids": True, **PLAIN_SAMPLING, **fields}
+        async with self._slots:
+            answer = await self._request("POST", "/v1/completions", body)
+        choices: list[dict[str, Any]] = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+        return choices
+
+    async def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Ask, and ask again with growing pauses while the server is unavailable; then DependencyError."""
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(_Unavailable),
+            stop=self._is_hopeless,
+            wait=tenacity.wait_exponential(multiplier=FIRST_PAUSE_SECONDS),
+            reraise=True,
+        )
+        try:
+            return await retrying(self._ask_once, method, path, body)
+        except _Unavailable as trouble:
+            reason = self._failure() or f"the vLLM server at {self._url} failed {RETRIES} times: {trouble}"
+            raise DependencyError(reason, remedy="Start again: finished work is kept") from None
+
+    def _is_hopeless(self, state: tenacity.RetryCallState) -> bool:
+        return state.attempt_number >= RETRIES or self._failure() is not None
+
+    async def _ask_once(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        try:
+            response = await self._client.request(method, path, json=body)
+        except httpx.TransportError as error:
+            raise _Unavailable(f"{type(error).__name__} {error}".strip()) from None
+        if response.is_success:
+            return dict(response.json()) if response.headers.get("content-type", "").startswith("application/json") else {}
+        message = _error_message(response)
+        if response.status_code >= 500 or response.status_code in {408, 429}:
+            raise _Unavailable(f"status {response.status_code}: {message}")
+        raise self._refusal(response.status_code, message)
+
+    def _refusal(self, status: int, message: str) -> Exception:
+        """What a request means that the server understood and refused."""
+        if status in {401, 403}:
+            return ConfigError(f"the vLLM server at {self._url} refuses the key: {message}", remedy="Set VLLM_API_KEY")
+        if status == 404:
+            return DependencyError(f"the vLLM server at {self._url} knows no {self.served_name}: {message}", remedy="It may have restarted")
+        return InputError(f"the vLLM server at {self._url} refuses the request (status {status}): {message}")
+
+
+def _asked_for(token_ids: Sequence[int]) -> dict[str, Any]:
+    """Fields that make vLLM report the next-token log-probabilities of these ids."""
+    return {
+        "temperature": 0.0,
+        "logprobs": 1,
+        "logprob_token_ids": sorted(set(token_ids)),
+        "return_tokens_as_token_ids": True,
+    }
+
+
+def _next_logprobs(choice: dict[str, Any]) -> dict[int, float]:
+    """Log-probability by token id at the first new position."""
+    return {int(name.removeprefix("token_id:")): value for name, value in choice["logprobs"]["top_logprobs"][0].items()}
+
+
+def _error_message(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return response.text[:200]
