@@ -51,6 +51,7 @@ class DataConfig(Section):
     held_out_path: str | None = Field(None, description="held-out data in the same format; without it `held_out_fraction` is split off")
     tool_pool_path: str | None = Field(None, description="pool of tools that candidate lists are drawn from (seal_tools)")
     candidate_tools: Count = Field(6, description="longest candidate list that is drawn from the pool")
+    no_call_fraction: Share = Field(0.0, description="share of examples whose right tools are withheld, so that text is right (seal_tools)")
     count: Count | None = Field(None, description="use at most so many training examples (demo: generate so many)")
     held_out_count: Count | None = Field(None, description="use at most so many held-out examples (demo: generate so many)")
     buffer_fraction: Fraction = Field(0.1, description="share of the training data that becomes the replay buffer (paper: 10 %)")

@@ -94,6 +94,12 @@ def response_ids(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[i
     return [*_tokenize(tokenizer, example.response), end_of_turn_id(tokenizer)]
 
 
+def token_counts(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[int, int]:
+    """Tokens of the prompt and of the response (0 when the example has only a checker): does the example fit the model's context?"""
+    response = 0 if example.response is None else len(response_ids(tokenizer, example))
+    return len(render_prompt(tokenizer, example)), response
+
+
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that closes the assistant's turn: what the chat template writes there, else the tokenizer's end of sequence."""
     return _inspect(tokenizer).end_of_turn_id

@@ -1,0 +1,146 @@
+"""Rows of a data set with their place in it, from JSON lines, a JSON array, a folder of either, or the Hugging Face hub.
+
+A structural fault - broken JSON, a missing field, a wrong type - is an InputError that names file and line: the file is not what its user
+thinks it is. What a row *says* may be unusable as well; that is the sources' business and is counted instead.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from itool.errors import DependencyError, InputError, StorageError
+
+T = TypeVar("T")
+HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_SPACE_OR_COMMA = re.compile(r"[\s,]*")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One JSON object and where it stands, `file:line`."""
+
+    value: dict[str, Any]
+    where: str
+
+    def get(self, name: str, kind: type[T]) -> T:
+        """A field that must be there. Raises InputError with file, line, and what stands there instead."""
+        if name not in self.value:
+            raise InputError(f"{self.where}: field {name!r} is missing; the row has {', '.join(sorted(self.value)) or 'no field'}")
+        return self.expect(self.value[name], kind, f"field {name!r}")
+
+    def expect(self, value: Any, kind: type[T], what: str) -> T:
+        """The value, if it has the type. Raises InputError otherwise."""
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
+            raise InputError(f"{self.where}: {what} is {_name_type(value)}, not {_TYPE_NAMES[kind]}")
+        return value
+
+    def refuse(self, problem: str) -> NoReturn:
+        """Raise InputError about this row."""
+        raise InputError(f"{self.where}: {problem}")
+
+
+_TYPE_NAMES: dict[type, str] = {str: "a string", list: "a list", dict: "an object", int: "a whole number"}
+
+
+def _name_type(value: Any) -> str:
+    return "null" if value is None else _TYPE_NAMES.get(type(value), type(value).__name__)
+
+
+def read_rows(path: str, *, excluding: Sequence[str | None] = ()) -> Iterator[Row]:
+    """The rows of a file, of every .json and .jsonl file of a folder (sorted, without the excluded ones), or of a hub data set.
+
+    Raises InputError for what is not there or broken, DependencyError when the hub does not answer.
+    """
+    local = Path(path)
+    if local.is_dir():
+        excluded = {Path(other).resolve() for other in excluding if other}
+        files = [file for file in sorted(local.iterdir()) if file.suffix in (".json", ".jsonl") and file.resolve() not in excluded]
+        if not files:
+            raise InputError(f"data folder {path} holds no .json or .jsonl file", remedy="Set data.path to the data")
+        for file in files:
+            yield from _read_file(file)
+    elif local.is_file():
+        yield from _read_file(local)
+    elif HUB_ID.match(path) and local.suffix not in (".json", ".jsonl") and not local.parent.is_dir():
+        yield from _read_hub(path)
+    else:
+        raise InputError(f"data file {path} does not exist", remedy="Set data.path to a file, a folder or a hub id")
+
+
+def _read_file(path: Path) -> Iterator[Row]:
+    """A file that begins with `[` is one JSON array, any other JSON lines, whatever its name says."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            start = file.read(4096).lstrip()[:1]
+            file.seek(0)
+            if start == "[":
+                yield from _read_array(file.read(), path)
+            else:
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        yield _to_row(_parse(line, f"{path}:{number}"), f"{path}:{number}")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read_array(text: str, path: Path) -> Iterator[Row]:
+    """Elements of a JSON array one by one, so that each knows its line."""
+    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+    position = text.index("[") + 1
+    line = 1 + text.count("\n", 0, position)
+    while True:
+        start = _SPACE_OR_COMMA.match(text, position).end()  # type: ignore[union-attr]  # matches the empty string
+        line += text.count("\n", position, start)
+        if text.startswith("]", start):
+            return
+        try:
+            value, position = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
+            place = line + text.count("\n", start, error.pos) if isinstance(error, json.JSONDecodeError) else line
+            raise InputError(f"{path}:{place}: broken JSON: {_explain(error)}") from None
+        yield _to_row(value, f"{path}:{line}")
+        line += text.count("\n", start, position)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: broken JSON: {_explain(error)}") from None
+
+
+def _explain(error: Exception) -> str:
+    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _to_row(value: Any, where: str) -> Row:
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: the row is {_name_type(value)}, not an object")
+    return Row(value, where)
+
+
+def _read_hub(path: str) -> Iterator[Row]:
+    try:
+        from datasets import load_dataset  # noqa: PLC0415 - slow to import, and only hub data need it
+    except ImportError:
+        raise DependencyError(f"data set {path} needs the `datasets` package", remedy="Install itool[train]") from None
+    try:
+        rows = load_dataset(path, split="train")
+    except (OSError, ValueError, RuntimeError) as error:  # offline, not found, gated, or no such split
+        first = str(error).partition("\n")[0]
+        raise DependencyError(
+            f"data set {path} cannot be loaded from the hub: {first}", remedy="Download it and set data.path to its files, or log in"
+        ) from error
+    for number, value in enumerate(rows, start=1):
+        yield Row(dict(value), f"{path}:{number}")
