@@ -12,6 +12,7 @@ Out: `ready`, `ended` {id, status, peak_memory_bytes}. A closed socket means tha
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -22,16 +23,18 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
+import traceback
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 ORPHAN_GRACE_SECONDS = 30.0
 PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> int:
-    """Serve until the controller closes the socket; in a forked child: run the attempt and return its exit code."""
+    """Serve until the controller closes the socket; in a forked child: become the attempt."""
     server = Launcher(socket.socket(fileno=int(arguments[0])))
     wake_up, on_child = os.pipe()
     os.set_blocking(on_child, False)
@@ -42,12 +45,15 @@ def main(arguments: list[str]) -> int:
     preload(arguments[1:])
     server.send({"event": "ready"})
     request = server.serve(wake_up)
-    if request is None:
-        return 0
-    signal.set_wakeup_fd(-1)
-    os.close(wake_up)
-    os.close(on_child)
-    return run_attempt(request, warm=bool(arguments[1:]))
+    if request is not None:
+        signal.set_wakeup_fd(-1)
+        os.close(wake_up)
+        os.close(on_child)
+        redirect(request)
+        if arguments[1:]:
+            run_forked(request)
+        os.execv(sys.executable, [sys.executable, "-m", request["module"], *request["arguments"]])
+    return 0
 
 
 def preload(modules: list[str]) -> None:
@@ -56,7 +62,7 @@ def preload(modules: list[str]) -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
     gc.collect()
-    gc.freeze()  # pages stay shared after the fork
+    gc.freeze()  # a collection in a child then leaves these pages alone, and they stay shared
 
 
 @dataclass
@@ -146,8 +152,8 @@ class Launcher:
             time.sleep(0.02)
 
 
-def run_attempt(request: dict[str, Any], *, warm: bool) -> int:
-    """In the child: log file, environment and threads of the attempt, then the job's `main`, or a fresh interpreter."""
+def redirect(request: dict[str, Any]) -> None:
+    """In the child: default signals, the attempt's log file as output, its environment."""
     for number in (signal.SIGCHLD, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -155,13 +161,31 @@ def run_attempt(request: dict[str, Any], *, warm: bool) -> int:
     for source, target in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     os.environ.update(request["environment"])
-    if not warm:
-        os.execv(sys.executable, [sys.executable, "-m", request["module"], *request["arguments"]])
-    gc.unfreeze()
+
+
+def run_forked(request: dict[str, Any]) -> NoReturn:
+    """In the child: call the job's `main` and leave with its exit code.
+
+    Ends as `multiprocessing` does, without tearing the interpreter down: freeing what torch has imported touches every shared page and
+    takes longer than many a stage.
+    """
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(request["threads"])
     sys.argv = [request["module"], *request["arguments"]]
-    return int(importlib.import_module(request["module"]).main(request["arguments"]) or 0)
+    code = 1
+    try:
+        code = int(importlib.import_module(request["module"]).main(request["arguments"]) or 0)
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        threading._shutdown()  # type: ignore[attr-defined]  # joins threads, as every interpreter does at its end
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def die_with_parent(parent: int) -> None:

@@ -27,6 +27,8 @@ from itool.stages import STAGES
 
 log = get_logger(__name__)
 
+LAUNCHER_LOG = "launcher.log"
+
 WARM_MODULES = (
     "torch",
     "transformers",
@@ -36,6 +38,8 @@ WARM_MODULES = (
     "datasets",
     "trl.trainer.sft_trainer",
     "trl.trainer.dpo_trainer",
+    "itool.artifacts.stage",
+    "itool.policy.embedded",
 )
 
 ALLOCATOR = {
@@ -93,8 +97,9 @@ class LocalRunner:
                     self._end(event["id"], event["status"], event["peak_memory_bytes"])
             if launcher.gone:
                 self._launchers.pop(warm).close()
+                said = explain_end(1, (self.logs_path / LAUNCHER_LOG).read_bytes())
                 for identity in [name for name, (_, _, by) in self._started_by.items() if by == warm]:
-                    self._end(identity, -signal.SIGKILL, 0)
+                    self._end(identity, -signal.SIGKILL, 0, f"the process that starts stages has died: {said or 'killed'}")
         return {task: tuple(attempts) for task, attempts in self._attempts.items()}
 
     def logs(self, task: Task, attempt: int, offset: int = 0) -> bytes:
@@ -133,18 +138,21 @@ class LocalRunner:
             self._launcher(True)
 
     def _choose_launcher(self, task: Task) -> bool:
-        if not self.config.runtime.warm_start or task.stage.name == "report":
-            return False
-        self.warm_up()
-        return STAGES[task.stage.name].gpu or self._launcher(True).ready
+        if task.stage.name != "report":
+            self.warm_up()
+        warm = self._launchers.get(True)
+        return warm is not None and (warm.ready or STAGES[task.stage.name].gpu)
 
     def _launcher(self, warm: bool) -> LauncherProcess:
         if warm not in self._launchers:
             self.logs_path.mkdir(parents=True, exist_ok=True)
             self._launchers[warm] = LauncherProcess.open(
-                self.warm_modules if warm else (), self.logs_path / "launcher.log", self.keep_open, environment=self._environment()
+                self._modules() if warm else (), self.logs_path / LAUNCHER_LOG, self.keep_open, environment=self._environment()
             )
         return self._launchers[warm]
+
+    def _modules(self) -> list[str]:
+        return [*self.warm_modules, *(f"{self.package}.{name}" for name in STAGES)]
 
     def _environment(self) -> dict[str, str]:
         """What must be set before a process starts. A user's own malloc settings win."""
@@ -163,7 +171,7 @@ class LocalRunner:
         arguments = ["--config", str(self.config_path), "--iteration", str(task.stage.iteration)]
         return [*arguments, "--shard", str(task.shard), "--shards", str(task.shards)] if task.shards > 1 else arguments
 
-    def _end(self, identity: str, status: int, peak_memory_bytes: int) -> None:
+    def _end(self, identity: str, status: int, peak_memory_bytes: int, reason: str = "") -> None:
         task, number, _ = self._started_by.pop(identity)
         attempt = self._attempts[task][-1]
         assert attempt.number == number
@@ -172,7 +180,7 @@ class LocalRunner:
             attempt,
             phase="succeeded" if code == 0 else "failed",
             exit_code=code,
-            reason="" if code == 0 else explain_end(status, self.logs(task, number)),
+            reason="" if code == 0 else reason or explain_end(status, self.logs(task, number)),
             ended_at=time.time(),
             peak_memory_bytes=peak_memory_bytes,
         )

@@ -1,0 +1,170 @@
+"""The loop: it may be killed between any two steps and started again, and ends in the same state."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from itool.artifacts.resolve import resolve
+from itool.artifacts.store import FolderStore
+from itool.cluster.controller import Controller, StageFailed
+from itool.cluster.decide import Action, RetryRules, StartStage
+from itool.cluster.leases import FolderLease
+from itool.cluster.progress import Silent
+from itool.config import RunConfig, SearchConfig
+from itool.errors import DependencyError, Interrupted
+from itool.stages import StageId, stage_ids
+from tests.cluster.in_memory_runner import InMemoryRunner, Killed
+
+CONFIG = RunConfig(iterations=1, search=SearchConfig(shards=2))
+
+
+class Clock:
+    """Time that passes only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def controller(folder: Path, config: RunConfig = CONFIG, **runner_settings: object) -> Controller:
+    store, clock = FolderStore(folder), Clock()
+    runner = InMemoryRunner(store, config, **runner_settings)  # type: ignore[arg-type]
+    return Controller(config, store, runner, FolderLease(folder / "lock"), clock=clock, sleep=clock.sleep)
+
+
+def started(made: Controller) -> list[tuple[StageId, int, int]]:
+    assert isinstance(made.runner, InMemoryRunner)
+    return made.runner.started
+
+
+def digests(folder: Path, config: RunConfig = CONFIG) -> list[str]:
+    return [found.manifest.digest for found in resolve(FolderStore(folder), config).values() if found.manifest]
+
+
+def test_a_run_makes_every_artifact_in_order(tmp_path: Path) -> None:
+    made = controller(tmp_path)
+    resolutions = made.run()
+    assert all(found.done for found in resolutions.values())
+    order = [stage for stage, shard, _ in started(made) if shard == 0]
+    assert order == stage_ids(CONFIG)
+
+
+def test_a_finished_run_starts_nothing(tmp_path: Path) -> None:
+    controller(tmp_path).run()
+    again = controller(tmp_path)
+    again.run()
+    assert started(again) == []
+
+
+def test_more_iterations_only_add(tmp_path: Path) -> None:
+    controller(tmp_path).run()
+    longer = CONFIG.model_copy(update={"iterations": 2})
+    made = controller(tmp_path, longer)
+    made.run()
+    assert {(stage.iteration, stage.name) for stage, _, _ in started(made)} == {
+        (2, name) for name in ("score", "generate", "dpo", "evaluate", "report")
+    }
+
+
+def test_a_changed_setting_reruns_only_what_reads_it(tmp_path: Path) -> None:
+    controller(tmp_path).run()
+    changed = CONFIG.model_copy(update={"dpo": CONFIG.dpo.model_copy(update={"beta": 0.2})})
+    made = controller(tmp_path, changed)
+    made.run()
+    assert [str(stage) for stage, _, _ in started(made)] == ["i1/dpo", "i1/evaluate", "i1/report"]
+    back = controller(tmp_path)
+    back.run()
+    assert started(back) == []
+
+
+@settings(max_examples=25, deadline=None)
+@given(deaths=st.lists(st.integers(min_value=0, max_value=40), max_size=8))
+def test_killed_anywhere_and_restarted_it_ends_in_the_same_state(deaths: list[int]) -> None:
+    with tempfile.TemporaryDirectory() as undisturbed, tempfile.TemporaryDirectory() as disturbed:
+        controller(Path(undisturbed)).run()
+        for death in deaths:
+            try:
+                controller(Path(disturbed), die_after=death).run()
+            except Killed:
+                continue
+        controller(Path(disturbed)).run()
+        assert digests(Path(disturbed)) == digests(Path(undisturbed))
+        assert len(digests(Path(disturbed))) == len(stage_ids(CONFIG))
+
+
+def test_a_failing_stage_is_tried_again(tmp_path: Path) -> None:
+    made = controller(tmp_path, failures={"score": [137, 75, 69]})
+    made.run()
+    assert [attempt for stage, _, attempt in started(made) if stage.name == "score"] == [1, 2, 3, 4]
+
+
+def test_a_hopeless_stage_ends_the_run_with_its_exit_code(tmp_path: Path) -> None:
+    made = controller(tmp_path, failures={"score": [65]})
+    with pytest.raises(StageFailed, match=r"i1/score failed: told to") as caught:
+        made.run()
+    assert caught.value.exit_code == 65
+
+
+def test_a_request_to_stop_interrupts(tmp_path: Path) -> None:
+    made = controller(tmp_path)
+    made.stop_requested = lambda: len(started(made)) >= 2
+    with pytest.raises(Interrupted):
+        made.run()
+    controller(tmp_path).run()
+
+
+class FlakyStore(FolderStore):
+    """Goes away for a while."""
+
+    failures = 3
+
+    def list(self, folder: str) -> dict[str, int]:
+        if self.failures:
+            self.failures -= 1
+            raise DependencyError("S3 does not answer")
+        return super().list(folder)
+
+
+def test_a_store_that_is_down_for_a_moment_is_waited_for(tmp_path: Path) -> None:
+    made = controller(tmp_path)
+    made.store = FlakyStore(tmp_path)
+    made.run()
+
+
+def test_a_store_that_stays_down_ends_the_run(tmp_path: Path) -> None:
+    made = controller(tmp_path)
+    made.store = FlakyStore(tmp_path)
+    made.store.failures = 10**6
+    made.rules = RetryRules(dependency_patience_seconds=5.0)
+    with pytest.raises(DependencyError, match="S3 does not answer"):
+        made.run()
+
+
+class Listener(Silent):
+    """Keeps what was decided."""
+
+    def __init__(self) -> None:
+        self.heard: list[Action] = []
+
+    def decided(self, action: Action) -> None:
+        self.heard.append(action)
+
+
+def test_every_decision_is_told_once_with_its_reason(tmp_path: Path) -> None:
+    listener = Listener()
+    made = controller(tmp_path)
+    made.watcher = listener
+    made.run()
+    starts = [action for action in listener.heard if isinstance(action, StartStage)]
+    assert len(starts) == len(stage_ids(CONFIG)) + 1
+    assert starts[0].reason == "has not run yet"

@@ -1,0 +1,146 @@
+"""The controller's decisions, read as data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from itool.artifacts.resolve import Resolution, State
+from itool.cluster.decide import Fail, Finish, Observed, RetryRules, StartStage, Wait, next_actions
+from itool.cluster.runner import Attempt, Task
+from itool.config import RunConfig, SearchConfig
+from itool.stages import StageId, stage_ids
+
+CONFIG = RunConfig(iterations=1)
+PREPARE, GENERATE = StageId(0, "prepare"), StageId(1, "generate")
+
+
+def resolutions(done: int, *, shards: int = 1, shards_done: tuple[int, ...] = (), state: State = "missing") -> dict[StageId, Resolution]:
+    """The first `done` stages are there, the next can run, the rest wait."""
+    found = {}
+    for index, stage in enumerate(stage_ids(CONFIG)):
+        if index < done:
+            found[stage] = Resolution(stage, "done", "up to date", "key", "prefix")
+        elif index == done:
+            found[stage] = Resolution(stage, state, "has not run yet", "key", "prefix", shards=shards, shards_done=shards_done)
+        else:
+            found[stage] = Resolution(stage, "waiting", "input is not there yet")
+    return found
+
+
+def failed(number: int, code: int, *, ended_at: float = 100.0, reason: str = "") -> Attempt:
+    return Attempt(number, "failed", code, reason, started_at=90.0, ended_at=ended_at)
+
+
+def observe(*attempts: Attempt, now: float = 1000.0, done: int = 0) -> Observed:
+    found = resolutions(done)
+    task = Task(list(found)[done], "key")
+    return Observed(CONFIG, found, {task: attempts} if attempts else {}, now)
+
+
+def test_the_first_missing_stage_is_started_with_its_reason() -> None:
+    assert next_actions(observe()) == [StartStage(Task(PREPARE, "key"), 1, "has not run yet")]
+    assert next_actions(observe(done=3)) == [StartStage(Task(StageId(1, "score"), "key"), 1, "has not run yet")]
+
+
+def test_a_running_stage_is_waited_for() -> None:
+    assert next_actions(observe(Attempt(1, "running"))) == [Wait("i0-prepare running")]
+
+
+def test_a_run_with_every_artifact_is_finished() -> None:
+    assert next_actions(Observed(CONFIG, resolutions(len(stage_ids(CONFIG))))) == [Finish("every artifact is there")]
+
+
+def test_a_damaged_artifact_ends_the_run() -> None:
+    [action] = next_actions(Observed(CONFIG, resolutions(2, state="damaged")))
+    assert action == Fail(StageId(0, "evaluate"), 65, "has not run yet")
+
+
+@pytest.mark.parametrize("code", [64, 65])
+def test_bad_configuration_and_bad_input_are_not_tried_again(code: int) -> None:
+    assert next_actions(observe(failed(1, code, reason="row 3 has no tools"))) == [Fail(PREPARE, code, "row 3 has no tools")]
+
+
+def test_an_interrupted_stage_starts_again_at_once_and_without_limit() -> None:
+    tries = [failed(number, 75) for number in range(1, 9)]
+    [action] = next_actions(observe(*tries, now=100.0))
+    assert isinstance(action, StartStage)
+    assert (action.attempt, action.reason) == (9, "attempt 8 ended with exit code 75")
+
+
+@pytest.mark.parametrize("code", [1, 74, 76, 137])
+def test_other_failures_are_tried_max_attempts_times(code: int) -> None:
+    [again] = next_actions(observe(failed(1, code), failed(2, code)))
+    assert isinstance(again, StartStage)
+    assert again.attempt == 3
+    [end] = next_actions(observe(failed(1, code), failed(2, code), failed(3, code, reason="it broke")))
+    assert end == Fail(PREPARE, 1 if code == 137 else code, "it broke (gave up after 3 attempts)")
+
+
+def test_a_retry_pauses_first() -> None:
+    [action] = next_actions(observe(failed(1, 1, ended_at=100.0), failed(2, 1, ended_at=100.0), now=100.4))
+    assert isinstance(action, Wait)
+    assert action.reason == "i0-prepare is tried again: attempt 2 ended with exit code 1"
+    assert action.seconds == pytest.approx(0.6)
+
+
+def test_a_service_that_is_down_is_waited_for_and_then_given_up() -> None:
+    tries = [failed(number, 69, ended_at=100.0 + 10 * number, reason="vLLM does not answer") for number in range(1, 6)]
+    [waiting] = next_actions(observe(*tries, now=151.0))
+    assert isinstance(waiting, Wait)
+    assert waiting.seconds == pytest.approx(15.0)
+    [again] = next_actions(observe(*tries, now=170.0))
+    assert isinstance(again, StartStage)
+    [end] = next_actions(observe(*tries, failed(6, 69, ended_at=500.0, reason="vLLM does not answer"), now=501.0))
+    assert end == Fail(PREPARE, 69, "vLLM does not answer")
+
+
+def test_interruptions_and_outages_do_not_use_up_attempts() -> None:
+    [action] = next_actions(observe(failed(1, 1), failed(2, 75), failed(3, 69), failed(4, 1)))
+    assert isinstance(action, StartStage)
+    assert action.attempt == 5
+
+
+def test_exit_0_without_an_artifact_is_tried_again_and_then_fails() -> None:
+    good = [Attempt(number, "succeeded", 0) for number in (1, 2, 3)]
+    [again] = next_actions(observe(good[0]))
+    assert again == StartStage(Task(PREPARE, "key"), 2, "finished without a manifest: merge again")
+    [end] = next_actions(observe(*good))
+    assert end == Fail(PREPARE, 1, "i0/prepare ends with exit code 0 but leaves no artifact key")
+
+
+def sharded(attempts: dict[int, Attempt], shards_done: tuple[int, ...] = ()) -> Observed:
+    config = CONFIG.model_copy(update={"search": SearchConfig(shards=3)})
+    tries = {Task(GENERATE, "key", shard, 3): (attempt,) for shard, attempt in attempts.items()}
+    return Observed(config, resolutions(4, shards=3, shards_done=shards_done), tries, 1000.0)
+
+
+def test_shards_start_together() -> None:
+    assert [action.task.shard for action in next_actions(sharded({})) if isinstance(action, StartStage)] == [0, 1, 2]
+
+
+def test_only_unfinished_shards_start() -> None:
+    actions = next_actions(sharded({1: failed(1, 137)}, shards_done=(0,)))
+    assert [(action.task.shard, action.attempt) for action in actions if isinstance(action, StartStage)] == [(1, 2), (2, 1)]
+
+
+def test_shards_that_nobody_joined_are_joined_by_the_first() -> None:
+    [action] = next_actions(sharded({}, shards_done=(0, 1, 2)))
+    assert action == StartStage(Task(GENERATE, "key", 0, 3), 1, "finished without a manifest: merge again")
+
+
+def test_one_hopeless_shard_ends_the_run() -> None:
+    [action] = next_actions(sharded({0: Attempt(1, "running"), 1: failed(1, 65, reason="bad"), 2: Attempt(1, "running")}))
+    assert action == Fail(GENERATE, 65, "bad")
+
+
+def test_attempts_for_another_key_do_not_count() -> None:
+    stale = {Task(PREPARE, "old key"): (failed(1, 65),)}
+    [action] = next_actions(replace(observe(), attempts=stale))
+    assert action == StartStage(Task(PREPARE, "key"), 1, "has not run yet")
+
+
+def test_patience_is_a_rule() -> None:
+    observed = replace(observe(failed(1, 1)), rules=RetryRules(max_attempts=1))
+    assert isinstance(next_actions(observed)[0], Fail)
