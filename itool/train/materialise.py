@@ -1,0 +1,185 @@
+"""Turn `model.path` into one self-contained folder that every later stage and every pod reads: safetensors, tokenizer, chat template.
+
+    demo       the base that ships with iTool
+    folder     copied after its parts were checked
+    file.gguf  de-quantised, saved as safetensors
+    hub id     downloaded once; nothing later needs the hub
+
+torch is imported for GGUF files only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+from itool.config import ModelConfig
+from itool.demo import base_model_path
+from itool.errors import DependencyError, InputError, StorageError
+
+MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "*.tiktoken")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+TEMPLATE_FILE = "chat_template.jinja"
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
+
+
+def materialise(config: ModelConfig, target: Path) -> None:
+    """Fill the empty folder `target` with the base model that `config.path` names.
+
+    Raises InputError when a part is missing or damaged or the context is too short, DependencyError when the hub does not answer,
+    StorageError when `target` cannot be written.
+    """
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        _fetch(config, target)
+        if config.chat_template is not None:
+            _replace_chat_template(Path(config.chat_template).expanduser(), target)
+    except shutil.Error as error:
+        raise StorageError(f"base model cannot be copied to {target}: {error}") from None
+    except OSError as error:
+        raise StorageError(f"base model {config.path} cannot be written to {target}: {error}") from None
+    check_model_folder(target, context_tokens=config.context_tokens, origin=config.path)
+
+
+def _fetch(config: ModelConfig, target: Path) -> None:
+    path = Path(config.path).expanduser()
+    if config.path == "demo":
+        check_model_folder(base_model_path(), context_tokens=config.context_tokens, origin="demo")
+        _copy(base_model_path(), target)
+    elif path.suffix == ".gguf":
+        _convert_gguf(path, config, target)
+    elif path.is_dir():
+        check_model_folder(path, context_tokens=config.context_tokens, origin=config.path, template_comes=config.chat_template is not None)
+        _copy(path, target)
+    elif _HUB_ID.match(config.path) and not path.exists():
+        _copy(_download(config), target)
+    else:
+        raise InputError(f"model.path {config.path} is neither a folder, a .gguf file nor a hub id", remedy="Give one of these, or demo")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy what a model needs, following links (a hub cache is made of them); nothing else that lies in the folder."""
+    for path in sorted({path for pattern in MODEL_FILES for path in source.glob(pattern)}):
+        shutil.copyfile(path, target / path.name)
+
+
+def _download(config: ModelConfig) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only hub ids need it
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError  # noqa: PLC0415
+
+    name = config.path + (f" (revision {config.revision})" if config.revision else "")
+    try:
+        return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=list(MODEL_FILES)))
+    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        reason = "is gated" if isinstance(error, GatedRepoError) else "does not exist, neither as a folder nor on the hub"
+        raise InputError(f"model.path {name} {reason}", remedy="Check the name, or log in with HF_TOKEN") from None
+    except (OSError, HfHubHTTPError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise DependencyError(
+            f"base model {name} cannot be downloaded and is no local folder: {first_line}",
+            remedy="Go online, or give a folder or a .gguf file as model.path",
+        ) from None
+
+
+def _convert_gguf(path: Path, config: ModelConfig, target: Path) -> None:
+    """De-quantise: transformers reads the file, but refuses to save the object it read, so the weights move into a plain model."""
+    if not path.is_file():
+        raise InputError(f"model.path {config.path} does not exist")
+    import torch  # noqa: PLC0415 - takes seconds
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+
+    dtype = getattr(torch, config.dtype)
+    try:
+        quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    except (ValueError, KeyError, RuntimeError, struct.error, ImportError) as error:
+        raise InputError(f"{path} cannot be read as a GGUF model: {error}", remedy="Check the file, and that gguf is installed") from None
+    plain_config = quantised.config
+    if hasattr(plain_config, "quantization_config"):
+        del plain_config.quantization_config
+    plain = AutoModelForCausalLM.from_config(plain_config, dtype=dtype)
+    plain.load_state_dict(quantised.state_dict())
+    plain.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _replace_chat_template(source: Path, target: Path) -> None:
+    try:
+        template = source.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"model.chat_template {source} cannot be read: {error}") from None
+    (target / TEMPLATE_FILE).write_text(template, encoding="utf-8")
+    settings = target / "tokenizer_config.json"
+    if settings.is_file():
+        document = _read_json(settings)
+        if document.pop("chat_template", None) is not None:
+            settings.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def check_model_folder(folder: Path, *, context_tokens: int, origin: str, template_comes: bool = False) -> None:
+    """Refuse a folder that a later stage could not use. `template_comes` says that `model.chat_template` will supply the template."""
+    name = f"base model {origin}" + (f" ({folder})" if str(folder) != origin else "")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{name} has no config.json", remedy="Give a folder in Hugging Face layout")
+    _check_context(name, _read_json(folder / "config.json"), context_tokens)
+    _check_weights(name, folder)
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise InputError(f"{name} has no tokenizer ({', '.join(TOKENIZER_FILES)})", remedy="Copy the tokenizer's files beside the weights")
+    if not template_comes and not _has_chat_template(folder):
+        raise InputError(f"{name} has no chat template", remedy=f"Set model.chat_template to a Jinja file, or add {TEMPLATE_FILE}")
+
+
+def _check_context(name: str, config: dict[str, Any], context_tokens: int) -> None:
+    longest = config.get("max_position_embeddings")
+    if isinstance(longest, int) and longest < context_tokens:
+        raise InputError(f"{name} reads {longest} tokens, model.context_tokens is {context_tokens}", remedy=f"Set it to {longest} or less")
+
+
+def _check_weights(name: str, folder: Path) -> None:
+    found = sorted(path.name for path in folder.glob("*.safetensors"))
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        listed = set(_read_json(index).get("weight_map", {}).values())
+        if missing := sorted(listed - set(found)):
+            raise InputError(f"{name} has no {missing[0]}, which {index.name} lists", remedy="Download the model again")
+    if not found:
+        other = "; it has weights in another format" if [*folder.glob("*.bin"), *folder.glob("*.pt")] else ""
+        raise InputError(f"{name} has no *.safetensors{other}", remedy="Save the model with save_pretrained")
+    for file in found:
+        if not _is_whole(folder / file):
+            raise InputError(f"{name}: {file} is truncated or damaged", remedy="Download the model again")
+
+
+def _is_whole(weights: Path) -> bool:
+    """Whether a safetensors file's size is the one that its header promises; reads the header only."""
+    size = weights.stat().st_size
+    with weights.open("rb") as file:
+        prefix = file.read(8)
+        if len(prefix) < 8 or (header_bytes := int.from_bytes(prefix, "little")) > size - 8:
+            return False
+        try:
+            tensors = json.loads(file.read(header_bytes))
+        except ValueError:
+            return False
+    tensors.pop("__metadata__", None)
+    return bool(size == 8 + header_bytes + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0))
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / TEMPLATE_FILE).is_file() or (folder / "chat_template.json").is_file():
+        return True
+    settings = folder / "tokenizer_config.json"
+    return settings.is_file() and bool(_read_json(settings).get("chat_template"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not readable JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise InputError(f"{path} holds a {type(document).__name__}, not an object")
+    return document

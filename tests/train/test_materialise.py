@@ -1,0 +1,122 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from itool.config import ModelConfig
+from itool.demo import base_model_path
+from itool.errors import DependencyError, InputError, StorageError
+from itool.train.materialise import materialise
+from itool.train.model import load_model
+
+GGUF = os.environ.get("ITOOL_TEST_GGUF")
+
+
+@pytest.fixture
+def base(tiny_base, tmp_path):
+    return shutil.copytree(tiny_base, tmp_path / "base")
+
+
+def config(path, **more):
+    return ModelConfig(path=str(path), context_tokens=128, max_response_tokens=16, **more)
+
+
+def test_a_folder_is_copied_without_what_a_model_does_not_need(base, tmp_path):
+    (base / "optimizer.pt").write_bytes(b"x")
+    materialise(config(base), tmp_path / "target")
+    names = {path.name for path in (tmp_path / "target").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
+    assert "optimizer.pt" not in names
+    assert load_model(tmp_path / "target").num_parameters() == load_model(base).num_parameters()
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not readable JSON"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "model.bin"), "no .*safetensors; it has weights in another format"),
+        (lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1]), "truncated"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
+        (lambda folder: (folder / "chat_template.jinja").unlink(), "no chat template"),
+    ],
+)
+def test_a_missing_part_is_named(base, tmp_path, broken, message):
+    broken(base)
+    with pytest.raises(InputError, match=message):
+        materialise(config(base), tmp_path / "target")
+
+
+def test_a_context_beyond_the_models_is_refused(base, tmp_path):
+    with pytest.raises(InputError, match=r"reads 128 tokens, model\.context_tokens is 256"):
+        materialise(config(base).model_copy(update={"context_tokens": 256}), tmp_path / "target")
+
+
+def test_sharded_weights_are_copied_and_a_lost_shard_is_named(base, tmp_path):
+    load_model(base).save_pretrained(base, max_shard_size="20KB")
+    (base / "model.safetensors").unlink()
+    materialise(config(base), tmp_path / "target")
+    assert load_model(tmp_path / "target").num_parameters() > 0
+    lost = max(base.glob("model-*.safetensors"))
+    lost.unlink()
+    with pytest.raises(InputError, match=f"no {lost.name}, which model.safetensors.index.json lists"):
+        materialise(config(base), tmp_path / "again")
+
+
+def test_a_chat_template_can_be_replaced_or_supplied(base, tmp_path):
+    (base / "chat_template.jinja").unlink()
+    template = tmp_path / "mine.jinja"
+    template.write_text("{{ messages[0]['content'] }}!")
+    materialise(config(base, chat_template=str(template)), tmp_path / "target")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "target")
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "w7"}], tokenize=False) == "w7!"
+
+
+def test_a_path_that_is_nothing_is_refused(tmp_path):
+    with pytest.raises(InputError, match="neither a folder"):
+        materialise(config("/nowhere/at/all"), tmp_path / "target")
+    with pytest.raises(InputError, match="does not exist"):
+        materialise(config(tmp_path / "no.gguf"), tmp_path / "target")
+
+
+def test_a_hub_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(DependencyError, match=r"someone/some-model .*Go online, or give a folder") as caught:
+        materialise(config("someone/some-model"), tmp_path / "target")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_target_that_cannot_be_written_is_a_storage_error(base, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError):
+        materialise(config(base), tmp_path / "file" / "target")
+
+
+def test_folders_need_no_torch():
+    code = "import sys, itool.train.materialise; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.skipif(not (base_model_path() / "model.safetensors").is_file(), reason="the demo's base is not built yet")
+def test_the_demo_base_is_usable(tmp_path):
+    materialise(ModelConfig(), tmp_path / "target")
+    assert load_model(tmp_path / "target").num_parameters() < 8_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(GGUF is None, reason="ITOOL_TEST_GGUF names no .gguf file")
+@pytest.mark.filterwarnings("ignore")  # a third-party reader
+def test_a_gguf_file_becomes_a_model_that_still_knows_things(tmp_path):
+    materialise(ModelConfig(path=str(Path(str(GGUF))), dtype="bfloat16"), tmp_path / "target")
+    assert "quantization_config" not in json.loads((tmp_path / "target" / "config.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "target")
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    model = load_model(tmp_path / "target", dtype="bfloat16")
+    answer = model.generate(**prompt, max_new_tokens=10, do_sample=False)
+    assert "Paris" in tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :])
