@@ -1,0 +1,85 @@
+"""Generate: search better and worse steps on the hard examples. Reads buffer, adapter and scores, writes trees and pairs. Eq. (5)-(9)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from itool.artifacts.stage import Stage, run_stage
+from itool.data.chat import load_tokenizer
+from itool.policy.opening import open_policy
+from itool.records import Example, PreferencePair, Score, SearchTree
+from itool.search.best_of_n import accept_samples
+from itool.search.generate import pairs_of, search_examples
+
+TREES, DROPPED = "trees.jsonl", "dropped.json"
+
+
+def generate(stage: Stage) -> None:
+    """Search this shard's part of the selected examples; a finished block of trees is a checkpoint."""
+    hard = {score.example_id for score in stage.read(Score, "scores", "scores.jsonl") if score.selected}
+    selected = [example for example in stage.read(Example, "data", "buffer.jsonl") if example.id in hard]
+    examples = selected[stage.shard :: stage.shards]
+    trees, dropped = asyncio.run(_search(stage, examples))
+    pairs: list[PreferencePair] = []
+    rejected: Counter[str] = Counter()
+    for tree in trees:
+        found, reasons = pairs_of(tree, stage.config)
+        pairs += found
+        rejected += reasons
+    stage.write(TREES, trees)
+    stage.write("pairs.jsonl", pairs)
+    stage.write("samples.jsonl", (sample for tree in trees for sample in accept_samples(tree)))
+    stage.count(incoming=len(examples), kept=len(trees), dropped=Counter(dropped.values()))
+    stage.metrics({"pairs": len(pairs), "pairs_dropped": rejected, "stopped": Counter(tree.stopped for tree in trees)})
+    stage.tokens(sum(tree.sampled_tokens for tree in trees))
+
+
+async def _search(stage: Stage, examples: Sequence[Example]) -> tuple[list[SearchTree], dict[str, str]]:
+    """The trees in the order of the examples, and the reason of each example that has none; continues where a checkpoint stands."""
+    model_dir, config = stage.path("data", "model/"), stage.config
+    tokenizer = load_tokenizer(model_dir)
+    trees, dropped = _resume(stage.latest_checkpoint())
+    async with open_policy(model_dir, stage.path("adapter", "adapter/"), config.model, config.policy) as policy:
+        stage.working()
+        done: Collection[str] = trees.keys() | dropped.keys()
+        blocks = search_examples(
+            policy, tokenizer, examples, config, run_seed=config.seed, iteration=stage.id.iteration, done=frozenset(done)
+        )
+        async for block in blocks:
+            trees |= {tree.example_id: tree for tree in block.trees}
+            dropped |= block.dropped
+            finished = len(trees) + len(dropped)
+            stage.progress(finished, len(examples), "trees")
+            if finished < len(examples):
+                _save(stage, trees, dropped, finished)
+                stage.raise_if_stopped()
+    return [trees[example.id] for example in examples if example.id in trees], dropped
+
+
+def _save(stage: Stage, trees: dict[str, SearchTree], dropped: dict[str, str], finished: int) -> None:
+    folder = stage.scratch / f"checkpoint-{finished}"
+    folder.mkdir()
+    (folder / TREES).write_text("".join(f"{tree.model_dump_json()}\n" for tree in trees.values()), encoding="utf-8")
+    (folder / DROPPED).write_text(json.dumps(dropped), encoding="utf-8")
+    stage.save_checkpoint(folder, finished)
+
+
+def _resume(folder: Path | None) -> tuple[dict[str, SearchTree], dict[str, str]]:
+    if folder is None:
+        return {}, {}
+    trees = [SearchTree.model_validate_json(line) for line in (folder / TREES).read_text(encoding="utf-8").splitlines()]
+    return {tree.example_id: tree for tree in trees}, json.loads((folder / DROPPED).read_text(encoding="utf-8"))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the stage's process; returns its exit code."""
+    return run_stage("generate", generate, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

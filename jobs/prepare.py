@@ -1,0 +1,85 @@
+"""Prepare: from raw data to warm-up sets by difficulty, replay buffer, validation and held-out sets; and the base model, once for all."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+from itool.artifacts.stage import Stage, run_stage
+from itool.config import RunConfig
+from itool.data.chat import load_tokenizer, token_counts
+from itool.data.difficulty import assign_difficulty
+from itool.data.sources import Loaded, load_examples
+from itool.data.split import split_examples
+from itool.demo.task import generate
+from itool.errors import InputError
+from itool.records import Example
+from itool.train.materialise import materialise
+
+DEMO_COUNT, DEMO_HELD_OUT_COUNT = 2700, 1000
+
+
+def prepare(stage: Stage) -> None:
+    """Difficulty is assigned within the warm-up set and within the held-out set, so that each divides evenly."""
+    config = stage.config
+    materialise(config.model, stage.output / "model")
+    tokenizer = load_tokenizer(stage.output / "model")
+    stage.working()
+    loaded = _load(config)
+    dropped = Counter(loaded.dropped)
+
+    def fitting(examples: Sequence[Example]) -> list[Example]:
+        kept = []
+        for done, example in enumerate(examples, start=1):
+            prompt_tokens, response_tokens = token_counts(tokenizer, example)
+            if response_tokens > config.model.max_response_tokens:
+                dropped["response_too_long"] += 1
+            elif prompt_tokens + config.model.max_response_tokens > config.model.context_tokens:
+                dropped["prompt_too_long"] += 1
+            else:
+                kept.append(example)
+            stage.progress(done, len(examples), "examples")
+        return kept
+
+    held_out = None if loaded.held_out is None else fitting(loaded.held_out)
+    split = split_examples(fitting(loaded.examples), config.data, config.seed, held_out)
+    parts = {
+        "warmup": assign_difficulty(split.warmup),
+        "buffer": [_without_response(e) for e in split.buffer] if config.data.buffer_labels == "checker" else split.buffer,
+        "validation": split.validation,
+        "held_out": assign_difficulty(split.held_out),
+    }
+    for name, examples in parts.items():
+        _expect_examples(name, examples, config)
+        stage.write(f"{name}.jsonl", examples)
+    stage.count(incoming=loaded.incoming, kept=sum(map(len, parts.values())), dropped=dropped)
+    stage.metrics({"examples": {name: len(examples) for name, examples in parts.items()}, "repeated": loaded.repeated})
+
+
+def _load(config: RunConfig) -> Loaded:
+    """The demo's examples are made from the seed; all others are read."""
+    if config.data.source != "demo":
+        return load_examples(config.data)
+    examples = generate("train", config.data.count or DEMO_COUNT, config.seed)
+    return Loaded(examples, generate("held_out", config.data.held_out_count or DEMO_HELD_OUT_COUNT, config.seed))
+
+
+def _without_response(example: Example) -> Example:
+    """Only the checker's knowledge of the ground truth: nothing that could be trained on."""
+    return example.model_copy(update={"response": None})
+
+
+def _expect_examples(name: str, examples: Sequence[Example], config: RunConfig) -> None:
+    if examples or (name == "validation" and not config.data.validation_fraction):
+        return
+    raise InputError(f"the {name} set is empty", remedy=f"Give more data, or raise data.{'buffer' if name == 'warmup' else name}_fraction")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the stage's process; returns its exit code."""
+    return run_stage("prepare", prepare, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
