@@ -1,15 +1,16 @@
-"""Search many examples: blocks of trees that share the engine, in an order that does not depend on timing.
+"""Search many examples: blocks of trees that share one engine.
 
-The trees of a block take each phase of a simulation together, so every request of a round waits in the engine before the first is
-answered: the embedded policy then forms the same batches on every run and after every restart. A finished block is what a caller stores;
-after a kill it names the examples that are done, and only the others are searched.
+Each tree of a block is a coroutine; while one waits for its samples the others ask for theirs, so the engine always has a batch. Nothing
+here depends on a clock or a thread: with the embedded policy, which works in the same event loop, a block meets the same batches and
+gives the same trees on every run. A finished block is what a caller stores; after a kill it names the examples that are done, and whole
+blocks are skipped, so the others are searched in the company that they would have had.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ from itool.logs import get_logger
 from itool.policy.protocol import Policy
 from itool.records import Example, PreferencePair, SearchTree
 from itool.search.best_of_n import best_of_n_settings, rejection_sampling_settings
-from itool.search.mcts import SearchTask, TreeSearch
+from itool.search.mcts import SearchTask, search_tree
 from itool.search.pairs import extract_pairs
 from itool.search.reading import TokenReader
 from itool.search.steps import Granularity
@@ -55,21 +56,15 @@ async def search_examples(
     Blocks are cut from *all* examples, so that a restarted search forms the same ones. Raises DependencyError when the engine is gone;
     every other fault costs its example only and is counted under a reason.
     """
-    settings = search_settings(config)
     reader = TokenReader(tokenizer)
-    granularity: Granularity = settings.granularity if config.method == "mcts_dpo" else "response"
     size = config.search.trees_in_flight
     for start in range(0, len(examples), size):
         waiting = [example for example in examples[start : start + size] if example.id not in done]
         if not waiting:
             continue
         block = SearchBlock()
-        searches = []
-        for example in waiting:
-            task = _prepare(tokenizer, example, config, block, run_seed=run_seed, iteration=iteration)
-            if task is not None:
-                searches.append(TreeSearch(policy, reader, task, settings, granularity))
-        await _run_in_step(searches, block)
+        searches = [_search_one(policy, reader, example, config, block, run_seed=run_seed, iteration=iteration) for example in waiting]
+        block.trees = await _run_together(searches)
         yield block
 
 
@@ -91,7 +86,7 @@ def pairs_of(tree: SearchTree, config: RunConfig) -> tuple[list[PreferencePair],
 
 
 def prepare_task(tokenizer: Any, example: Example, config: RunConfig, *, run_seed: int, iteration: int) -> SearchTask:
-    """Everything about one example that its search needs. Raises InputError when the example has no room for an answer.
+    """Everything about one example that its search needs; `max_tokens` below 1 says that the prompt leaves no room for an answer.
 
     With `data.buffer_labels: checker` the ground-truth text is not looked at, even where there is one.
     """
@@ -105,52 +100,34 @@ def prepare_task(tokenizer: Any, example: Example, config: RunConfig, *, run_see
     return SearchTask(example, prompt_ids, ground_truth, max_tokens, run_seed, iteration)
 
 
-def _prepare(
-    tokenizer: Any, example: Example, config: RunConfig, block: SearchBlock, *, run_seed: int, iteration: int
-) -> SearchTask | None:
+async def _search_one(
+    policy: Policy, reader: TokenReader, example: Example, config: RunConfig, block: SearchBlock, *, run_seed: int, iteration: int
+) -> SearchTree | None:
+    """The tree of one example, or None and a reason in `block.dropped`: the one place where any fault costs an example, not the stage."""
     try:
-        task = prepare_task(tokenizer, example, config, run_seed=run_seed, iteration=iteration)
-    except InputError as error:
-        _drop(block, example.id, UNUSABLE, error)
-        return None
-    if task.max_tokens < 1:
-        _drop(block, example.id, PROMPT_TOO_LONG, None)
-        return None
-    return task
+        task = prepare_task(reader.tokenizer, example, config, run_seed=run_seed, iteration=iteration)
+        if task.max_tokens > 0:
+            granularity: Granularity = config.search.granularity if config.method == "mcts_dpo" else "response"
+            return await search_tree(policy, reader, task, search_settings(config), granularity=granularity)
+        reason, cause = PROMPT_TOO_LONG, f"{len(task.prompt_ids)} tokens"
+    except InputError as fault:
+        reason, cause = UNUSABLE, str(fault)
+    except ItoolError:
+        raise
+    except Exception as fault:  # noqa: BLE001 - one strange example must not end a search of hours; it is counted, and the log names it
+        reason, cause = f"unexpected {type(fault).__name__}", str(fault)
+    block.dropped[example.id] = reason
+    _log.warning("example dropped", example_id=example.id, reason=reason, cause=cause)
+    return None
 
 
-async def _run_in_step(searches: Sequence[TreeSearch], block: SearchBlock) -> None:
-    """Run all searches to their ends, each phase of a simulation for all of them at once."""
-    active = list(searches)
-    while active:
-        for phase in (TreeSearch.expand, TreeSearch.inject, TreeSearch.evaluate, _backup):
-            active = await _take_together(active, phase, block)
-        active = [search for search in active if search.stopped is None]
-    block.trees = [search.finish() for search in searches if search.stopped is not None]
-
-
-async def _backup(search: TreeSearch) -> None:
-    search.backup()
-
-
-async def _take_together(
-    searches: list[TreeSearch], phase: Callable[[TreeSearch], Awaitable[None]], block: SearchBlock
-) -> list[TreeSearch]:
-    """One phase for all searches; those that survive it. The one place where a fault of any kind costs an example, not the stage."""
-    outcomes = await asyncio.gather(*(phase(search) for search in searches), return_exceptions=True)
-    survivors = []
-    for search, fault in zip(searches, outcomes, strict=True):
-        if fault is None:
-            survivors.append(search)
-        elif isinstance(fault, InputError):
-            _drop(block, search.task.example.id, UNUSABLE, fault)
-        elif isinstance(fault, ItoolError) or not isinstance(fault, Exception):
-            raise fault
-        else:
-            _drop(block, search.task.example.id, f"unexpected {type(fault).__name__}", fault)
-    return survivors
-
-
-def _drop(block: SearchBlock, example_id: str, reason: str, fault: Exception | None) -> None:
-    block.dropped[example_id] = reason
-    _log.warning("example dropped", example_id=example_id, reason=reason, error=None if fault is None else str(fault))
+async def _run_together(searches: Sequence[Coroutine[Any, Any, SearchTree | None]]) -> list[SearchTree]:
+    """The trees that were found, in order. The first fault that ends the stage cancels the other searches."""
+    running = [asyncio.create_task(search) for search in searches]
+    try:
+        trees = await asyncio.gather(*running)
+    finally:
+        for search in running:
+            search.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+    return [tree for tree in trees if tree is not None]

@@ -76,11 +76,18 @@ class SearchTask:
     iteration: int
 
 
-class TreeSearch:
-    """One growing tree. A simulation is `expand`, `inject`, `evaluate`, `backup`, in that order, until `stopped` is set.
+async def search_tree(
+    policy: Policy, reader: TokenReader, task: SearchTask, config: SearchConfig, *, granularity: Granularity | None = None
+) -> SearchTree:
+    """Search one example to its end. `granularity` overrides the configured one (best-of-n: `response`)."""
+    search = TreeSearch(policy, reader, task, config, granularity or config.granularity)
+    while search.stopped is None:
+        await search.simulate()
+    return search.finish()
 
-    The four phases are separate so that many searches can take each of them together (generate.py).
-    """
+
+class TreeSearch:
+    """One growing tree: `simulate` until `stopped` says why no more, then `finish`."""
 
     def __init__(self, policy: Policy, reader: TokenReader, task: SearchTask, config: SearchConfig, granularity: Granularity) -> None:
         self.task = task
@@ -96,51 +103,13 @@ class TreeSearch:
         self._granularity: Granularity = granularity
         self._new: list[Node] = [self.root]
         self._ends: list[Node] = []
+        self._rollouts: dict[tuple[Node, tuple[int, ...]], Node] = {}
 
-    async def expand(self) -> None:
-        """Select a state and sample complete continuations of it: children and their roll-outs in one request."""
-        leaf = select(self.root, self._config.c_puct, self._width)
-        state_ids = leaf.path_ids()
-        samples = await self._policy.sample(
-            [*self.task.prompt_ids, *state_ids],
-            count=self._width(leaf),
-            max_tokens=self.task.max_tokens - len(state_ids),
-            temperature=self._config.temperature,
-            seed=draw_seed(self.task.run_seed, self.task.iteration, self.task.example.id, state_ids, leaf.requests),
-        )
-        leaf.requests += 1
-        self.simulations += 1
-        for sample in samples:
-            self.samples += 1
-            self.sampled_tokens += len(sample.token_ids)
-            if sample.token_ids:
-                end = self._insert(leaf, state_ids, sample.token_ids, sample.logprobs, finished=sample.finished)
-                self.correct_samples += bool(end.correct)
-
-    async def inject(self) -> None:
-        """After the first expansion, unless every sample is right, add the ground truth as one more roll-out from the root.
-
-        The chosen side must be able to be right. Its steps carry the policy's own probabilities as priors.
-        """
-        ids = self.task.ground_truth_ids
-        if self.simulations != 1 or ids is None or self.correct_samples == self.samples:
-            return
-        logprobs = await self._policy.logprobs(self.task.prompt_ids, ids)
-        self._insert(self.root, (), ids, logprobs, finished=True, injected=True)
-
-    async def evaluate(self) -> None:
-        """R(s) of the new states. O(s) is known since they were inserted; C(s) is asked for here, all at once."""
-        weight = self._config.confidence_weight
-        if weight > 0.0:
-            questions = (self_evaluation(self._policy, self._reader.tokenizer, self.task.example, node.state_text) for node in self._new)
-            for node, confidence in zip(self._new, await asyncio.gather(*questions), strict=True):
-                node.confidence = confidence
-        for node in self._new:
-            node.reward = state_reward(node.outcome, node.confidence, weight)
-        self._new = []
-
-    def backup(self) -> None:
-        """Back up every new roll-out, then decide whether the search goes on."""
+    async def simulate(self) -> None:
+        """One select-expand-evaluate-backup pass."""
+        await self._expand(select(self.root, self._config.c_puct, self._width))
+        await self._inject()
+        await self._evaluate()
         for end in self._ends:
             self._backup_rollout(end)
         self._ends = []
@@ -160,6 +129,47 @@ class TreeSearch:
             correct_samples=self.correct_samples,
         )
 
+    async def _expand(self, leaf: Node) -> None:
+        """Sample complete continuations of a state: its children and their roll-outs in one request."""
+        state_ids = leaf.path_ids()
+        samples = await self._policy.sample(
+            [*self.task.prompt_ids, *state_ids],
+            count=self._width(leaf),
+            max_tokens=self.task.max_tokens - len(state_ids),
+            temperature=self._config.temperature,
+            seed=draw_seed(self.task.run_seed, self.task.iteration, self.task.example.id, state_ids, leaf.requests),
+        )
+        leaf.requests += 1
+        self.simulations += 1
+        for sample in samples:
+            self.samples += 1
+            self.sampled_tokens += len(sample.token_ids)
+            if sample.token_ids:
+                end = self._insert(leaf, state_ids, sample.token_ids, sample.logprobs, finished=sample.finished)
+                self.correct_samples += bool(end.correct)
+
+    async def _inject(self) -> None:
+        """After the first expansion, unless every sample is right, add the ground truth as one more roll-out from the root.
+
+        The chosen side must be able to be right. Its steps carry the policy's own probabilities as priors.
+        """
+        ids = self.task.ground_truth_ids
+        if self.simulations != 1 or ids is None or self.correct_samples == self.samples:
+            return
+        logprobs = await self._policy.logprobs(self.task.prompt_ids, ids)
+        self._insert(self.root, (), ids, logprobs, finished=True, injected=True)
+
+    async def _evaluate(self) -> None:
+        """R(s) of the new states. O(s) is known since they were inserted; C(s) is asked for here, all at once."""
+        weight = self._config.confidence_weight
+        if weight > 0.0:
+            questions = (self_evaluation(self._policy, self._reader.tokenizer, self.task.example, node.state_text) for node in self._new)
+            for node, confidence in zip(self._new, await asyncio.gather(*questions), strict=True):
+                node.confidence = confidence
+        for node in self._new:
+            node.reward = state_reward(node.outcome, node.confidence, weight)
+        self._new = []
+
     def _width(self, node: Node) -> int:
         return self._config.width if node.parent else self._config.root_samples
 
@@ -167,31 +177,39 @@ class TreeSearch:
         self,
         leaf: Node,
         prefix_ids: Sequence[int],
-        ids: Sequence[int],
+        ids: tuple[int, ...],
         logprobs: Sequence[float],
         *,
         finished: bool,
         injected: bool = False,
     ) -> Node:
         """Add one roll-out below `leaf`, sharing the steps that are there already; its terminal node."""
+        end = self._rollouts.get((leaf, ids))
+        if end is None:
+            end = self._rollouts[leaf, ids] = self._grow(leaf, prefix_ids, ids, logprobs, finished=finished)
+        for node in end.lineage():
+            node.draws += not injected
+            if node is leaf:
+                break
+            node.arrivals += not injected
+        self._ends.append(end)
+        return end
+
+    def _grow(self, leaf: Node, prefix_ids: Sequence[int], ids: Sequence[int], logprobs: Sequence[float], *, finished: bool) -> Node:
+        """The chain of steps below `leaf` that spells `ids`; what is missing of it is added and scored."""
         node = leaf
-        node.draws += not injected
-        steps = split_steps(self._reader, prefix_ids, ids, granularity=self._granularity, tools=self.task.example.tools)
         start = 0
+        steps = split_steps(self._reader, prefix_ids, ids, granularity=self._granularity, tools=self.task.example.tools)
         for position, step in enumerate(steps, start=1):
             end = start + len(step.ids)
             child = node.children.get(step.ids)
             if child is None:
                 child = node.add(step.ids, step.text, step.state_text, prior=step_prior(logprobs[start:end]))
                 child.terminal = position == len(steps)
-                child.injected = injected
                 self._score(child, finished)
                 self._new.append(child)
-            child.injected = child.injected and injected
-            child.draws += not injected
             node = child
             start = end
-        self._ends.append(node)
         return node
 
     def _score(self, node: Node, finished: bool) -> None:
@@ -259,13 +277,3 @@ def is_solved(root: Node, min_visits: int) -> bool:
         elif any(not child.closed for child in right):
             return False
     return found
-
-
-async def search_tree(search: TreeSearch) -> SearchTree:
-    """Run one search to its end."""
-    while search.stopped is None:
-        await search.expand()
-        await search.inject()
-        await search.evaluate()
-        search.backup()
-    return search.finish()

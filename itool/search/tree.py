@@ -16,8 +16,9 @@ class Node:
     """A state and the step that leads to it.
 
     `visits` is N(s): the roll-outs that pass through it. `value` is V(s), `action_value` Q(s,a) of its own step, `prior` p(a|s),
-    `outcome` O(s), `confidence` C(s), `reward` R(s). `draws` counts the sampled continuations from this state on, whether asked for here
-    or further up; `requests` the sampling requests made here. `closed`: no expansion at or below this node is possible or needed.
+    `outcome` O(s), `confidence` C(s), `reward` R(s). `draws` counts the sampled continuations from this state on, whether asked for
+    here or further up; `arrivals` those samples that chose the step itself (0: only the ground truth led here); `requests` the sampling
+    requests made here. `closed`: no expansion at or below this node is possible or needed.
     """
 
     parent: Node | None
@@ -33,12 +34,12 @@ class Node:
     value: float = 0.0
     action_value: float = 0.0
     draws: int = 0
+    arrivals: int = 0
     requests: int = 0
     right_below: int = 0
     wrong_below: int = 0
     terminal: bool = False
     correct: bool | None = None
-    injected: bool = False
     closed: bool = False
     children: dict[tuple[int, ...], Node] = field(default_factory=dict)
 
@@ -92,7 +93,7 @@ def freeze(root: Node) -> list[records.Node]:
                 confidence=node.confidence,
                 terminal=node.terminal,
                 correct=node.correct,
-                injected=node.injected,
+                injected=node.parent is not None and node.arrivals == 0,
             )
         )
     return stored

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -40,6 +41,7 @@ class ScriptedPolicy:
     async def sample(self, prompt_ids: Sequence[int], *, count: int, max_tokens: int, temperature: float, seed: int) -> list[Sample]:
         self._before_sample(prompt_ids)
         self.requests.append((tuple(prompt_ids), count, seed))
+        await asyncio.sleep(0)  # a real engine lets other trees ask meanwhile
         state = self._tokenizer.decode(list(prompt_ids[self._prompt_tokens :]), skip_special_tokens=True)
         fitting = [answer[len(state) :] for answer in self._answers if answer.startswith(state)] or [""]
         return [self._draw(random.Random(f"{seed}/{index}").choice(fitting), max_tokens) for index in range(count)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,6 +61,15 @@ def new_search(
     ground_truth = (*tokenizer.encode(example.response), tokenizer.eos_token_id) if inject and example.response is not None else None
     task = SearchTask(example, PROMPT, ground_truth, max_tokens, run_seed, iteration=1)
     return TreeSearch(policy, TokenReader(tokenizer), task, config, granularity or config.granularity)
+
+
+def run_search(search: TreeSearch) -> SearchTree:
+    async def run() -> SearchTree:
+        while search.stopped is None:
+            await search.simulate()
+        return search.finish()
+
+    return asyncio.run(run())
 
 
 def children(tree: SearchTree, parent: int) -> list[int]:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -9,7 +7,7 @@ from hypothesis import strategies as st
 
 from itool.records import SearchTree
 from itool.search import mcts
-from itool.search.mcts import TreeSearch, is_solved, search_tree, select
+from itool.search.mcts import is_solved, select
 from itool.search.seeds import draw_seed
 from itool.search.tree import Node, new_root
 from tests.fakes.byte_tokenizer import byte_tokenizer
@@ -24,14 +22,11 @@ from tests.search.scenes import (
     children,
     new_policy,
     new_search,
+    run_search,
     settings,
     text_example,
     weather_example,
 )
-
-
-def _run(search: TreeSearch) -> SearchTree:
-    return asyncio.run(search_tree(search))
 
 
 def _grow(parent: Node, name: str, *, visits: int, q: float = 0.0, prior: float = 0.5, draws: int = 99, closed: bool = False) -> Node:
@@ -67,32 +62,32 @@ def test_selection_passes_states_that_were_sampled_enough_and_avoids_closed_ones
 
 def test_a_tree_whose_samples_are_all_right_has_no_deficiency() -> None:
     policy = new_policy([WEATHER, OTHER_ORDER])
-    tree = _run(new_search(policy, settings()))
+    tree = run_search(new_search(policy, settings()))
     assert tree.stopped == mcts.NO_DEFICIENCY
     assert (tree.samples, tree.correct_samples, tree.simulations) == (8, 8, 1)
     assert not policy.logprob_requests, "nothing to inject, nothing to ask"
 
 
 def test_a_tree_without_anything_right_and_without_ground_truth_is_hopeless() -> None:
-    tree = _run(new_search(new_policy([PROSE]), settings(), inject=False))
+    tree = run_search(new_search(new_policy([PROSE]), settings(), inject=False))
     assert tree.stopped == mcts.HOPELESS
     assert tree.simulations == 1
 
 
 def test_the_ground_truth_can_be_chosen_where_no_sample_is_right() -> None:
-    injected = _run(new_search(new_policy([WRONG_UNIT]), settings(root_samples=4, simulations=1)))
+    injected = run_search(new_search(new_policy([WRONG_UNIT]), settings(root_samples=4, simulations=1)))
     right = [node for node in injected.nodes if node.correct]
     assert [node.injected for node in right] == [True]
     assert injected.samples == 4, "the ground truth is no sample"
     assert injected.nodes[0].visits == 5, "and yet a roll-out"
-    sampled = _run(new_search(new_policy([WRONG_UNIT, WEATHER]), settings(root_samples=8)))
+    sampled = run_search(new_search(new_policy([WRONG_UNIT, WEATHER]), settings(root_samples=8)))
     assert not any(node.injected for node in sampled.nodes if node.correct), "a sample got there by itself"
 
 
 def test_an_injected_correction_is_visited_next() -> None:
     """The first expansion after the root lands on the ground truth's own step: its value becomes an estimate of the policy there."""
     policy = new_policy([WRONG_UNIT])
-    tree = _run(new_search(policy, settings(root_samples=6, simulations=2, min_visits=2), run_seed=1))
+    tree = run_search(new_search(policy, settings(root_samples=6, simulations=2, min_visits=2), run_seed=1))
     assert tree.simulations == 2
     state = byte_tokenizer().decode(list(policy.requests[1][0][len(PROMPT) :]), skip_special_tokens=True)
     assert "celsius" in state
@@ -100,46 +95,46 @@ def test_an_injected_correction_is_visited_next() -> None:
 
 
 def test_a_solved_tree_stops() -> None:
-    tree = _run(new_search(new_policy([WEATHER, WRONG_UNIT]), settings(root_samples=12, simulations=9)))
+    tree = run_search(new_search(new_policy([WEATHER, WRONG_UNIT]), settings(root_samples=12, simulations=9)))
     assert tree.stopped == mcts.SOLVED
     assert tree.simulations < 9
 
 
 def test_a_tree_stops_at_its_simulation_limit() -> None:
     answers = [WRONG_UNIT, WRONG_DAYS, WRONG_CITY]
-    tree = _run(new_search(new_policy(answers), settings(root_samples=2, width=9, simulations=3), inject=False))
+    tree = run_search(new_search(new_policy(answers), settings(root_samples=2, width=9, simulations=3), inject=False))
     assert tree.stopped == mcts.SIMULATION_LIMIT
     assert tree.simulations == 3
 
 
 def test_a_tree_with_nothing_left_to_expand_is_exhausted() -> None:
-    tree = _run(new_search(new_policy([WRONG_UNIT]), settings(root_samples=4, width=2, simulations=50, min_visits=99), inject=False))
+    tree = run_search(new_search(new_policy([WRONG_UNIT]), settings(root_samples=4, width=2, simulations=50, min_visits=99), inject=False))
     assert tree.stopped == mcts.EXHAUSTED
 
 
 def test_a_branch_below_the_depth_limit_is_not_expanded() -> None:
     policy = new_policy([WRONG_UNIT, WRONG_DAYS])
-    _run(new_search(policy, settings(root_samples=2, width=9, simulations=50, depth_limit=1), inject=False))
+    run_search(new_search(policy, settings(root_samples=2, width=9, simulations=50, depth_limit=1), inject=False))
     assert len(policy.requests) == 2, "the root and the one step below it"
 
 
 def test_a_malformed_or_cut_off_answer_is_worth_nothing_and_ends_its_branch() -> None:
-    tree = _run(new_search(new_policy(['[get_weather(city="Oslo",un']), settings(simulations=1), inject=False))
+    tree = run_search(new_search(new_policy(['[get_weather(city="Oslo",un']), settings(simulations=1), inject=False))
     assert [(node.outcome, node.correct) for node in tree.nodes if node.terminal] == [(0.0, False)]
-    cut = _run(new_search(new_policy([WEATHER]), settings(simulations=1), inject=False, max_tokens=9))
+    cut = run_search(new_search(new_policy([WEATHER]), settings(simulations=1), inject=False, max_tokens=9))
     assert [(node.outcome, node.correct) for node in cut.nodes if node.terminal] == [(0.0, False)]
     assert cut.sampled_tokens == 8 * 9
 
 
 def test_an_empty_answer_is_one_terminal_step() -> None:
-    tree = _run(new_search(new_policy([""]), settings(simulations=1), inject=False))
+    tree = run_search(new_search(new_policy([""]), settings(simulations=1), inject=False))
     assert len(tree.nodes) == 2
     assert tree.nodes[1].terminal
     assert not tree.nodes[1].correct
 
 
 def test_text_where_no_tool_fits_is_right_and_a_call_is_wrong() -> None:
-    tree = _run(new_search(new_policy([PROSE, WEATHER]), settings(simulations=1), example=text_example(), run_seed=3))
+    tree = run_search(new_search(new_policy([PROSE, WEATHER]), settings(simulations=1), example=text_example(), run_seed=3))
     verdicts = {tree.nodes[index].text[0]: tree.nodes[index].outcome for index in children(tree, 0)}
     assert 0 < tree.correct_samples < 8
     assert verdicts["["] == 0.0
@@ -148,17 +143,17 @@ def test_text_where_no_tool_fits_is_right_and_a_call_is_wrong() -> None:
 
 def test_only_the_calls_of_an_example_decide() -> None:
     """`data.buffer_labels: checker`: no ground-truth text anywhere."""
-    tree = _run(new_search(new_policy([WEATHER, WRONG_UNIT]), settings(), example=weather_example(response=None)))
+    tree = run_search(new_search(new_policy([WEATHER, WRONG_UNIT]), settings(), example=weather_example(response=None)))
     assert 0 < tree.correct_samples < tree.samples
 
 
 def test_self_evaluation_asks_once_per_state_and_enters_the_reward() -> None:
     policy = new_policy([WEATHER, WRONG_UNIT], confidence=lambda ids: 0.25)
     search = new_search(policy, settings(simulations=1, confidence_weight=1.0))
-    tree = _run(search)
+    tree = run_search(search)
     assert policy.questions == len(tree.nodes)
     assert {node.confidence for node in tree.nodes} == {0.25}
-    plain = _run(new_search(new_policy([WEATHER, WRONG_UNIT]), settings(simulations=1)))
+    plain = run_search(new_search(new_policy([WEATHER, WRONG_UNIT]), settings(simulations=1)))
     values = [node.action_value for node in tree.nodes]
     assert values == pytest.approx([node.action_value for node in plain.nodes]), "a constant confidence telescopes away with gamma 1"
 
@@ -195,7 +190,7 @@ def _search_scene(scene: dict[str, object]) -> tuple[SearchTree, float]:
     options = dict(scene)
     answers, inject, run_seed = options.pop("answers"), options.pop("inject"), options.pop("run_seed")
     config = settings(**options)
-    return _run(new_search(new_policy(answers), config, inject=inject, run_seed=run_seed)), config.gamma  # type: ignore[arg-type]
+    return run_search(new_search(new_policy(answers), config, inject=inject, run_seed=run_seed)), config.gamma  # type: ignore[arg-type]
 
 
 @given(SCENES)
@@ -237,7 +232,7 @@ def test_the_same_search_gives_the_same_tree(scene: dict[str, object]) -> None:
 
 def test_every_leaf_of_a_tree_is_a_response_of_the_policy() -> None:
     answers = [WEATHER, WRONG_UNIT, PROSE]
-    tree = _run(new_search(new_policy(answers), settings()))
+    tree = run_search(new_search(new_policy(answers), settings()))
     for index, node in enumerate(tree.nodes):
         if node.terminal:
             ids: list[int] = []

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 
 import pytest
@@ -8,10 +7,9 @@ import pytest
 from itool.records import Node, SearchTree
 from itool.search import pairs
 from itool.search.best_of_n import accept_samples, best_of_n_settings, rejection_sampling_settings
-from itool.search.mcts import search_tree
 from itool.search.pairs import extract_pairs
 from tests.fakes.byte_tokenizer import byte_tokenizer
-from tests.search.scenes import OTHER_ORDER, PROSE, WEATHER, WRONG_UNIT, new_policy, new_search, settings
+from tests.search.scenes import OTHER_ORDER, PROSE, WEATHER, WRONG_UNIT, new_policy, new_search, run_search, settings
 
 
 def _node(
@@ -114,7 +112,7 @@ def test_a_sampled_right_answer_is_preferred_to_an_injected_one() -> None:
 
 
 def test_a_search_finds_the_wrong_argument() -> None:
-    tree = asyncio.run(search_tree(new_search(new_policy([WEATHER, WRONG_UNIT]), settings(root_samples=12))))
+    tree = run_search(new_search(new_policy([WEATHER, WRONG_UNIT]), settings(root_samples=12)))
     [pair], dropped = extract_pairs(tree, min_gap=0.1, min_visits=2)
     decode = byte_tokenizer().decode
     assert "celsius" in decode(pair.chosen_ids, skip_special_tokens=True)
@@ -124,7 +122,7 @@ def test_a_search_finds_the_wrong_argument() -> None:
 
 
 def test_two_right_orders_make_no_pair() -> None:
-    tree = asyncio.run(search_tree(new_search(new_policy([WEATHER, OTHER_ORDER, PROSE]), settings(root_samples=30))))
+    tree = run_search(new_search(new_policy([WEATHER, OTHER_ORDER, PROSE]), settings(root_samples=30)))
     [pair], _ = extract_pairs(tree, min_gap=0.1, min_visits=2)
     assert PROSE.startswith(byte_tokenizer().decode(pair.rejected_ids, skip_special_tokens=True))
     both = [child for child in tree.nodes if child.parent == 0 and child.action_value == 1.0]
@@ -134,7 +132,7 @@ def test_two_right_orders_make_no_pair() -> None:
 def test_best_of_n_pairs_whole_responses_at_the_price_of_n_samples() -> None:
     config = best_of_n_settings(settings(best_of=16))
     policy = new_policy([WEATHER, WRONG_UNIT])
-    tree = asyncio.run(search_tree(new_search(policy, config, granularity="response")))
+    tree = run_search(new_search(policy, config, granularity="response"))
     assert (tree.samples, len(policy.requests)) == (16, 1)
     [pair], _ = extract_pairs(tree, min_gap=config.min_gap, min_visits=config.min_visits)
     decode = byte_tokenizer().decode
@@ -147,9 +145,8 @@ def test_best_of_n_pairs_whole_responses_at_the_price_of_n_samples() -> None:
 def test_rejection_sampling_keeps_what_was_sampled_and_is_right() -> None:
     config = rejection_sampling_settings(settings(best_of=16))
     assert not config.inject_ground_truth
-    tree = asyncio.run(
-        search_tree(new_search(new_policy([WEATHER, OTHER_ORDER, WRONG_UNIT]), config, inject=False, granularity="response"))
-    )
+    policy = new_policy([WEATHER, OTHER_ORDER, WRONG_UNIT])
+    tree = run_search(new_search(policy, config, inject=False, granularity="response"))
     accepted = accept_samples(tree)
     texts = {byte_tokenizer().decode(sample.response_ids, skip_special_tokens=True) for sample in accepted}
     assert texts == {WEATHER, OTHER_ORDER}
@@ -157,6 +154,6 @@ def test_rejection_sampling_keeps_what_was_sampled_and_is_right() -> None:
 
 
 def test_an_injected_answer_is_not_accepted() -> None:
-    tree = asyncio.run(search_tree(new_search(new_policy([WRONG_UNIT]), best_of_n_settings(settings()), granularity="response")))
+    tree = run_search(new_search(new_policy([WRONG_UNIT]), best_of_n_settings(settings()), granularity="response"))
     assert any(node.correct for node in tree.nodes)
     assert accept_samples(tree) == []

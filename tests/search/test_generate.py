@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import pytest
+
+from itool.config import RunConfig, parse_config
+from itool.data.chat import render_prompt
+from itool.errors import DependencyError, InputError, NumericalError
+from itool.records import Example, SearchTree
+from itool.search.generate import PROMPT_TOO_LONG, UNUSABLE, SearchBlock, pairs_of, prepare_task, search_examples
+from tests.fakes.byte_tokenizer import byte_tokenizer
+from tests.fakes.scripted_policy import ScriptedPolicy
+from tests.search.scenes import WEATHER, WRONG_DAYS, WRONG_UNIT, weather_example
+
+TOKENIZER = byte_tokenizer()
+EXAMPLES = [weather_example(id=f"weather-{number}") for number in range(7)]
+
+
+def _config(**sections: Any) -> RunConfig:
+    search = {"trees_in_flight": 3, "root_samples": 6, "width": 3, "simulations": 3} | sections.pop("search", {})
+    return parse_config({"search": search, **sections})
+
+
+def _policy(answers: Sequence[str] = (WEATHER, WRONG_UNIT, WRONG_DAYS), **options: Any) -> ScriptedPolicy:
+    return ScriptedPolicy(TOKENIZER, answers, prompt_tokens=len(render_prompt(TOKENIZER, EXAMPLES[0])), **options)
+
+
+def _search(
+    policy: ScriptedPolicy,
+    config: RunConfig,
+    examples: Sequence[Example] = EXAMPLES,
+    *,
+    done: Collection[str] = frozenset(),
+    stop_after: int = 99,
+) -> list[SearchBlock]:
+    async def collect() -> list[SearchBlock]:
+        blocks: list[SearchBlock] = []
+        async for block in search_examples(policy, TOKENIZER, examples, config, run_seed=config.seed, iteration=1, done=done):
+            blocks.append(block)
+            if len(blocks) == stop_after:
+                break
+        return blocks
+
+    return asyncio.run(collect())
+
+
+def _trees(blocks: Sequence[SearchBlock]) -> dict[str, SearchTree]:
+    return {tree.example_id: tree for block in blocks for tree in block.trees}
+
+
+def test_every_example_gets_a_tree_in_order_and_in_blocks() -> None:
+    blocks = _search(_policy(), _config())
+    assert [[tree.example_id for tree in block.trees] for block in blocks] == [
+        ["weather-0", "weather-1", "weather-2"],
+        ["weather-3", "weather-4", "weather-5"],
+        ["weather-6"],
+    ]
+
+
+def test_a_killed_search_continues_with_the_unfinished_trees() -> None:
+    config = _config()
+    undisturbed = _trees(_search(_policy(), config))
+    before = _trees(_search(_policy(), config, stop_after=1))
+    policy = _policy()
+    after = _trees(_search(policy, config, done=before.keys()))
+    assert before.keys() | after.keys() == undisturbed.keys()
+    assert not before.keys() & after.keys()
+    assert before | after == undisturbed
+
+
+def test_a_tree_does_not_depend_on_its_neighbours() -> None:
+    together = _trees(_search(_policy(), _config(search={"trees_in_flight": 7})))
+    alone = _trees(_search(_policy(), _config(search={"trees_in_flight": 1})))
+    assert together == alone
+
+
+def test_all_trees_of_a_block_ask_before_the_first_goes_on() -> None:
+    """What makes the batches of an engine the same on every run."""
+    policy = _policy()
+    _search(policy, _config(search={"trees_in_flight": 7}))
+    states = [len(ids) for ids, _, _ in policy.requests]
+    assert len(set(states[:7])) == 1, "seven roots first"
+    assert policy.requests[0][1] == 6
+
+
+def test_every_request_has_a_seed_of_its_own() -> None:
+    policy = _policy()
+    _search(policy, _config())
+    seeds = [seed for _, _, seed in policy.requests]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_a_fault_costs_one_example_and_is_counted() -> None:
+    asked = 0
+
+    def break_once(ids: Sequence[int]) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            raise ValueError("surprise")
+        if asked == 3:
+            raise InputError("prompt and answer exceed the context")
+
+    blocks = _search(_policy(before_sample=break_once), _config(), EXAMPLES[:3])
+    assert blocks[0].dropped == {"weather-1": "unexpected ValueError", "weather-2": UNUSABLE}
+    assert [tree.example_id for tree in blocks[0].trees] == ["weather-0"]
+
+
+@pytest.mark.parametrize("fault", [DependencyError("engine gone"), NumericalError("logits are not finite")])
+def test_a_fault_of_the_engine_ends_the_search(fault: Exception) -> None:
+    def fail(ids: Sequence[int]) -> None:
+        raise fault
+
+    with pytest.raises(type(fault)):
+        _search(_policy(before_sample=fail), _config())
+
+
+def test_a_prompt_without_room_for_an_answer_is_dropped() -> None:
+    room = len(render_prompt(TOKENIZER, EXAMPLES[0]))
+    config = _config(model={"context_tokens": room, "max_response_tokens": room - 1})
+    blocks = _search(_policy(), config, EXAMPLES[:1])
+    assert blocks[0].dropped == {"weather-0": PROMPT_TOO_LONG}
+    assert blocks[0].trees == []
+
+
+def test_an_answer_has_the_room_that_the_prompt_leaves() -> None:
+    room = len(render_prompt(TOKENIZER, EXAMPLES[0]))
+    config = _config(model={"context_tokens": room + 5, "max_response_tokens": room})
+    task = prepare_task(TOKENIZER, EXAMPLES[0], config, run_seed=1, iteration=1)
+    assert task.max_tokens == 5
+    assert task.ground_truth_ids is None, "it would not fit"
+
+
+def test_with_a_checker_the_ground_truth_text_is_not_looked_at() -> None:
+    config = _config(data={"buffer_labels": "checker"}, select={"by": "pass_rate"})
+    assert prepare_task(TOKENIZER, EXAMPLES[0], config, run_seed=1, iteration=1).ground_truth_ids is None
+    policy = _policy([WEATHER, WRONG_UNIT])
+    trees = _trees(_search(policy, config, [weather_example(response=None)]))
+    assert policy.logprob_requests == []
+    assert pairs_of(trees["weather-1"], config)[0]
+
+
+@pytest.mark.parametrize(("method", "pairs_expected"), [("mcts_dpo", True), ("best_of_n", True), ("rejection_sampling", False)])
+def test_each_method_searches_in_its_own_way(method: str, pairs_expected: bool) -> None:
+    config = _config(method=method, search={"best_of": 16})
+    policy = _policy([WRONG_UNIT])
+    [tree] = _trees(_search(policy, config, EXAMPLES[:1])).values()
+    found, _ = pairs_of(tree, config)
+    assert bool(found) == pairs_expected, "with no right sample only an injected ground truth can be chosen"
+    assert (tree.samples == 16 and tree.simulations == 1) == (method != "mcts_dpo")
+
+
+def test_sampled_tokens_are_counted_for_search_and_control_alike() -> None:
+    for method in ("mcts_dpo", "best_of_n"):
+        trees = _trees(_search(_policy([WRONG_UNIT]), _config(method=method), EXAMPLES[:1]))
+        [tree] = trees.values()
+        assert tree.sampled_tokens >= tree.samples * 5
