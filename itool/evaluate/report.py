@@ -130,7 +130,7 @@ def histogram(values: Sequence[float], edges: Sequence[float]) -> Histogram:
 
 def perplexity_edges(scores: Iterable[Sequence[Score]]) -> list[float]:
     """Bin edges that all iterations share: even in log perplexity, from 1 to the 99.5th percentile of them all."""
-    values = sorted(score.perplexity for part in scores for score in part)
+    values = sorted(score.perplexity for part in scores for score in part if score.perplexity is not None)
     top = max(values[min(len(values) - 1, int(0.995 * len(values)))], 1.05) if values else 2.0
     return [round(math.exp(math.log(top) * i / HISTOGRAM_BINS), 6) for i in range(HISTOGRAM_BINS + 1)]
 
@@ -175,7 +175,7 @@ def _iteration_report(inputs: ReportInputs, k: int, perplexity: list[float], gap
         simulations=sum(tree.simulations for tree in trees),
         updates=len(inputs.training.get((k, "dpo"), [])),
         stopped=_counted(tree.stopped for tree in trees),
-        perplexity=_perplexity_report(scores, perplexity) if scores else None,
+        perplexity=_perplexity_report(scores, perplexity),
         pair_statistics=_pair_report(pairs, generate, gaps) if generate else None,
     )
 
@@ -186,15 +186,17 @@ def _sampled_tokens(generate: StageFacts | None, in_trees: int) -> int:
     return int(counted) if isinstance(counted, (int, float)) else in_trees
 
 
-def _perplexity_report(scores: Sequence[Score], edges: list[float]) -> PerplexityReport:
-    values = sorted(score.perplexity for score in scores)
+def _perplexity_report(scores: Sequence[Score], edges: list[float]) -> PerplexityReport | None:
+    values = sorted(score.perplexity for score in scores if score.perplexity is not None)
+    if not values:
+        return None  # examples without ground-truth text are scored by pass rate alone
     return PerplexityReport(
         count=len(values),
         mean=statistics.fmean(values),
         median=statistics.median(values),
         p90=values[min(len(values) - 1, int(0.9 * len(values)))],
         histogram=histogram(values, edges),
-        selected=histogram([score.perplexity for score in scores if score.selected], edges),
+        selected=histogram([s.perplexity for s in scores if s.selected and s.perplexity is not None], edges),
     )
 
 

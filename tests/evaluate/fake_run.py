@@ -84,7 +84,7 @@ def fake_example(index: int) -> Example:
 def fake_tree(rng: random.Random, example: Example) -> tuple[SearchTree, list[PreferencePair]]:
     """A search over the arguments of one call: root -> name -> city -> day, and the pairs that its siblings give."""
     stopped = rng.choice(STOPPED)
-    nodes = [Node(parent=None, step_ids=[], text="", prior=1.0, visits=13, value=0.55, outcome=0.0, confidence=0.5)]
+    nodes = [Node(parent=None, step_ids=[], text="", prior=1.0, visits=13, value=0.55, action_value=0.55, outcome=0.0, confidence=0.5)]
     pairs: list[PreferencePair] = []
     if not example.calls:
         nodes += [_leaf(0, [5, 6], example.response or "", 0.7, 9, True), _leaf(0, [7], '[weather_history(city="Oslo")]', 0.3, 3, False)]
@@ -92,9 +92,31 @@ def fake_tree(rng: random.Random, example: Example) -> tuple[SearchTree, list[Pr
     else:
         city, day = (str(v) for v in example.calls[0].arguments.values())
         nodes.append(
-            Node(parent=0, step_ids=[1, 2], text="[weather_forecast(", prior=0.9, visits=12, value=0.58, outcome=0.2, confidence=0.61)
+            Node(
+                parent=0,
+                step_ids=[1, 2],
+                text="[weather_forecast(",
+                prior=0.9,
+                visits=12,
+                value=0.58,
+                action_value=0.58,
+                outcome=0.2,
+                confidence=0.61,
+            )
         )
-        nodes.append(Node(parent=1, step_ids=[3], text=f'city="{city}", ', prior=0.6, visits=7, value=0.86, outcome=0.6, confidence=0.8))
+        nodes.append(
+            Node(
+                parent=1,
+                step_ids=[3],
+                text=f'city="{city}", ',
+                prior=0.6,
+                visits=7,
+                value=0.86,
+                action_value=0.86,
+                outcome=0.6,
+                confidence=0.8,
+            )
+        )
         nodes.append(
             Node(
                 parent=1,
@@ -132,7 +154,8 @@ def _leaf(parent, ids, text, prior, visits, correct, *, injected=False):  # noqa
         text=text,
         prior=prior,
         visits=visits,
-        value=1.0 if correct else 0.0,
+        value=0.0,
+        action_value=1.0 if correct else 0.0,
         outcome=1.0 if correct else 0.35,
         confidence=0.9 if correct else None,
         terminal=True,
@@ -148,8 +171,8 @@ def _pair(example: Example, prefix: list[int], chosen: Node, rejected: Node, pat
         prefix_ids=prefix,
         chosen_ids=chosen.step_ids,
         rejected_ids=rejected.step_ids,
-        chosen_value=chosen.value,
-        rejected_value=rejected.value,
+        chosen_value=chosen.action_value,
+        rejected_value=rejected.action_value,
         chosen_visits=chosen.visits,
         rejected_visits=rejected.visits,
         chosen_correct=1,

@@ -1,0 +1,191 @@
+// The page: one function per section, each fed from the report object.
+
+const { report, explorer } = JSON.parse(document.getElementById("data").textContent);
+const GROUPS = ["easy", "medium", "hard", "no_call"];
+const turnName = (k) => (k === 0 ? "warm-up" : `iteration ${k}`);
+const turnColour = (k) => `--k${Math.min(k, 5)}`;
+const evaluated = (dataset) => report.evaluations.filter((e) => e.dataset === dataset).sort((a, b) => a.iteration - b.iteration);
+const put = (id, ...content) => section(id).append(...content.flat(Infinity).filter(Boolean));
+const nothing = (text) => el("p", { class: "hint" }, text);
+
+function headline() {
+  section("run-name").textContent = report.run;
+  const { model, data } = report.config;
+  section("run-facts").textContent = [phrase(report.method), `model ${model.path}`, `data ${data.source}`, `seed ${report.seed}`, `configuration ${report.config_digest}`].join(" · ");
+  section("page-foot").textContent = `report.json version ${report.schema_version}. Intervals are 95 %: Wilson for one accuracy, Agresti-Min for a paired difference.`;
+}
+
+function summary() {
+  const held = evaluated("held_out");
+  const first = held.find((e) => e.iteration === 0);
+  const best = held.find((e) => e.iteration === report.best_iteration);
+  const exact = (e) => (e ? percent(e.exact_match) : "–");
+  const interval = (e) => (e ? `${percent(e.ci95[0])} to ${percent(e.ci95[1])}` : "not measured");
+  const tile = (name, big, sub, tone = "") => el("div", {}, el("dt", {}, name), el("dd", { class: `big ${tone}` }, big), el("dd", { class: "sub" }, sub));
+  const { gain } = report;
+  const certain = gain && (gain.ci95[0] > 0 || gain.ci95[1] < 0);
+  const tone = certain ? (gain.difference > 0 ? "up" : "down") : "";
+  put("summary", el("dl", { class: "tiles" },
+    tile("After the warm-up", exact(first), interval(first)),
+    tile(report.best_iteration ? `Kept: iteration ${report.best_iteration}` : "Kept: the warm-up", exact(best), interval(best)),
+    tile("Difference, in points", gain ? points(gain.difference) : "–", gain ? `${points(gain.ci95[0])} to ${points(gain.ci95[1])}, McNemar p\u00a0${gain.p_value < 0.001 ? "<\u00a00.001" : gain.p_value.toFixed(3)}` : "nothing to compare", tone),
+    tile("Stage time", duration(sum(report.stages.map((s) => s.seconds))), `${short(sum(report.stages.map((s) => s.tokens)))} tokens, ${plural(report.stages.length, "stage")}`)));
+  if (held.length) put("summary", el("p", { class: "verdict" }, verdict(first, gain, certain)));
+}
+
+function verdict(first, gain, certain) {
+  const chosen = report.best_by === "validation" ? "The iteration is chosen on a validation set that is not reported here." : "There is no validation set, so the last iteration stands.";
+  if (!gain) return `${report.best_iteration === 0 ? "No iteration beat the warm-up. " : ""}${chosen}`;
+  const flips = `Of ${integer(gain.count)} held-out examples, ${integer(gain.wins)} became right and ${integer(gain.losses)} became wrong.`;
+  return `${flips} ${certain ? "" : "The interval includes zero: this run alone does not show a difference. "}${chosen}`;
+}
+
+function accuracy() {
+  const held = evaluated("held_out");
+  if (!held.length) { put("accuracy", nothing("No evaluation is finished yet.")); return; }
+  const point = (name, e, g) => ({ x: e.iteration, y: g.exact_match, low: g.ci95[0], high: g.ci95[1], title: `${name}, ${turnName(e.iteration)}: ${percent(g.exact_match)} (${percent(g.ci95[0])} to ${percent(g.ci95[1])}), ${plural(g.count, "example")}` });
+  const marks = held.map((e) => ({ at: e.iteration, name: e.iteration === 0 ? "warm-up" : String(e.iteration) }));
+  const shared = { xTicks: marks, xLabel: "iteration", yFormat: (v) => `${Math.round(100 * v)} %`, dots: true, height: 260 };
+  const whole = [{ name: "held-out", colour: "--s-all", points: held.map((e) => point("held-out", e, e)) }];
+  const valid = evaluated("validation");
+  if (valid.length) whole.push({ name: "validation", colour: "--s-validation", dash: true, points: valid.map((e) => point("validation", e, e)) });
+  const groups = GROUPS.filter((g) => held.some((e) => e.groups[g])).map((g) => ({ name: phrase(g), colour: `--s-${g}`, points: held.filter((e) => e.groups[g]).map((e) => point(phrase(g), e, e.groups[g])) }));
+  put("accuracy",
+    el("p", { class: "hint" }, `Exact match: every call right in name, arguments and typed values. Bars are 95 % intervals${report.best_iteration === null ? "" : "; the ring marks the iteration that is kept"}.`),
+    el("div", { class: "panels two" },
+      lineChart("All examples", { ...shared, series: whole, dodge: 10, ring: report.best_iteration, summary: `Exact match by iteration: ${held.map((e) => `${turnName(e.iteration)} ${percent(e.exact_match)}`).join(", ")}` }),
+      groups.length ? lineChart("Held-out, by difficulty and where no tool fits", { ...shared, series: groups, dodge: 7, summary: "Exact match by iteration for each difficulty; the table below has the numbers" }) : null));
+  const ks = [...new Set(held.flatMap((e) => Object.keys(e.pass_at_k)))].sort((a, b) => a - b);
+  const cell = (g) => (g ? withInterval(g.exact_match, g.ci95) : "–");
+  put("accuracy", table(
+    ["Adapter", "All", ...GROUPS.map(titled), ...(valid.length ? ["Validation"] : []), ...ks.map((k) => `pass@${k}`)],
+    held.map((e) => [turnName(e.iteration) + (e.iteration === report.best_iteration ? " (kept)" : ""), cell(e), ...GROUPS.map((g) => cell(e.groups[g])),
+      ...(valid.length ? [cell(valid.find((v) => v.iteration === e.iteration))] : []), ...ks.map((k) => percent(e.pass_at_k[k]))]),
+    { caption: `Held-out exact match with 95 % interval, ${plural(held[0].count, "example")}`, rowClass: (i) => (held[i].iteration === report.best_iteration ? "kept" : null) }));
+  const kinds = [...new Set(held.flatMap((e) => Object.keys(e.errors)))];
+  if (kinds.length) put("accuracy", table(["Adapter", ...kinds.map(titled), "Cut off"], held.map((e) => [turnName(e.iteration), ...kinds.map((kind) => integer(e.errors[kind] || 0)), integer(e.truncated)]), { caption: "Wrong answers by kind" }));
+}
+
+function training() {
+  if (!report.training.length) { put("training", nothing("No training stage is finished yet.")); return; }
+  for (const [stage, title] of [["warmup", "Warm-up"], ["dpo", "Iterations"]]) {
+    const curves = report.training.filter((curve) => curve.stage === stage);
+    if (curves.length) put("training", el("h3", {}, title), el("div", { class: "panels" }, panelsOf(curves)));
+  }
+}
+
+const CURVES = { lr: "Learning rate", learning_rate: "Learning rate", kl: "KL to the reference", logps: "Log-probabilities", nll: "NLL of chosen", grad_norm: "Gradient norm" };
+const curveName = (name) => CURVES[name] || titled(name.replaceAll("/", ", "));
+
+// Chosen and rejected share a panel: their distance is what preference training moves.
+function panelsOf(curves) {
+  const names = [...new Set(curves.flatMap((c) => Object.keys(c.series)))].filter((n) => !["tokens", "epoch", "step", "seconds"].includes(n));
+  const rejected = (name) => (name.endsWith("chosen") ? name.replace(/chosen$/, "rejected") : null);
+  const second = new Set(names.map(rejected).filter((n) => n && names.includes(n)));
+  return names.filter((name) => !second.has(name)).map((name) => {
+    const pair = second.has(rejected(name)) ? rejected(name) : null;
+    const of = (series, dash) => curves.filter((c) => c.series[series]).map((c) => ({
+      name: turnName(c.iteration), colour: turnColour(c.iteration || 3), dash, points: c.updates.map((u, i) => ({ x: u, y: c.series[series][i] })) }));
+    const entries = curves.map((c) => ({ name: turnName(c.iteration), colour: turnColour(c.iteration || 3) }));
+    if (pair) entries.push({ name: "rejected", colour: "--faint", dash: true });
+    const caption = pair ? `${curveName(name.replace(/[/_ ]?chosen$/, ""))}: chosen and rejected` : curveName(name);
+    return lineChart(caption, { series: [...of(name), ...(pair ? of(pair, true) : [])], entries, height: 170, xLabel: "update", summary: `${caption} by update` });
+  }).filter(Boolean);
+}
+
+function perplexity() {
+  const scored = report.iterations.filter((turn) => turn.perplexity);
+  if (!scored.length) { put("perplexity", nothing("This run scores no buffer examples.")); return; }
+  const top = Math.max(...scored.flatMap((turn) => turn.perplexity.histogram.counts));
+  const last = scored.length - 1;
+  const place = (i) => (last === 0 ? "" : i === 0 ? "Before: " : i === last ? "After: " : "");
+  put("perplexity",
+    el("p", { class: "hint" }, "Perplexity of the ground-truth response, scored at the start of an iteration by the adapter of the one before. The scale is logarithmic and shared; the dark part was selected for search, the dotted line is the median."),
+    el("div", { class: "panels" }, scored.map((turn, i) => {
+      const p = turn.perplexity;
+      return histogramChart([el("b", {}, `${place(i)}${place(i) ? turnName(turn.iteration) : titled(turnName(turn.iteration))}`), `, scored by ${turnName(turn.iteration - 1)}, median ${decimal(p.median)}`],
+        { ...p.histogram, marked: p.selected.counts, top, line: p.median, logarithmic: true, xLabel: "perplexity", summary: `Perplexity before ${turnName(turn.iteration)}: median ${decimal(p.median)}, 90th percentile ${decimal(p.p90)}` });
+    })),
+    legend([{ name: "not selected", colour: "--k1", box: true }, { name: "selected for search", colour: "--k3", box: true }]),
+    table(["Iteration", "Scored", "Selected", "Mean", "Median", "90th percentile"], scored.map((turn) => [turn.iteration, integer(turn.scored), integer(turn.selected), decimal(turn.perplexity.mean), decimal(turn.perplexity.median), decimal(turn.perplexity.p90)])));
+}
+
+function pairs() {
+  const turns = report.iterations.filter((turn) => turn.pair_statistics);
+  if (!turns.length) { put("pairs", nothing("This method makes no preference pairs.")); return; }
+  put("pairs",
+    table(["Iteration", "Trees", "Right samples", "Pairs", "Injected", "Mean gap", "N chosen", "N rejected", "Sampled tokens", "Updates"], turns.map((turn) => {
+      const p = turn.pair_statistics;
+      return [turn.iteration, integer(turn.trees), percent(turn.pass_rate), integer(p.count), percent(turn.injected_fraction, 0), decimal(p.mean_gap), decimal(p.mean_chosen_visits, 1), decimal(p.mean_rejected_visits, 1), integer(turn.sampled_tokens), integer(turn.updates)];
+    }), { caption: "Injected: pairs whose chosen side is the inserted ground-truth step. Gap: Q of chosen minus Q of rejected." }));
+  const kept = turns.filter((turn) => turn.pairs);
+  const top = Math.max(0, ...kept.flatMap((turn) => turn.pair_statistics.gap.counts));
+  put("pairs", el("div", { class: "panels" }, kept.map((turn) =>
+    histogramChart(`Q gap, iteration ${turn.iteration}`, { ...turn.pair_statistics.gap, top, xLabel: "Q chosen − Q rejected", summary: `Gap of ${plural(turn.pairs, "pair")}, mean ${decimal(turn.pair_statistics.mean_gap)}` }))));
+  put("pairs", el("h3", {}, "Kept and dropped candidates"), reasonTable("Candidate pairs", turns.map((turn) => [`iteration ${turn.iteration}`, { kept: turn.pairs, ...turn.pair_statistics.dropped }])));
+}
+
+// rows: [name, {reason: count}]; columns are the reasons of all rows.
+function reasonTable(head, rows) {
+  const reasons = [...new Set(rows.flatMap(([, counts]) => Object.keys(counts)))];
+  return table([head, ...reasons.map(titled)], rows.map(([name, counts]) => [name, ...reasons.map((reason) => integer(counts[reason] || 0))]));
+}
+
+// entries: [words, iteration, count]; one row per wording, one column per iteration, and a bar of the total.
+function matrix(heads, entries, columnName) {
+  const turns = [...new Set(entries.map(([, k]) => k))].sort((a, b) => a - b);
+  const rows = new Map();
+  for (const [words, k, count] of entries) {
+    const key = JSON.stringify(words);
+    if (!rows.has(key)) rows.set(key, { words, counts: new Map() });
+    rows.get(key).counts.set(k, count);
+  }
+  const list = [...rows.values()].map((row) => ({ ...row, total: sum([...row.counts.values()]) }));
+  const most = Math.max(1, ...list.map((row) => row.total));
+  return table([...heads, ...turns.map(columnName), "Total", ""],
+    list.map((row) => [...row.words, ...turns.map((k) => (row.counts.has(k) ? integer(row.counts.get(k)) : "–")), integer(row.total), track([{ share: row.total / most, className: "fill-count", title: `${row.total}` }])]),
+    { className: "bars", words: heads.map((_, i) => i) });
+}
+
+function dropped() {
+  const entries = report.stages.flatMap((s) => Object.entries(s.dropped).map(([reason, count]) => [[s.name, phrase(reason)], s.iteration, count]));
+  put("dropped", el("h3", {}, "Records that a stage could not use"),
+    entries.length ? matrix(["Stage", "Reason"], entries, (k) => (k === 0 ? "Before" : `Iteration ${k}`)) : nothing("No stage dropped anything."));
+  const stops = report.iterations.flatMap((turn) => Object.entries(turn.stopped).map(([reason, count]) => [[phrase(reason)], turn.iteration, count]));
+  if (stops.length) put("dropped", el("h3", {}, "Why searches ended, in trees"), matrix(["Reason"], stops, (k) => `Iteration ${k}`));
+}
+
+const stageName = (s) => (s.name === "prepare" || s.name === "warmup" ? s.name : `${s.name}, ${s.iteration === 0 ? "warm-up" : `iteration ${s.iteration}`}`);
+
+function cost() {
+  if (!report.stages.length) { put("cost", nothing("No stage is finished yet.")); return; }
+  const longest = Math.max(...report.stages.map((s) => s.seconds), 1e-9);
+  const memory = report.stages.some((s) => s.peak_memory_bytes !== null);
+  const rate = (s) => (s.tokens && s.seconds > s.startup_seconds ? short(s.tokens / (s.seconds - s.startup_seconds)) : "–");
+  const rows = report.stages.map((s) => [stageName(s), duration(s.startup_seconds), duration(Math.max(0, s.seconds - s.startup_seconds)), s.tokens ? integer(s.tokens) : "–", rate(s),
+    ...(memory ? [s.peak_memory_bytes === null ? "–" : `${(s.peak_memory_bytes / 2 ** 30).toFixed(1)} GiB`] : []),
+    track([{ share: s.startup_seconds / longest, className: "fill-start", title: `start-up ${duration(s.startup_seconds)}` }, { share: Math.max(0, s.seconds - s.startup_seconds) / longest, className: "fill-work", title: `work ${duration(Math.max(0, s.seconds - s.startup_seconds))}` }])]);
+  const startup = sum(report.stages.map((s) => s.startup_seconds));
+  rows.push(["all stages", duration(startup), duration(sum(report.stages.map((s) => s.seconds)) - startup), integer(sum(report.stages.map((s) => s.tokens))), "", ...(memory ? [""] : []), ""]);
+  put("cost",
+    el("p", { class: "hint" }, "Start-up is imports and loading the model; work is the rest. Stages that were reused from another run show what they cost when they ran."),
+    legend([{ name: "start-up", colour: "--k1", box: true }, { name: "work", colour: "--k3", box: true }]),
+    table(["Stage", "Start-up", "Work", "Tokens", "Tokens/s", ...(memory ? ["Peak memory"] : []), ""], rows, { className: "bars", rowClass: (i) => (i === rows.length - 1 ? "kept" : null) }));
+}
+
+function configuration() {
+  const show = (value) => (value === null ? "–" : typeof value === "object" ? JSON.stringify(value) : String(value));
+  const part = (name, values) => el("div", {}, el("h3", {}, name), table(["Setting", "Value"], Object.entries(values).map(([key, value]) => [key, show(value)])));
+  const flat = Object.entries(report.config).filter(([, value]) => value === null || typeof value !== "object" || Array.isArray(value));
+  const sections = Object.entries(report.config).filter(([, value]) => value !== null && typeof value === "object" && !Array.isArray(value));
+  put("configuration", el("details", {}, el("summary", {}, `All settings, digest ${report.config_digest}`),
+    el("div", { class: "config" }, part("run", Object.fromEntries(flat)), sections.map(([name, values]) => part(name, values)))));
+}
+
+function trees() {
+  const some = explorer.iterations.length > 0;
+  put("trees", some ? treeExplorer(explorer) : nothing("This run searched no trees."));
+}
+
+for (const draw of [headline, summary, accuracy, training, perplexity, pairs, trees, dropped, cost, configuration]) draw();
+document.documentElement.dataset.ready = "yes";

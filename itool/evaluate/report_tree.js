@@ -1,0 +1,220 @@
+// The tree explorer: choose an iteration and a tree, read its example, open its nodes, follow the pairs it gave.
+
+const [PARENT, TEXT, PRIOR, VISITS, VALUE, OUTCOME, CONFIDENCE, TERMINAL, CORRECT, INJECTED] = Array(10).keys();
+const COLUMNS = [["Q", VALUE, "value of the step"], ["N", VISITS, "visits"], ["p", PRIOR, "prior"], ["O", OUTCOME, "outcome"], ["C", CONFIDENCE, "self-evaluation"]];
+
+function treeExplorer(explorer) {
+  const state = { turn: explorer.iterations.length - 1, filter: "all", query: "", tree: 0 };
+  const view = el("div", { id: "tree-view", "aria-live": "polite" });
+  const turn = el("select", { id: "tree-iteration", on: { change: () => go({ turn: Number(turn.value), tree: 0 }) } },
+    explorer.iterations.map((part, i) => el("option", { value: i }, `Iteration ${part.iteration}`)));
+  const filter = el("select", { id: "tree-filter", on: { change: () => go({ filter: filter.value, tree: 0 }) } });
+  const query = el("input", { id: "tree-query", type: "search", placeholder: "id or words", on: { input: () => go({ query: query.value, tree: 0 }) } });
+  const choice = el("select", { id: "tree-choice", on: { change: () => go({ tree: Number(choice.value) }) } });
+  const back = el("button", { type: "button", on: { click: () => go({ tree: state.tree - 1 }) } }, "Previous");
+  const next = el("button", { type: "button", on: { click: () => go({ tree: state.tree + 1 }) } }, "Next");
+  const left = el("p", { class: "hint" });
+
+  function matches(tree) {
+    if (state.filter === "pairs" && !tree.pairs.length) return false;
+    if (state.filter.startsWith("stop:") && tree.stopped !== state.filter.slice(5)) return false;
+    const words = state.query.trim().toLowerCase();
+    if (!words) return true;
+    const example = explorer.examples[tree.example_id];
+    const text = [tree.example_id, ...(example ? example.messages.map((m) => m[1]) : [])].join(" ").toLowerCase();
+    return text.includes(words);
+  }
+
+  function go(change) {
+    Object.assign(state, change);
+    const part = explorer.iterations[state.turn];
+    turn.value = state.turn;
+    const reasons = [...new Set(part.trees.map((tree) => tree.stopped))].sort();
+    const count = (test) => part.trees.filter(test).length;
+    if (state.filter.startsWith("stop:") && !reasons.includes(state.filter.slice(5))) state.filter = "all";
+    filter.replaceChildren(
+      el("option", { value: "all" }, `All trees (${part.trees.length})`),
+      el("option", { value: "pairs" }, `With pairs (${count((tree) => tree.pairs.length)})`),
+      ...reasons.map((r) => el("option", { value: `stop:${r}` }, `Stopped: ${phrase(r)} (${count((tree) => tree.stopped === r)})`)));
+    filter.value = state.filter;
+    const found = part.trees.filter(matches);
+    state.tree = Math.max(0, Math.min(state.tree, found.length - 1));
+    choice.replaceChildren(...found.map((tree, i) =>
+      el("option", { value: i }, `${tree.example_id} · ${phrase(tree.stopped)} · ${tree.pairs.length ? plural(tree.pairs.length, "pair") : "no pair"}`)));
+    choice.value = state.tree;
+    choice.disabled = !found.length;
+    back.disabled = state.tree === 0;
+    next.disabled = state.tree >= found.length - 1;
+    left.textContent = part.trees_left_out
+      ? `${plural(part.trees.length, "tree")} of this iteration are in this page; ${integer(part.trees_left_out)} more are in the artifact of its generate stage (trees.jsonl).`
+      : `All ${plural(part.trees.length, "tree")} of this iteration are in this page.`;
+    view.replaceChildren(...(found.length ? oneTree(found[state.tree], explorer.examples[found[state.tree].example_id]) : [el("p", { class: "note" }, "No tree matches. Choose another filter or clear the search.")]));
+  }
+
+  const labelled = (name, control, className) => el("label", { class: className }, name, control);
+  go({});
+  return [
+    el("div", { class: "controls" }, labelled("Iteration", turn), labelled("Show", filter), labelled("Search", query, "wide"), labelled("Tree", choice, "wide"), el("div", { class: "buttons" }, back, next)),
+    left,
+    view,
+  ];
+}
+
+function oneTree(tree, example) {
+  const grid = treeGrid(tree);
+  const pairs = tree.pairs.map((pair, i) => {
+    const button = el("button", { type: "button", "aria-pressed": "false", on: { click: () => {
+      const on = button.getAttribute("aria-pressed") !== "true";
+      for (const other of list.querySelectorAll("button")) other.setAttribute("aria-pressed", "false");
+      button.setAttribute("aria-pressed", String(on));
+      grid.showPair(on ? pair : null);
+    } } },
+      el("span", {}, `Pair ${i + 1}`),
+      el("span", {}, el("span", { class: "good-text" }, "chosen "), el("code", {}, stepText(tree.nodes[pair.chosen][TEXT])), el("span", { class: "ci" }, ` N ${pair.chosen_visits}`), pair.injected && el("span", { class: "ci" }, ", ground truth injected")),
+      el("span", {}, el("span", { class: "bad-text" }, "rejected "), el("code", {}, stepText(tree.nodes[pair.rejected][TEXT])), el("span", { class: "ci" }, ` N ${pair.rejected_visits}`)),
+      el("span", { class: "ci" }, `gap ${decimal(pair.gap)}`));
+    return el("li", {}, button);
+  });
+  const list = el("ul", { class: "pair-list" }, pairs);
+  return [
+    exampleCard(tree, example),
+    tree.pairs.length > 0 && el("h3", {}, `${plural(tree.pairs.length, "preference pair")} from this tree`),
+    tree.pairs.length > 0 && list,
+    el("div", { class: "tree-tools" },
+      el("span", { class: "hint" }, COLUMNS.map(([name, , what]) => `${name} ${what}`).join(" · ")),
+      el("span", { class: "buttons" },
+        el("button", { type: "button", id: "expand-all", on: { click: () => grid.expandAll(true) } }, "Expand all"),
+        el("button", { type: "button", id: "collapse-all", on: { click: () => grid.expandAll(false) } }, "Collapse all"))),
+    grid.root,
+    tree.nodes_left_out > 0 && el("p", { class: "hint" }, `${plural(tree.nodes_left_out, "node")} with the fewest visits are left out here.`),
+    grid.state,
+  ].filter(Boolean);
+}
+
+function exampleCard(tree, example) {
+  const row = (name, ...content) => [el("dt", {}, name), el("dd", {}, ...content)];
+  const search = `${phrase(tree.stopped)}; ${plural(tree.simulations, "simulation")}, ${tree.correct_samples} of ${plural(tree.samples, "sample")} right, ${plural(tree.sampled_tokens, "sampled token")}`;
+  const tools = (example ? example.tools : []).map((tool) =>
+    el("details", {}, el("summary", {}, el("code", {}, tool.name), " ", el("span", { class: "role" }, tool.description)), el("pre", {}, JSON.stringify(tool.parameters, null, 2))));
+  return el("div", { class: "example" }, el("dl", {},
+    row("Example", el("code", {}, tree.example_id), example && example.difficulty ? ` (${example.difficulty})` : ""),
+    example && row("Query", example.messages.map(([role, text], i) => [i ? "\n" : "", example.messages.length > 1 ? el("span", { class: "role" }, `${role}: `) : "", text])),
+    example && row("Ground truth", el("code", {}, example.answer)),
+    example && tools.length > 0 && row(plural(tools.length, "tool"), tools),
+    row("Search ended", search)));
+}
+
+const stepText = (text) => (text === "" ? "(end)" : text.replaceAll("\n", "⏎"));
+
+// A flat list of rows with levels (ARIA treegrid): arrows move and open, Home and End jump, Enter and a click toggle.
+function treeGrid(tree) {
+  const { nodes } = tree;
+  const children = nodes.map(() => []);
+  nodes.forEach((node, i) => { if (node[PARENT] !== null) children[node[PARENT]].push(i); });
+  children.forEach((list) => list.sort((a, b) => nodes[b][VISITS] - nodes[a][VISITS] || a - b));
+  const below = nodes.map(() => [0, 0]);
+  for (let i = nodes.length - 1; i >= 0; i -= 1) {
+    if (nodes[i][TERMINAL]) below[i][nodes[i][CORRECT] ? 0 : 1] += 1;
+    const parent = nodes[i][PARENT];
+    if (parent !== null) { below[parent][0] += below[i][0]; below[parent][1] += below[i][1]; }
+  }
+  const roles = { chosen: new Set(tree.pairs.map((p) => p.chosen)), rejected: new Set(tree.pairs.map((p) => p.rejected)) };
+  const open = new Set([0]);
+  if (children[0].length === 1) open.add(children[0][0]);
+  let current = 0;
+  let touched = false;
+  let pair = null;
+  const reveal = (i) => { for (let p = nodes[i][PARENT]; p !== null; p = nodes[p][PARENT]) open.add(p); };
+  for (const p of tree.pairs) { reveal(p.chosen); reveal(p.rejected); }
+
+  const body = el("div", { role: "rowgroup" });
+  const head = el("div", { role: "row", class: "head" }, el("div", { role: "columnheader", class: "step" }, "Step"),
+    COLUMNS.map(([name, , what]) => el("div", { role: "columnheader", title: what }, name)));
+  const root = el("div", { role: "treegrid", class: "treegrid", "aria-label": `Search tree of ${tree.example_id}`, on: { keydown: keys } }, el("div", { role: "rowgroup" }, head), body);
+  const state = el("div", { class: "state", id: "tree-state" });
+
+  function visible() {
+    const rows = [];
+    const stack = [[0, 0]];
+    while (stack.length) {
+      const [i, depth] = stack.pop();
+      rows.push([i, depth]);
+      if (open.has(i)) for (const child of [...children[i]].reverse()) stack.push([child, depth + 1]);
+    }
+    return rows;
+  }
+
+  function tags(i) {
+    const node = nodes[i];
+    return [
+      roles.chosen.has(i) && el("span", { class: "tag good" }, "chosen"),
+      roles.rejected.has(i) && el("span", { class: "tag bad" }, "rejected"),
+      node[INJECTED] && el("span", { class: "tag" }, "ground truth"),
+      node[TERMINAL] && el("span", { class: node[CORRECT] ? "good-text" : "bad-text" }, node[CORRECT] ? "✓ correct" : "✗ wrong"),
+      !node[TERMINAL] && sum(below[i]) > 0 && el("span", { class: "below" }, `${below[i][0]} ✓ ${below[i][1]} ✗`),
+    ];
+  }
+
+  function row([i, depth]) {
+    const node = nodes[i];
+    const inner = children[i].length > 0;
+    const now = pair && (pair.chosen === i || pair.rejected === i);
+    const names = ["node", roles.chosen.has(i) && "chosen", roles.rejected.has(i) && "rejected", now && "now"].filter(Boolean).join(" ");
+    return el("div", {
+      role: "row", class: names, "data-node": i, "aria-level": depth + 1, "aria-expanded": inner ? String(open.has(i)) : null,
+      "aria-selected": String(touched && i === current), tabindex: i === current ? "0" : "-1",
+      on: { click: () => { current = i; touched = true; if (inner) toggle(i); paint(true); } },
+    },
+      el("div", { role: "gridcell", class: "step", vars: { "--depth": depth } },
+        el("span", { class: "twist", "aria-hidden": "true" }, inner ? (open.has(i) ? "▾" : "▸") : ""),
+        el("code", {}, i === 0 ? "query" : stepText(node[TEXT])), tags(i)),
+      COLUMNS.map(([name, at]) => el("div", { role: "gridcell", "data-label": name }, at === VISITS ? integer(node[at]) : i === 0 && (at === PRIOR || at === VALUE) ? "–" : decimal(node[at]))));
+  }
+
+  function toggle(i) { if (open.has(i)) open.delete(i); else open.add(i); }
+
+  function paint(focus) {
+    body.replaceChildren(...visible().map(row));
+    const path = [];
+    for (let i = current; i !== null; i = nodes[i][PARENT]) path.unshift(nodes[i][TEXT]);
+    state.replaceChildren(el("span", { class: "hint" }, current === 0 ? "Select a step to read the response up to it." : "Response up to the selected step"), current === 0 ? "" : el("pre", {}, path.join("")));
+    if (focus) body.querySelector('[tabindex="0"]')?.focus({ preventScroll: true });
+  }
+
+  function keys(event) {
+    const order = visible().map(([i]) => i);
+    const at = order.indexOf(current);
+    const inner = children[current].length > 0;
+    let to = current;
+    if (event.key === "ArrowDown") to = order[Math.min(at + 1, order.length - 1)];
+    else if (event.key === "ArrowUp") to = order[Math.max(at - 1, 0)];
+    else if (event.key === "Home") [to] = order;
+    else if (event.key === "End") to = order[order.length - 1];
+    else if (event.key === "ArrowRight" && inner) { if (open.has(current)) [to] = children[current]; else open.add(current); }
+    else if (event.key === "ArrowLeft") { if (inner && open.has(current)) open.delete(current); else to = nodes[current][PARENT] ?? current; }
+    else if ((event.key === "Enter" || event.key === " ") && inner) toggle(current);
+    else return;
+    event.preventDefault();
+    current = to;
+    touched = true;
+    paint(true);
+  }
+
+  paint(false);
+  return {
+    root,
+    state,
+    expandAll(all) {
+      open.clear();
+      if (all) nodes.forEach((_, i) => { if (children[i].length) open.add(i); });
+      else current = 0;
+      paint(false);
+    },
+    showPair(chosen) {
+      pair = chosen;
+      if (pair) { reveal(pair.chosen); reveal(pair.rejected); current = pair.parent ?? 0; }
+      paint(false);
+      if (pair) body.querySelector(".node.now")?.scrollIntoView({ block: "nearest" });
+    },
+  };
+}

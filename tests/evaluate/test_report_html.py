@@ -1,0 +1,105 @@
+"""The page and its tree explorer, without a browser: what it holds, and that no data can become markup."""
+
+import json
+import re
+
+import pytest
+from fake_run import fake_config, fake_example, fake_inputs
+
+from itool.evaluate.explorer import build_explorer, locate_pair, most_visited, node_paths
+from itool.evaluate.report import build_report
+from itool.evaluate.report_html import embedded_json, render_html
+from itool.evaluate.report_inputs import ReportInputs
+from itool.records import Node, PreferencePair, SearchTree
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return fake_inputs()
+
+
+def page_data(page):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+
+
+def node(parent, ids, visits=1):
+    return Node(parent=parent, step_ids=ids, text=str(ids), prior=1.0, visits=visits, value=0.0, outcome=0.0)
+
+
+def pair(prefix, chosen, rejected, example_id="a"):
+    return PreferencePair(
+        example_id=example_id,
+        prompt_ids=[],
+        prefix_ids=prefix,
+        chosen_ids=chosen,
+        rejected_ids=rejected,
+        chosen_value=1.0,
+        rejected_value=0.0,
+        chosen_visits=2,
+        rejected_visits=2,
+        chosen_correct=1,
+        rejected_wrong=1,
+    )
+
+
+def test_the_page_holds_the_report_and_needs_no_network(inputs):
+    report = build_report(inputs)
+    page = render_html(report, build_explorer(inputs))
+    assert page_data(page)["report"] == json.loads(report.as_json())
+    assert not re.findall(r"""(?:src|href)=["'](?!#|data:)""", page.split('<script type="application/json"')[0])
+    assert "default-src 'none'" in page
+
+
+def test_data_cannot_leave_the_script_element(inputs):
+    page = render_html(build_report(inputs), build_explorer(inputs))
+    assert "window.broken" in page
+    assert "<script>window.broken" not in page
+    assert "<img src=x" not in page
+    assert page_data(page)["explorer"]["examples"]["demo-0000"]["messages"][0][1] == fake_example(0).messages[0].content
+
+
+def test_embedded_json_survives_what_json_or_html_cannot_hold():
+    text = embedded_json({"a": float("nan"), "b": "</script><!--\u2028", "c": "\ud800", "d": (1, 2)})
+    assert "<" not in text
+    assert json.loads(text) == {"a": None, "b": "</script><!--\u2028", "c": "?", "d": [1, 2]}
+
+
+def test_a_run_without_anything_has_a_page():
+    inputs = ReportInputs(config=fake_config())
+    assert "<h1" in render_html(build_report(inputs), build_explorer(inputs))
+
+
+def test_trees_with_pairs_come_first_and_the_rest_is_counted(inputs):
+    explorer = build_explorer(inputs, limit=12)
+    first = explorer.iterations[0]
+    assert len(first.trees) == 12
+    assert first.trees_left_out == 48 - 12
+    assert [bool(tree.pairs) for tree in first.trees] == [True] * 9 + [False] * 3
+    assert set(explorer.examples) == {tree.example_id for part in explorer.iterations for tree in part.trees}
+
+
+def test_every_pair_is_found_in_its_tree(inputs):
+    explorer = build_explorer(inputs, limit=1000)
+    for part in explorer.iterations:
+        assert sum(len(tree.pairs) for tree in part.trees) == len(inputs.pairs[part.iteration])
+        for tree in part.trees:
+            assert all(tree.nodes[p.chosen][0] == tree.nodes[p.rejected][0] == p.parent for p in tree.pairs)
+
+
+def test_a_pair_is_located_by_token_ids():
+    paths = node_paths([node(None, []), node(0, [1, 2]), node(1, [3]), node(1, [4])])
+    assert locate_pair(paths, pair([1, 2], [3], [4])) == (1, 2, 3)
+    assert locate_pair(paths, pair([1], [2, 3], [2, 4])) == (None, 2, 3)
+    assert locate_pair(paths, pair([1, 2], [3, 9], [4])) == (1, 2, 3), "a side that goes on beyond the tree: its deepest node"
+    assert locate_pair(paths, pair([1, 2], [3], [9])) is None
+
+
+def test_a_large_tree_keeps_its_most_visited_nodes_with_their_ancestors():
+    nodes = [node(None, [], 100), node(0, [1], 60), node(0, [2], 39), node(1, [3], 50), node(2, [4], 1), node(4, [5], 1)]
+    assert most_visited(nodes, set(), limit=3) == [0, 1, 3]
+    assert most_visited(nodes, {5}, limit=4) == [0, 2, 4, 5]
+    tree = SearchTree(
+        example_id="a", prompt_ids=[], nodes=nodes, stopped="budget", simulations=1, sampled_tokens=1, samples=1, correct_samples=0
+    )
+    explorer = build_explorer(ReportInputs(config=fake_config(), trees={1: [tree]}, pairs={1: [pair([2, 4], [5], [9])]}))
+    assert explorer.iterations[0].trees[0].nodes_left_out == 0
