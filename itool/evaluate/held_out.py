@@ -1,0 +1,192 @@
+"""How well does a policy answer examples that it was not trained on? Greedy predictions, samples for pass@k, and their summary.
+
+The verdict is `itool.data.judge`'s, the same that the search rewards. What the summary does not know: whether the examples are a fair
+sample of anything; its intervals are about their number alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from itool.config import RunConfig
+from itool.data.chat import render_prompt
+from itool.data.judge import judge
+from itool.evaluate.intervals import Interval, wilson
+from itool.policy.protocol import Policy, Sample
+from itool.records import DIFFICULTIES, Example, Prediction
+
+T = TypeVar("T")
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PassCount:
+    """How many of an example's samples are right; `tokens` counts all sampled tokens."""
+
+    example_id: str
+    samples: int
+    correct: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Exact match of a group of predictions, with its Wilson interval (95 %)."""
+
+    count: int
+    correct: int
+    exact_match: float
+    ci95: Interval
+
+
+@dataclass(frozen=True)
+class _Task:
+    """An example, ready to be sampled; `max_tokens` below 1 says that its prompt fills the context."""
+
+    example: Example
+    prompt_ids: list[int]
+    max_tokens: int
+
+
+async def predict(
+    policy: Policy, tokenizer: Any, examples: Sequence[Example], config: RunConfig, *, on_progress: OnProgress | None = None
+) -> list[Prediction]:
+    """The greedy response to every example and its verdict, in the order of the examples.
+
+    Blocks of `evaluate.batch_sequences` are asked for together, longest prompts first. An example whose prompt fills the context is
+    answered with nothing and counts as truncated: leaving it out would flatter the accuracy. Raises DependencyError when the
+    engine is gone.
+    """
+
+    async def answer(task: _Task) -> Prediction:
+        if task.max_tokens < 1:
+            return _judge(task.example, Sample((), (), finished=False), tokenizer)
+        (sample,) = await policy.sample(task.prompt_ids, count=1, max_tokens=task.max_tokens, temperature=0.0, seed=0)
+        return _judge(task.example, sample, tokenizer)
+
+    return await _run_blocks(_prepare(tokenizer, examples, config), answer, config.evaluate.batch_sequences, on_progress)
+
+
+async def pass_counts(
+    policy: Policy,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    config: RunConfig,
+    *,
+    samples: int,
+    seed: int,
+    on_progress: OnProgress | None = None,
+) -> list[PassCount]:
+    """How many of `samples` draws at `search.temperature` are right, per example, in their order. For pass@k and selection by pass rate.
+
+    Draws depend on the seed and the example's id, not on which other examples are asked for.
+    """
+
+    async def draw(task: _Task) -> PassCount:
+        if task.max_tokens < 1:
+            return PassCount(task.example.id, samples, 0, 0)
+        drawn = await policy.sample(
+            task.prompt_ids,
+            count=samples,
+            max_tokens=task.max_tokens,
+            temperature=config.search.temperature,
+            seed=_draw_seed(seed, task.example.id),
+        )
+        correct = sum(_judge(task.example, sample, tokenizer).correct for sample in drawn)
+        return PassCount(task.example.id, samples, correct, sum(len(sample.token_ids) for sample in drawn))
+
+    block = max(1, config.evaluate.batch_sequences // samples)
+    return await _run_blocks(_prepare(tokenizer, examples, config), draw, block, on_progress)
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Unbiased estimate of the chance that one of k draws is right: 1 - C(n-c, k) / C(n, k). Chen et al. 2021, arXiv 2107.03374, Eq. (1).
+
+    Raises ValueError when fewer than k samples were drawn: no unbiased estimate exists.
+    """
+    if not 0 <= correct <= samples or not 1 <= k <= samples:
+        raise ValueError(f"pass@{k} of {correct} right in {samples} samples")
+    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+def mean_pass_at_k(counts: Sequence[PassCount], ks: Iterable[int]) -> dict[str, float]:
+    """pass@k averaged over examples, by k as JSON has it (a string); nothing when nothing was sampled."""
+    if not counts:
+        return {}
+    return {str(k): sum(pass_at_k(c.samples, c.correct, k) for c in counts) / len(counts) for k in sorted(set(ks))}
+
+
+def accuracy(predictions: Sequence[Prediction]) -> Accuracy:
+    """Exact match over the predictions; 0 with the interval (0, 1) when there are none."""
+    correct = sum(prediction.correct for prediction in predictions)
+    return Accuracy(len(predictions), correct, correct / len(predictions) if predictions else 0.0, wilson(correct, len(predictions)))
+
+
+def summarise(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Figures of one data set as JSON: overall, by difficulty, where no tool fits (or None), wrong answers by kind."""
+    overall = accuracy(predictions)
+    by_difficulty = {name: [p for p in predictions if p.difficulty == name] for name in DIFFICULTIES}
+    no_call = [p for p in predictions if p.stratum == "text"]
+    return {
+        "count": overall.count,
+        "exact_match": overall.exact_match,
+        "ci95": list(overall.ci95),
+        "by_difficulty": {name: accuracy(group).exact_match for name, group in by_difficulty.items() if group},
+        "no_call": accuracy(no_call).exact_match if no_call else None,
+        "errors": dict(Counter(p.error for p in predictions if p.error is not None).most_common()),
+        "truncated": sum(p.truncated for p in predictions),
+        "response_tokens": sum(p.response_tokens for p in predictions),
+    }
+
+
+def _prepare(tokenizer: Any, examples: Sequence[Example], config: RunConfig) -> list[_Task]:
+    tasks = []
+    for example in examples:
+        prompt_ids = render_prompt(tokenizer, example)
+        room = config.model.context_tokens - len(prompt_ids)
+        tasks.append(_Task(example, prompt_ids, min(config.model.max_response_tokens, room)))
+    return tasks
+
+
+def _judge(example: Example, sample: Sample, tokenizer: Any) -> Prediction:
+    text: str = tokenizer.decode(list(sample.token_ids), skip_special_tokens=True)
+    verdict = judge(text, sample.finished, example)
+    return Prediction(
+        example_id=example.id,
+        text=text,
+        calls=verdict.calls,
+        correct=verdict.correct,
+        error=verdict.error,
+        difficulty=example.difficulty,
+        stratum=example.stratum,
+        response_tokens=len(sample.token_ids),
+        truncated=not sample.finished,
+    )
+
+
+def _draw_seed(seed: int, example_id: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"pass:{seed}:{example_id}".encode()).digest()[:8]) >> 1
+
+
+async def _run_blocks(tasks: Sequence[_Task], work: Callable[[_Task], Awaitable[T]], block: int, on_progress: OnProgress | None) -> list[T]:
+    """The result of every task, in order. Tasks of similar length run together; the first fault cancels its block and is raised."""
+    order = sorted(range(len(tasks)), key=lambda index: -len(tasks[index].prompt_ids))
+    results: dict[int, T] = {}
+    for start in range(0, len(order), block):
+        chosen = order[start : start + block]
+        running = [asyncio.ensure_future(work(tasks[index])) for index in chosen]
+        try:
+            results.update(zip(chosen, await asyncio.gather(*running), strict=True))
+        finally:
+            for future in running:
+                future.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+        if on_progress is not None:
+            on_progress(len(results), len(tasks))
+    return [results[index] for index in range(len(tasks))]

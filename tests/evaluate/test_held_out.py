@@ -1,0 +1,159 @@
+"""Predictions, pass counts and their summary, with a scripted policy and numbers by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+
+from itool.config import parse_config
+from itool.errors import DependencyError
+from itool.policy.protocol import Sample
+from itool.records import Example, Message, Prediction, Tool, ToolCall
+
+pytest.importorskip("transformers", reason="needs the train extra")
+from itool.data.chat import render_prompt
+from itool.evaluate.held_out import PassCount, accuracy, mean_pass_at_k, pass_at_k, pass_counts, predict, summarise
+from tests.fakes.byte_tokenizer import byte_tokenizer
+
+CONFIG = parse_config({"model": {"context_tokens": 400, "max_response_tokens": 60}, "evaluate": {"batch_sequences": 4}})
+TOKENIZER = byte_tokenizer()
+
+
+class Lookup:
+    """Answers by what the prompt asks for; sample i is answer i of its list, from the start again when they run out."""
+
+    def __init__(self, answers: dict[str, list[str]], *, gone: bool = False) -> None:
+        self.answers, self.gone = answers, gone
+        self.in_flight = self.most_in_flight = 0
+        self.asked: list[tuple[str, float, int]] = []
+
+    async def sample(self, prompt_ids: Sequence[int], *, count: int, max_tokens: int, temperature: float, seed: int) -> list[Sample]:
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        await asyncio.sleep(0)
+        self.in_flight -= 1
+        if self.gone:
+            raise DependencyError("the engine is gone")
+        query = TOKENIZER.decode(list(prompt_ids)).rpartition("user: ")[2].partition("<|end|>")[0]
+        self.asked.append((query, temperature, seed))
+        return [self._sample(text, max_tokens) for text in itertools.islice(itertools.cycle(self.answers[query]), count)]
+
+    def _sample(self, text: str, max_tokens: int) -> Sample:
+        ids = (*TOKENIZER.encode(text), TOKENIZER.eos_token_id)[:max_tokens]
+        return Sample(ids, (-0.1,) * len(ids), finished=ids[-1] == TOKENIZER.eos_token_id)
+
+    async def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[float]:
+        raise NotImplementedError
+
+    async def option_probabilities(self, prompt_ids: Sequence[int], option_ids: Sequence[int]) -> list[float]:
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+def example(number: int, *, text: bool = False, difficulty: Any = "easy") -> Example:
+    calls = [] if text else [ToolCall(name="f", arguments={"a": number})]
+    return Example(
+        id=f"e{number}", messages=[Message(role="user", content=f"q{number}")], tools=[Tool(name="f")], calls=calls, difficulty=difficulty
+    )
+
+
+EXAMPLES = [example(0), example(1, difficulty="hard"), example(2, text=True), example(3), example(4, text=True), example(5)]
+ANSWERS = {
+    "q0": ["[f(a=0)]", "[f(a=9)]"],
+    "q1": ["[f(a=9)]"],
+    "q2": ["No tool fits."],
+    "q3": ["[f(a=3), " + "f(a=3), " * 40],
+    "q4": ["[f(a=4)]"],
+    "q5": ["no"],
+}
+
+
+def test_predictions_come_in_order_with_their_verdicts() -> None:
+    progress: list[tuple[int, int]] = []
+    policy = Lookup(ANSWERS)
+    predictions = asyncio.run(predict(policy, TOKENIZER, EXAMPLES, CONFIG, on_progress=lambda done, total: progress.append((done, total))))
+    assert [p.example_id for p in predictions] == [e.id for e in EXAMPLES]
+    assert [p.error for p in predictions] == [None, "wrong_argument", None, "unparseable", "call_instead_of_text", "text_instead_of_call"]
+    assert [p.truncated for p in predictions] == [False, False, False, True, False, False]
+    assert predictions[0].text == "[f(a=0)]"
+    assert predictions[3].response_tokens == 60
+    assert progress == [(4, 6), (6, 6)]
+    assert policy.most_in_flight == 4
+    assert {temperature for _, temperature, _ in policy.asked} == {0.0}
+
+
+def test_a_prompt_that_fills_the_context_counts_as_wrong_and_truncated() -> None:
+    long = EXAMPLES[0].model_copy(update={"messages": [Message(role="user", content="x" * 900)]})
+    assert len(render_prompt(TOKENIZER, long)) > 400
+    (prediction,) = asyncio.run(predict(Lookup({}), TOKENIZER, [long], CONFIG))
+    assert (prediction.correct, prediction.truncated, prediction.error) == (False, True, "unparseable")
+
+
+def test_a_lost_engine_ends_the_evaluation() -> None:
+    with pytest.raises(DependencyError, match="engine is gone"):
+        asyncio.run(predict(Lookup(ANSWERS, gone=True), TOKENIZER, EXAMPLES, CONFIG))
+
+
+def test_pass_counts_depend_on_seed_and_example_only() -> None:
+    policy, alone = Lookup(ANSWERS), Lookup(ANSWERS)
+    counts = asyncio.run(pass_counts(policy, TOKENIZER, EXAMPLES, CONFIG, samples=3, seed=7))
+    assert [(c.example_id, c.samples, c.correct) for c in counts][:3] == [("e0", 3, 2), ("e1", 3, 0), ("e2", 3, 3)]
+    assert counts[1].tokens == 3 * len([*TOKENIZER.encode("[f(a=9)]"), "end"])
+    asyncio.run(pass_counts(alone, TOKENIZER, EXAMPLES[1:2], CONFIG, samples=3, seed=7))
+    assert alone.asked[0] in policy.asked
+    assert len({seed for _, _, seed in policy.asked}) == len(EXAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("samples", "correct", "k", "value"), [(8, 0, 8, 0.0), (8, 1, 1, 1 / 8), (8, 1, 8, 1.0), (4, 2, 2, 5 / 6), (5, 2, 3, 0.9)]
+)
+def test_pass_at_k_by_hand(samples: int, correct: int, k: int, value: float) -> None:
+    assert pass_at_k(samples, correct, k) == pytest.approx(value)
+    draws = list(itertools.combinations(range(samples), k))
+    assert pass_at_k(samples, correct, k) == pytest.approx(sum(any(i < correct for i in draw) for draw in draws) / len(draws))
+
+
+def test_pass_at_more_than_was_sampled_is_refused() -> None:
+    with pytest.raises(ValueError, match="pass@9"):
+        pass_at_k(8, 1, 9)
+
+
+def test_mean_pass_at_k_averages_examples() -> None:
+    assert mean_pass_at_k([PassCount("a", 2, 1, 9), PassCount("b", 2, 0, 9)], [2, 1]) == {"1": 0.25, "2": 0.5}
+    assert mean_pass_at_k([], [1]) == {}
+
+
+def prediction(correct: bool, *, difficulty: Any, stratum: Any = "calls", error: str | None = None) -> Prediction:
+    return Prediction(
+        example_id="e", text="", calls=[], correct=correct, error=error, difficulty=difficulty, stratum=stratum, response_tokens=3
+    )
+
+
+def test_the_summary_by_hand() -> None:
+    summary = summarise(
+        [
+            prediction(True, difficulty="easy"),
+            prediction(True, difficulty="easy", stratum="text"),
+            prediction(False, difficulty="hard", error="wrong_argument"),
+            prediction(False, difficulty="hard", stratum="text", error="call_instead_of_text"),
+            prediction(False, difficulty="hard", error="wrong_argument"),
+        ]
+    )
+    assert (summary["count"], summary["exact_match"], summary["no_call"]) == (5, 0.4, 0.5)
+    assert summary["by_difficulty"] == {"easy": 1.0, "hard": 0.0}
+    assert summary["errors"] == {"wrong_argument": 2, "call_instead_of_text": 1}
+    assert summary["ci95"] == pytest.approx([0.1176, 0.7693], abs=1e-4)
+
+
+def test_nothing_measured_is_no_accuracy() -> None:
+    assert accuracy([]).ci95 == (0.0, 1.0)
+    assert summarise([])["no_call"] is None
