@@ -33,8 +33,13 @@ def list_artifacts(store: Store, run: str = "") -> list[CatalogueEntry]:
 
 
 def find_artifact(store: Store, name: str) -> str:
-    """The one artifact whose prefix begins with `name` (`demo/i1/dpo`, with or without the start of a key). Raises InputError."""
+    """The one artifact whose prefix begins with `name` (`demo/i1/dpo`, with or without the start of a key), or a shard by its whole name.
+
+    Raises InputError when none or several fit.
+    """
     name = name.strip("/")
+    if store.size(manifest_key(name)) is not None:
+        return name
     run = name.partition("/")[0]
     whole_names = name.count("/") < 3  # `demo/i1` is not the start of `demo/i10`
     start = f"{name}/" if whole_names else name

@@ -88,7 +88,10 @@ def _join_shards(store: Store, prefix: str, shards: int, scratch: Path) -> Manif
     for folder, manifest in zip(folders, done, strict=True):
         for path, entry in manifest.files.items():
             part = scratch / "part"
-            fetch(store, manifest.file_key(folder, path), entry.sha256, part)
+            try:
+                fetch(store, manifest.file_key(folder, path), entry.sha256, part)
+            except ArtifactError as error:
+                raise ArtifactError(str(error), remedy=f"Remove it with `itoolctl artifacts rm {folder}` and run again") from None
             _append(part, joined / path)
     return commit(store, prefix, joined, _add_manifests(done))
 

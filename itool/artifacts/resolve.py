@@ -13,6 +13,7 @@ gives every stage its key, its state and a reason that a person can act on. `res
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from itool.stages import STAGES, StageId, artifact_key, inputs_of, settings_of, 
 
 State = Literal["done", "stale", "missing", "waiting", "damaged"]
 _SHOWN_CHANGES = 3
+_READERS = 8
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,30 @@ def observe(store: Store, config: RunConfig, *, known: Observed | None = None) -
     for run in _runs(config):
         sizes.update(store.list(run))
     manifests: dict[str, Manifest] = {}
-    broken: dict[str, str] = {}
+    unread: list[str] = []
     for prefix in manifest_prefixes(sizes):
         name = manifest_key(prefix)
         if known and prefix in known.manifests and known.sizes.get(name) == sizes[name]:
             manifests[prefix] = known.manifests[prefix]
-            continue
-        try:
-            manifests[prefix] = parse_manifest(store.read(name), f"{store.root}/{name}")
-        except ArtifactError as error:
-            broken[prefix] = str(error)
+        else:
+            unread.append(prefix)
+    broken: dict[str, str] = {}
+    with ThreadPoolExecutor(_READERS) as pool:  # in S3 each read is a round trip
+        for prefix, found in zip(unread, pool.map(lambda prefix: _read(store, prefix), unread), strict=True):
+            if isinstance(found, Manifest):
+                manifests[prefix] = found
+            else:
+                broken[prefix] = found
     return Observed(sizes, manifests, broken)
+
+
+def _read(store: Store, prefix: str) -> Manifest | str:
+    """A manifest, or why it cannot be used."""
+    name = manifest_key(prefix)
+    try:
+        return parse_manifest(store.read(name), f"{store.root}/{name}")
+    except ArtifactError as error:
+        return str(error)
 
 
 def manifest_prefixes(sizes: Mapping[str, int]) -> list[str]:

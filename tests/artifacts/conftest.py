@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from itool.artifacts.s3 import S3Store
 from itool.artifacts.store import FolderStore, Store
@@ -80,6 +81,13 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     server.kill()
 
 
+@pytest.fixture(autouse=True)
+def _logging_of_its_own() -> Iterator[None]:
+    """A stage configures logging to the stderr of its test, which is gone afterwards."""
+    yield
+    structlog.reset_defaults()
+
+
 @pytest.fixture
 def s3_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Only the test's credentials are found, whatever this machine has."""
@@ -106,6 +114,17 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     config = request.getfixturevalue("s3_config")
     request.getfixturevalue("s3_credentials")
     return S3Store(f"s3://bucket/{tmp_path.name}", config, attempts=2)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,9 +13,7 @@ from itool.artifacts.s3 import S3Store
 from itool.artifacts.store import open_store
 from itool.config import StoreConfig
 from itool.errors import ConfigError, DependencyError
-
-if TYPE_CHECKING:
-    from conftest import S3Server
+from tests.artifacts.conftest import S3Server
 
 pytestmark = pytest.mark.usefixtures("s3_credentials")
 

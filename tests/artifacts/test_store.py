@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from itool.artifacts import store as store_module
 from itool.artifacts.store import FolderStore, Store, delete_tree, open_store
 from itool.config import StoreConfig
 from itool.errors import ArtifactError, ConfigError, StorageError
@@ -112,44 +112,28 @@ def test_a_file_where_a_folder_is_needed_is_a_storage_error(tmp_path: Path) -> N
             action()
 
 
-def _mounted(tmp_path: Path, options: str) -> Path:
-    mount = tmp_path / "mount"
-    mount.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(mount)], capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    return mount
+def test_a_full_disk_is_a_storage_error_and_leaves_nothing(small_disk: Path, tmp_path: Path) -> None:
+    store = FolderStore(small_disk / "store")
+    store.write("run/small", b"x")
+    big = tmp_path / "big"
+    big.write_bytes(b"x" * 1_000_000)
+    writers: list[Callable[[], object]] = [
+        lambda: store.write("run/big", big.read_bytes()),
+        lambda: store.create("run/big", big.read_bytes()),
+        lambda: store.upload(big, "run/big"),
+    ]
+    for write in writers:
+        with pytest.raises(StorageError, match="No space left on device"):
+            write()
+    assert [path.name for path in (small_disk / "store/run").iterdir()] == ["small"]
 
 
-def test_a_full_disk_is_a_storage_error_and_leaves_nothing(tmp_path: Path) -> None:
-    mount = _mounted(tmp_path, "size=256k")
-    try:
-        store = FolderStore(mount / "store")
-        store.write("run/small", b"x")
-        big = tmp_path / "big"
-        big.write_bytes(b"x" * 1_000_000)
-        for action in (
-            lambda: store.write("run/big", big.read_bytes()),
-            lambda: store.create("run/big", big.read_bytes()),
-            lambda: store.upload(big, "run/big"),
-        ):
-            with pytest.raises(StorageError, match="No space left on device"):
-                action()
-        assert [path.name for path in (mount / "store/run").iterdir()] == ["small"]
-    finally:
-        subprocess.run(["umount", str(mount)], check=True)
-
-
-def test_a_read_only_folder_is_a_storage_error(tmp_path: Path) -> None:
-    mount = _mounted(tmp_path, "size=256k")
-    try:
-        FolderStore(mount).write("run/a", b"x")
-        subprocess.run(["mount", "-o", "remount,ro", str(mount)], check=True)
-        with pytest.raises(StorageError, match="Read-only file system"):
-            FolderStore(mount).write("run/b", b"x")
-        assert FolderStore(mount).read("run/a") == b"x"
-    finally:
-        subprocess.run(["umount", str(mount)], check=True)
+def test_a_read_only_disk_is_a_storage_error(small_disk: Path) -> None:
+    FolderStore(small_disk).write("run/a", b"x")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(StorageError, match="Read-only file system"):
+        FolderStore(small_disk).write("run/b", b"x")
+    assert FolderStore(small_disk).read("run/a") == b"x"
 
 
 def test_a_write_that_fails_half_way_leaves_the_old_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +143,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_object(tmp_path: Path, monke
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(store_module.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(StorageError):
         store.write("run/a", b"new")
     assert store.list("") == {"run/a": 3}

@@ -1,0 +1,91 @@
+"""A checkpoint is used only when every byte of it is what was saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from itool.artifacts.checkpoints import CHECKPOINT_NAME, Checkpoints
+from itool.artifacts.store import Store
+from itool.errors import InputError
+
+PREFIX = "demo/i1/dpo/key"
+
+
+@pytest.fixture
+def checkpoints(store: Store, tmp_path: Path) -> Checkpoints:
+    """Two saved checkpoints, 10 and 20."""
+    checkpoints = Checkpoints(store, PREFIX, "aaaa")
+    for update in (10, 20):
+        save(checkpoints, tmp_path, update)
+    return checkpoints
+
+
+def save(checkpoints: Checkpoints, tmp_path: Path, update: int) -> str:
+    folder = tmp_path / f"save{update}"
+    (folder / "optimizer").mkdir(parents=True, exist_ok=True)
+    (folder / "weights").write_text(f"weights {update}")
+    (folder / "optimizer/state").write_text(f"state {update}")
+    return checkpoints.save(folder, update, seconds=float(update), gpu_seconds=0.0, tokens=update)
+
+
+def latest(store: Store, tmp_path: Path) -> int | None:
+    """What another attempt resumes from."""
+    found = Checkpoints(store, PREFIX, "bbbb").latest(tmp_path / "scratch")
+    if found is None:
+        return None
+    assert (found.folder / "optimizer/state").read_text() == f"state {found.manifest.update}"
+    assert found.manifest.tokens == found.manifest.update
+    return found.manifest.update
+
+
+def test_there_is_none_at_first(store: Store, tmp_path: Path) -> None:
+    assert latest(store, tmp_path) is None
+
+
+def test_the_newest_is_used_and_the_last_two_are_kept(store: Store, tmp_path: Path, checkpoints: Checkpoints) -> None:
+    assert latest(store, tmp_path) == 20
+    save(checkpoints, tmp_path, 30)
+    folders = {key.split("/")[5] for key in store.list(PREFIX)}
+    assert folders == {"00000020-aaaa", "00000030-aaaa"}
+    assert latest(store, tmp_path) == 30
+
+
+@pytest.mark.parametrize("name", ["weights", CHECKPOINT_NAME])
+@pytest.mark.parametrize("how", ["flip", "truncate", "remove"])
+def test_a_damaged_checkpoint_is_passed_over(store: Store, tmp_path: Path, checkpoints: Checkpoints, name: str, how: str) -> None:
+    key = f"{PREFIX}/checkpoints/00000020-aaaa/{name}"
+    data = store.read(key)
+    if how == "remove":
+        store.delete(key)
+    else:
+        store.write(key, data[: len(data) // 2] if how == "truncate" else data.replace(b"weights", b"veights"))
+    assert latest(store, tmp_path) == 10
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over_and_swept_later(store: Store, tmp_path: Path, checkpoints: Checkpoints) -> None:
+    store.write(f"{PREFIX}/checkpoints/00000025-cccc/weights", b"half")
+    assert latest(store, tmp_path) == 20
+    for update in (30, 40):
+        save(checkpoints, tmp_path, update)
+    assert not any("cccc" in key for key in store.list(PREFIX))
+
+
+def test_two_attempts_never_write_into_each_others_checkpoint(store: Store, tmp_path: Path, checkpoints: Checkpoints) -> None:
+    save(Checkpoints(store, PREFIX, "bbbb"), tmp_path, 20)
+    assert latest(store, tmp_path) == 20
+    assert {key.split("/")[5] for key in store.list(PREFIX)} == {"00000020-aaaa", "00000020-bbbb"}
+
+
+def test_saving_changes_nothing_in_the_folder_and_later_changes_do_not_reach_the_store(store: Store, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(store, PREFIX, "aaaa")
+    save(checkpoints, tmp_path, 10)
+    (tmp_path / "save10/weights").write_text("overwritten in place")
+    assert latest(store, tmp_path) == 10
+
+
+def test_an_empty_checkpoint_is_refused(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="is empty"):
+        Checkpoints(store, PREFIX, "aaaa").save(tmp_path / "empty", 1, seconds=0, gpu_seconds=0, tokens=0)

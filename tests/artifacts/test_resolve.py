@@ -1,0 +1,242 @@
+"""What a person reads in `itoolctl plan`: which stages are done, which are not, and exactly why."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from itool.artifacts.catalogue import remove_artifact
+from itool.artifacts.manifest import FileEntry, Manifest, artifact_prefix, manifest_key
+from itool.artifacts.resolve import Observed, Resolution, observe, resolve, resolve_observed, shard_prefix
+from itool.artifacts.store import FolderStore
+from itool.config import RunConfig, parse_config
+from itool.stages import STAGES, StageId, artifact_key, inputs_of, settings_of, stage_ids
+
+WHEN = datetime(2026, 11, 21, tzinfo=UTC)
+PREPARE, WARMUP = StageId(0, "prepare"), StageId(0, "warmup")
+
+
+def configured(**changes: object) -> RunConfig:
+    return parse_config({"iterations": 1} | changes)
+
+
+class World:
+    """An observed store, filled by pretending that stages ran."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}
+        self.manifests: dict[str, Manifest] = {}
+        self.clock = WHEN
+
+    @property
+    def observed(self) -> Observed:
+        return Observed(self.sizes, self.manifests)
+
+    def resolve(self, config: RunConfig) -> dict[StageId, Resolution]:
+        return resolve_observed(config, self.observed)
+
+    def finish(self, config: RunConfig, stage: StageId, content: str = "") -> None:
+        """Pretend that a stage ran; its content depends on its name only, unless told otherwise."""
+        inputs = {role: self.resolve(config)[source].manifest for role, source in inputs_of(config, stage).items()}
+        refs = {role: manifest.ref() for role, manifest in inputs.items() if manifest is not None}
+        key = artifact_key(config, stage, {role: ref.digest for role, ref in refs.items()})
+        self.clock += timedelta(seconds=1)
+        manifest = Manifest(
+            run=config.run,
+            iteration=stage.iteration,
+            stage=stage.name,
+            stage_version=STAGES[stage.name].version,
+            key=key,
+            inputs=refs,
+            settings=settings_of(config, stage.name),
+            files={"a.jsonl": FileEntry(size=1, sha256=(f"{stage}{content}".encode().hex() + "0" * 64)[:64])},
+            started=self.clock,
+            ended=self.clock,
+        )
+        prefix = artifact_prefix(config.run, stage, key)
+        self.manifests[prefix] = manifest
+        self.sizes |= {manifest_key(prefix): 100, manifest.file_key(prefix, "a.jsonl"): 1}
+
+    def finish_all(self, config: RunConfig) -> None:
+        for stage in stage_ids(config):
+            if not self.resolve(config)[stage].done:
+                self.finish(config, stage)
+
+
+def states(resolutions: dict[StageId, Resolution]) -> dict[str, str]:
+    return {str(stage): resolution.state for stage, resolution in resolutions.items() if resolution.state != "done"}
+
+
+def test_nothing_is_done_in_an_empty_store() -> None:
+    resolutions = World().resolve(configured())
+    assert resolutions[PREPARE].state == "missing"
+    assert resolutions[PREPARE].reason == "has not run yet"
+    assert resolutions[WARMUP].state == "waiting"
+    assert resolutions[WARMUP].reason == "input data (i0/prepare) is not there yet"
+    assert resolutions[WARMUP].key is None
+
+
+def test_a_finished_run_is_done_and_stays_so_when_other_settings_change() -> None:
+    world = World()
+    world.finish_all(configured())
+    assert states(world.resolve(configured())) == {}
+    assert states(world.resolve(configured(runtime={"threads": 1}))) == {}
+
+
+def test_a_changed_setting_reruns_only_what_reads_it_and_says_so() -> None:
+    world = World()
+    world.finish_all(configured())
+    resolutions = world.resolve(configured(dpo={"beta": 0.3}))
+    assert states(resolutions) == {"i1/dpo": "stale", "i1/evaluate": "waiting", "i1/report": "waiting"}
+    assert resolutions[StageId(1, "dpo")].reason == "dpo.beta 0.1 -> 0.3"
+    assert resolutions[StageId(1, "evaluate")].reason == "input adapter (i1/dpo) may change"
+
+
+def test_changing_a_setting_back_is_a_hit_again() -> None:
+    world = World()
+    world.finish_all(configured())
+    world.finish_all(configured(dpo={"beta": 0.3}))
+    assert states(world.resolve(configured())) == {}
+    assert states(world.resolve(configured(dpo={"beta": 0.3}))) == {}
+
+
+def test_an_upstream_rerun_with_the_same_result_changes_nothing_downstream() -> None:
+    world = World()
+    world.finish_all(configured())
+    changed = configured(warmup={"epochs": 9.0})
+    world.finish(changed, WARMUP)
+    assert states(world.resolve(changed)) == {}
+
+
+def test_an_upstream_rerun_with_another_result_is_named() -> None:
+    world = World()
+    world.finish_all(configured())
+    changed = configured(warmup={"epochs": 9.0})
+    world.finish(changed, WARMUP, content="other")
+    resolution = world.resolve(changed)[StageId(1, "score")]
+    assert (resolution.state, resolution.reason) == ("stale", "input adapter (i0/warmup) changed")
+
+
+def test_a_waiting_stage_names_its_own_changes_first() -> None:
+    world = World()
+    world.finish_all(configured())
+    resolution = world.resolve(configured(seed=5))[WARMUP]
+    assert (resolution.state, resolution.reason) == ("waiting", "seed 17 -> 5; input data (i0/prepare) may change")
+
+
+def test_the_nearest_artifact_explains() -> None:
+    world = World()
+    world.finish_all(configured(dpo={"beta": 0.3, "updates": 7, "loss": "ipo", "nll_weight": 0.0}))
+    world.finish_all(configured(dpo={"beta": 0.2}))
+    assert world.resolve(configured(dpo={"beta": 0.25}))[StageId(1, "dpo")].reason == "dpo.beta 0.2 -> 0.25"
+    many = world.resolve(configured(dpo={"beta": 1.0, "updates": 1, "loss": "orpo", "nll_weight": 1.0, "batch_pairs": 2}))[
+        StageId(1, "dpo")
+    ]
+    assert many.reason.endswith("and 2 more")
+
+
+def test_more_iterations_add_only_the_new_ones() -> None:
+    world = World()
+    world.finish_all(configured())
+    open_stages = states(world.resolve(configured(iterations=2)))
+    assert list(open_stages) == ["i2/score", "i2/generate", "i2/dpo", "i2/evaluate", "i2/report"]
+
+
+def test_an_equal_artifact_of_another_run_is_reused() -> None:
+    world = World()
+    world.finish_all(configured(run="old"))
+    resolutions = world.resolve(configured(run="new", reuse_from="old"))
+    assert states(resolutions) == {"i1/report": "stale"}  # the report carries the run's name
+    assert resolutions[PREPARE].reason == "reused from run old"
+    assert states(world.resolve(configured(run="new")))["i0/prepare"] == "missing"
+
+
+@pytest.mark.parametrize("size", [None, 0, 2])
+def test_a_missing_or_resized_file_is_damage_and_no_hit(size: int | None) -> None:
+    world = World()
+    world.finish_all(configured())
+    warmup = world.resolve(configured())[WARMUP]
+    assert warmup.manifest is not None
+    key = warmup.manifest.file_key(str(warmup.prefix), "a.jsonl")
+    del world.sizes[key]
+    if size is not None:
+        world.sizes[key] = size
+    resolutions = world.resolve(configured())
+    assert resolutions[WARMUP].state == "damaged"
+    assert key in resolutions[WARMUP].reason
+    assert f"itoolctl artifacts rm {warmup.prefix}" in resolutions[WARMUP].reason
+    assert resolutions[StageId(1, "score")].reason == "input i0/warmup is damaged"
+
+
+def test_a_manifest_that_was_copied_elsewhere_is_damage() -> None:
+    world = World()
+    world.finish_all(configured())
+    resolutions = world.resolve(configured())
+    world.manifests[str(resolutions[WARMUP].prefix)] = world.manifests[str(resolutions[PREPARE].prefix)]
+    assert world.resolve(configured())[WARMUP].state == "damaged"
+
+
+def test_shards_that_are_done_are_known() -> None:
+    config = configured(search={"shards": 3})
+    world = World()
+    for stage in (PREPARE, WARMUP, StageId(1, "score")):
+        world.finish(config, stage)
+    generate = world.resolve(config)[StageId(1, "generate")]
+    assert (generate.shards, generate.shards_done, generate.shards_to_start) == (3, (), (0, 1, 2))
+    for shard in (2, 0):
+        world.sizes[manifest_key(shard_prefix(str(generate.prefix), shard, 3))] = 1
+    generate = world.resolve(config)[StageId(1, "generate")]
+    assert (generate.shards_done, generate.shards_to_start) == ((0, 2), (1,))
+    assert "2 of 3 shards are done" in generate.reason
+    world.sizes[manifest_key(shard_prefix(str(generate.prefix), 1, 3))] = 1
+    assert world.resolve(config)[StageId(1, "generate")].shards_to_start == (0,)
+
+
+def written(world: World, folder: Path) -> FolderStore:
+    """The world as files."""
+    store = FolderStore(folder)
+    for prefix, manifest in world.manifests.items():
+        store.write(manifest.file_key(prefix, "a.jsonl"), b"x")
+        store.write(manifest_key(prefix), manifest.to_json().encode())
+    return store
+
+
+def test_a_finished_run_of_five_iterations_resolves_well_under_a_second(tmp_path: Path) -> None:
+    config = configured(iterations=5)
+    world = World()
+    world.finish_all(config)
+    store = written(world, tmp_path)
+    began = time.process_time()  # not the wall clock: other tests may share this machine
+    resolutions = resolve(store, config)
+    assert time.process_time() - began < 0.5
+    assert states(resolutions) == {}
+    assert len(resolutions) == 24
+
+
+def test_known_manifests_are_not_read_again_and_changes_are_seen(tmp_path: Path) -> None:
+    config = configured()
+    world = World()
+    world.finish_all(config)
+    store = written(world, tmp_path)
+    known = observe(store, config)
+    again = observe(store, config, known=known)
+    prefix = artifact_prefix("demo", PREPARE, artifact_key(config, PREPARE, {}))
+    assert again.manifests[prefix] is known.manifests[prefix]
+    remove_artifact(store, prefix)
+    assert resolve_observed(config, observe(store, config, known=again))[PREPARE].state == "missing"
+
+
+def test_an_unreadable_manifest_is_damage(tmp_path: Path) -> None:
+    config = configured()
+    world = World()
+    world.finish_all(config)
+    store = written(world, tmp_path)
+    prefix = artifact_prefix("demo", PREPARE, artifact_key(config, PREPARE, {}))
+    data = store.read(manifest_key(prefix))
+    store.write(manifest_key(prefix), data[: len(data) // 2])
+    resolution = resolve(store, config)[PREPARE]
+    assert resolution.state == "damaged"
+    assert "not a complete manifest" in resolution.reason

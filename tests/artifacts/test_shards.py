@@ -1,0 +1,140 @@
+"""Shards of one stage run anywhere, in any order, more than once, and give one artifact."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from itool.artifacts import commit as commit_module
+from itool.artifacts.catalogue import verify_artifact
+from itool.artifacts.commit import add_metrics, join_shards
+from itool.artifacts.resolve import Resolution, resolve
+from itool.artifacts.stage import Stage, run_stage
+from itool.artifacts.store import FolderStore
+from itool.config import RunConfig, parse_config
+from itool.errors import ArtifactError, ItoolError
+from itool.stages import StageId, StageName
+
+GENERATE = StageId(1, "generate")
+SHARDS = 3
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    """A run whose next stage is `generate` in three shards."""
+    config = parse_config({"root": str(tmp_path / "store"), "iterations": 1, "search": {"shards": SHARDS}})
+    (tmp_path / "config.yaml").write_text(config.as_yaml())
+    names: list[tuple[StageName, str]] = [("prepare", "0"), ("warmup", "0"), ("score", "1")]
+    for name, iteration in names:
+        assert run_stage(name, lambda stage: stage.write_json("x.json", stage.id.name), arguments(config, iteration)) == 0
+    return config
+
+
+def arguments(config: RunConfig, iteration: str = "1") -> list[str]:
+    return ["--config", str(Path(config.root).parent / "config.yaml"), "--iteration", iteration]
+
+
+def generate(stage: Stage) -> None:
+    stage.write("pairs.jsonl", [{"shard": stage.shard, "row": row} for row in range(stage.shard + 1)])
+    stage.write("trees.jsonl", [])
+    stage.count(incoming=10, kept=9, dropped={"timeout": 1})
+    stage.metrics({"stopped": {"solved": 2}, "sampled_tokens": 5})
+    stage.tokens(7)
+
+
+def run_shard(config: RunConfig, shard: int, body: Any = generate) -> int:
+    return run_stage("generate", body, [*arguments(config), "--shard", str(shard), "--shards", str(SHARDS)])
+
+
+def resolution(config: RunConfig) -> Resolution:
+    return resolve(FolderStore(Path(config.root)), config)[GENERATE]
+
+
+def test_the_last_shard_joins_all_in_shard_order(config: RunConfig) -> None:
+    for shard in (2, 0):
+        assert run_shard(config, shard) == 0
+        assert not resolution(config).done
+    assert resolution(config).shards_to_start == (1,)
+    assert run_shard(config, 1) == 0
+    done = resolution(config)
+    assert done.manifest is not None
+    store = FolderStore(Path(config.root))
+    pairs = store.read(done.manifest.file_key(str(done.prefix), "pairs.jsonl")).decode()
+    assert pairs.splitlines() == [f'{{"shard": {s}, "row": {r}}}' for s in range(SHARDS) for r in range(s + 1)]
+    assert (done.manifest.counts.incoming, done.manifest.counts.dropped, done.manifest.tokens) == (30, {"timeout": 3}, 21)
+    assert done.manifest.metrics == {"stopped": {"solved": 6}, "sampled_tokens": 15}
+    assert store.size(done.manifest.file_key(str(done.prefix), "trees.jsonl")) == 0
+    assert [key for key in store.list(str(done.prefix)) if "/shards/" in key] == []
+
+
+def test_a_shard_that_is_done_is_not_run_again(config: RunConfig) -> None:
+    assert run_shard(config, 0) == 0
+    assert run_shard(config, 0, lambda stage: pytest.fail("ran twice")) == 0
+
+
+def test_when_only_joining_is_missing_any_shard_does_it(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("itool.artifacts.stage.join_shards", lambda *_: None)  # killed between its own manifest and joining
+        for shard in range(SHARDS):
+            assert run_shard(config, shard) == 0
+    assert resolution(config).shards_to_start == (0,)
+    assert run_shard(config, 0, lambda stage: pytest.fail("ran twice")) == 0
+    assert resolution(config).done
+
+
+def test_shards_that_join_at_the_same_time_agree(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FolderStore(Path(config.root))
+    with monkeypatch.context() as patch:
+        patch.setattr("itool.artifacts.stage.join_shards", lambda *_: None)
+        for shard in range(SHARDS):
+            run_shard(config, shard)
+    prefix = str(resolution(config).prefix)
+    saved = tmp_path / "saved"
+    shutil.copytree(store.path(prefix), saved)
+    for attempt in range(10):
+        with ThreadPoolExecutor(SHARDS) as pool:
+            scratch = [tmp_path / f"scratch{attempt}-{shard}" for shard in range(SHARDS)]
+            manifests = list(pool.map(lambda folder: join_shards(store, prefix, SHARDS, folder), scratch))
+        assert len({manifest.digest for manifest in manifests if manifest}) == 1
+        assert None not in manifests
+        assert verify_artifact(store, prefix) == []
+        shutil.rmtree(store.path(prefix))
+        shutil.copytree(saved, store.path(prefix))
+
+
+def test_a_damaged_shard_is_never_joined(config: RunConfig, capfd: pytest.CaptureFixture[str]) -> None:
+    for shard in (0, 1):
+        run_shard(config, shard)
+    store = FolderStore(Path(config.root))
+    key = next(key for key in store.list(str(resolution(config).prefix)) if "/1-of-3/" in key and key.endswith("pairs.jsonl"))
+    store.write(key, store.read(key).replace(b"1", b"2"))
+    assert run_shard(config, 2) == 65
+    assert "1-of-3" in capfd.readouterr().err
+    assert not resolution(config).done
+
+
+def test_a_shard_writes_only_what_can_be_joined(config: RunConfig, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_shard(config, 0, lambda stage: stage.write_json("metrics.json", 1)) == 1
+    assert "only when they write .jsonl files" in capfd.readouterr().err
+
+
+def test_metrics_of_shards_add_up() -> None:
+    left, right = {"a": 1, "b": {"x": 0.5}, "c": [1], "d": "same"}, {"a": 2, "b": {"x": 1.5, "y": 1}, "c": [2], "d": "same", "e": 1}
+    assert add_metrics(left, right) == {"a": 3, "b": {"x": 2.0, "y": 1}, "c": [1, 2], "d": "same", "e": 1}
+    with pytest.raises(ItoolError, match="cannot be added"):
+        add_metrics({"a": "x"}, {"a": "y"})
+
+
+def test_a_join_that_lost_its_shards_to_nobody_is_an_error(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for shard in (0, 1):
+        run_shard(config, shard)
+
+    def gone(*_: object) -> None:
+        raise ArtifactError("run/x does not exist")
+
+    monkeypatch.setattr(commit_module, "fetch", gone)
+    assert run_shard(config, 2) == 65
