@@ -1,0 +1,107 @@
+"""One controller per run at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from itool.artifacts.store import FolderStore
+from itool.cluster.leases import FolderLease, StoreLease
+from itool.errors import DependencyError, StorageError
+
+
+def test_a_second_controller_is_refused_and_told_who_holds_the_run(tmp_path: Path) -> None:
+    first, second = FolderLease(tmp_path / "demo" / "lock"), FolderLease(tmp_path / "demo" / "lock")
+    first.acquire()
+    with pytest.raises(DependencyError, match=rf"run demo is held by another controller \(process {os.getpid()} on "):
+        second.acquire()
+    assert second.holder() is not None
+    first.release()
+    second.acquire()
+    second.release()
+    assert second.holder() is None
+
+
+def test_a_lock_outlives_its_holder_only_as_long_as_a_stage_does(tmp_path: Path) -> None:
+    lease = FolderLease(tmp_path / "lock")
+    lease.acquire()
+    stage = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=lease.inherited)
+    lease.release()
+    (tmp_path / "lock").write_text(json.dumps({"pid": 2**22 + 1, "host": os.uname().nodename}))  # the holder is dead
+
+    def end_stage(_seconds: float) -> None:
+        stage.kill()
+        stage.wait()
+
+    later = FolderLease(tmp_path / "lock", sleep=end_stage)
+    later.acquire()
+    assert stage.returncode is not None
+    later.release()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "demo").write_text("a file")
+    with pytest.raises(StorageError, match="demo"):
+        FolderLease(tmp_path / "demo" / "lock").acquire()
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_an_object_lease_excludes_expires_and_notices_its_loss(tmp_path: Path) -> None:
+    store, clock = FolderStore(tmp_path), Clock()
+    first = StoreLease(store, "demo", clock=clock, identity={"pid": 1, "host": "a"})
+    second = StoreLease(store, "demo", clock=clock, identity={"pid": 2, "host": "b"})
+    first.acquire()
+    with pytest.raises(DependencyError, match="process 1 on a"):
+        second.acquire()
+    clock.now += 30
+    assert first.renew() is False
+    clock.now += 45
+    with pytest.raises(DependencyError):
+        second.acquire()
+    clock.now += 61
+    second.acquire()
+    with pytest.raises(DependencyError, match="has taken over run demo"):
+        first.renew()
+    assert second.holder() == {"pid": 2, "host": "b", "expires_at": clock.now + 60}
+
+
+def test_an_expired_object_lease_goes_to_exactly_one(tmp_path: Path) -> None:
+    store, clock = FolderStore(tmp_path), Clock()
+    StoreLease(store, "demo", clock=clock).acquire()
+    clock.now += 100
+
+    class Overtaken(FolderStore):
+        """Another controller acts between our look and our write."""
+
+        def create(self, key: str, data: bytes) -> bool:
+            StoreLease(store, "demo", clock=clock, identity={"pid": 7, "host": "quick"}).acquire()
+            return super().create(key, data)
+
+    with pytest.raises(DependencyError, match="process 7 on quick"):
+        StoreLease(Overtaken(tmp_path), "demo", clock=clock).acquire()
+
+
+def test_a_holder_is_asked_to_stop_through_the_store(tmp_path: Path) -> None:
+    store, clock = FolderStore(tmp_path), Clock()
+    lease, other = StoreLease(store, "demo", clock=clock), StoreLease(store, "demo", clock=clock)
+    assert other.request_stop() is False
+    lease.acquire()
+    assert other.request_stop() is True
+    clock.now += 25
+    assert lease.renew() is True
+    lease.release()
+    assert other.holder() is None
+    other.acquire()
+    clock.now += 25
+    assert other.renew() is False

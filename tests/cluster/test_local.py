@@ -1,0 +1,174 @@
+"""Stages as processes: how they start, fail, stop, and never outlive their controller."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from itool.cluster.local import LocalRunner, explain_end
+from itool.cluster.progress import ProgressTail
+from itool.cluster.runner import Attempt, Task
+from itool.config import RunConfig, RuntimeConfig
+from itool.stages import StageId
+from tests.fakes.jobs_path import fake_jobs_environment
+
+PREPARE = Task(StageId(0, "prepare"), "key")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+@pytest.fixture(params=[False, True], ids=["cold", "warm"])
+def runner(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalRunner]:
+    """A runner of fake stages; the warm one preloads nothing heavy."""
+    for name, value in fake_jobs_environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FAKE_SCRIPT", str(tmp_path / "script.json"))
+    monkeypatch.setenv("FAKE_PIDS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    config = RunConfig(root=str(tmp_path / "runs"), runtime=RuntimeConfig(warm_start=request.param))
+    (tmp_path / "config.yaml").write_text(config.as_yaml())
+    made = LocalRunner(config, tmp_path / "config.yaml", tmp_path / "logs", warm_modules=("itool.artifacts.stage",))
+    if request.param:
+        made.warm_up()
+        wait_until(lambda: made._launchers[True].ready or bool(made.state()))
+    yield made
+    made.close()
+
+
+def script(folder: Path, **directives: list[str]) -> None:
+    (folder / "script.json").write_text(json.dumps(directives))
+
+
+def run_once(runner: LocalRunner, attempt: int = 1) -> Attempt:
+    runner.start(PREPARE, attempt)
+    wait_until(lambda: runner.state()[PREPARE][-1].over)
+    return runner.state()[PREPARE][-1]
+
+
+def pids(folder: Path) -> list[int]:
+    return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+
+
+def lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+
+
+def test_a_stage_runs_and_its_log_has_progress(runner: LocalRunner, tmp_path: Path) -> None:
+    script(tmp_path)
+    ended = run_once(runner)
+    assert (ended.phase, ended.exit_code, ended.reason) == ("succeeded", 0, "")
+    assert ended.peak_memory_bytes > 1 << 20
+    assert list(tmp_path.glob("runs/demo/i0/prepare/*/manifest.json"))
+    progress = ProgressTail().read(runner, PREPARE, 1)
+    assert progress is not None
+    assert (progress.done, progress.total, progress.unit, progress.figures["loss"]) == (2.0, 2.0, "examples", 0.4)
+
+
+def test_exit_codes_and_the_last_line_come_back(runner: LocalRunner, tmp_path: Path) -> None:
+    script(tmp_path, prepare=["exit 65", "exit 69", "ok"])
+    assert [run_once(runner, number).exit_code for number in (1, 2, 3)] == [65, 69, 0]
+    assert runner.state()[PREPARE][0].reason == "told to end with 65"
+
+
+def test_a_killed_stage_says_so(runner: LocalRunner, tmp_path: Path) -> None:
+    script(tmp_path, prepare=["kill"])
+    ended = run_once(runner)
+    assert (ended.exit_code, ended.reason) == (137, "killed by signal 9 (out of memory, or by hand)")
+
+
+def test_a_bug_leaves_its_traceback_in_the_log(runner: LocalRunner, tmp_path: Path) -> None:
+    script(tmp_path, prepare=["crash"])
+    assert run_once(runner).reason == "RuntimeError: a bug"
+    assert b"Traceback" in runner.logs(PREPARE, 1)
+
+
+def test_cancel_lets_a_stage_save_a_checkpoint(runner: LocalRunner, tmp_path: Path) -> None:
+    script(tmp_path, prepare=["hang"])
+    runner.start(PREPARE, 1)
+    wait_until(lambda: bool(pids(tmp_path)))
+    runner.cancel(30.0)
+    assert runner.state()[PREPARE][-1].exit_code == 75
+
+
+def test_cancel_kills_a_stage_that_does_not_listen(runner: LocalRunner, tmp_path: Path) -> None:
+    script(tmp_path, prepare=["stubborn"])
+    runner.start(PREPARE, 1)
+    wait_until(lambda: bool(pids(tmp_path)))
+    runner.cancel(0.2)
+    assert runner.state()[PREPARE][-1].exit_code == 137
+    assert not any(lives(pid) for pid in pids(tmp_path))
+
+
+def test_a_dead_launcher_takes_its_stages_along_and_is_replaced(runner: LocalRunner, tmp_path: Path) -> None:
+    script(tmp_path, prepare=["stubborn", "ok"])
+    runner.start(PREPARE, 1)
+    wait_until(lambda: bool(pids(tmp_path)))
+    for launcher in runner._launchers.values():
+        os.kill(launcher.process.pid, signal.SIGKILL)
+    wait_until(lambda: runner.state()[PREPARE][-1].over)
+    assert "the process that starts stages has died" in runner.state()[PREPARE][-1].reason
+    wait_until(lambda: not any(lives(pid) for pid in pids(tmp_path)))
+    assert run_once(runner, 2).exit_code == 0
+
+
+def test_stages_stop_when_the_controller_is_killed(runner: LocalRunner, tmp_path: Path) -> None:
+    """The kernel closes a killed controller's sockets; hanging up does the same."""
+    script(tmp_path, prepare=["hang"])
+    runner.start(PREPARE, 1)
+    wait_until(lambda: bool(pids(tmp_path)))
+    runner.close()
+    assert not any(lives(pid) for pid in pids(tmp_path))
+    assert b"stopped after checkpoint 1" in runner.logs(PREPARE, 1)
+
+
+def test_an_earlier_log_of_the_same_number_is_kept_but_not_read(runner: LocalRunner, tmp_path: Path) -> None:
+    script(tmp_path, prepare=["exit 1"])
+    (tmp_path / "logs").mkdir(exist_ok=True)
+    runner.log_path(PREPARE, 1).write_text("from an earlier life\n")
+    run_once(runner)
+    assert b"earlier" not in runner.logs(PREPARE, 1)
+    assert "earlier" in runner.log_path(PREPARE, 1).read_text()
+
+
+def test_shards_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RunConfig(runtime=RuntimeConfig(threads=8))
+    made = LocalRunner(config, tmp_path / "config.yaml", tmp_path)
+    assert [made._threads(Task(StageId(1, "generate"), "key", 0, shards)) for shards in (1, 3, 16)] == [8, 2, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert LocalRunner(RunConfig(), tmp_path / "config.yaml", tmp_path)._threads(PREPARE) == 5
+
+
+def test_the_allocator_is_told_before_a_process_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "1")
+    environment = LocalRunner(RunConfig(), tmp_path / "config.yaml", tmp_path)._environment()
+    assert environment["MALLOC_MMAP_THRESHOLD_"] == str(1 << 30)
+    assert environment["MALLOC_TOP_PAD_"] == "1"
+
+
+def test_the_end_of_a_log_becomes_one_line() -> None:
+    assert explain_end(1, b"Traceback:\nerror: row 3 has no tools\n\n") == "row 3 has no tools"
+    assert explain_end(1, b'{"event": "stage failed", "error": "disk is full"}\n') == "disk is full"
+    assert explain_end(-15, b"") == "ended by SIGTERM"
+    assert explain_end(1, b"") == ""
+
+
+def test_the_controller_never_imports_torch() -> None:
+    code = "import sys, itool.cluster.session, itool.cli.main; assert not {'torch', 'transformers', 'boto3'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env=fake_jobs_environment())
