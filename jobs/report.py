@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from itool.artifacts.stage import Stage, run_stage
+from itool.evaluate.explorer import build_explorer
 from itool.evaluate.report import build_report
 from itool.evaluate.report_html import render_html
 from itool.evaluate.report_inputs import load_inputs
@@ -16,7 +17,7 @@ def report(stage: Stage) -> None:
     inputs = load_inputs(stage.config, [stage.manifest(role) for role in stage.roles()], stage.path)
     built = build_report(inputs)
     stage.write_json("report.json", built.model_dump(mode="json"))
-    (stage.output / "report.html").write_text(render_html(built, inputs), encoding="utf-8")
+    (stage.output / "report.html").write_text(render_html(built, build_explorer(inputs)), encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
