@@ -68,6 +68,16 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> PairedDi
     return PairedDifference(count, (wins - losses) / count, interval, wins, losses, mcnemar(wins, losses))
 
 
+def unpaired_difference(first: tuple[int, int], second: tuple[int, int]) -> tuple[float, Interval]:
+    """Second minus first accuracy, each (correct, count) on its own examples, with Newcombe's hybrid score interval."""
+    (a, n), (b, m) = first, second
+    if n == 0 or m == 0:
+        return 0.0, (-1.0, 1.0)
+    p, q = a / n, b / m
+    (p_low, p_high), (q_low, q_high) = wilson(a, n), wilson(b, m)
+    return q - p, (q - p - math.hypot(q - q_low, p_high - p), q - p + math.hypot(q_high - q, p - p_low))
+
+
 def mcnemar(wins: int, losses: int) -> float:
     """Exact two-sided McNemar p-value: the chance of so uneven a split of the discordant examples if both policies were equal."""
     total = wins + losses

@@ -52,6 +52,7 @@ def build_report(inputs: ReportInputs) -> Report:
         seed=config.seed,
         config_digest=config_digest(config),
         config=config.model_dump(mode="json"),
+        held_out_digest=inputs.held_out_digest,
         stages=[_stage_report(stage) for stage in inputs.stages],
         evaluations=evaluations,
         iterations=_iteration_reports(inputs),

@@ -52,6 +52,8 @@ class ReportInputs:
     pairs: Mapping[int, list[PreferencePair]] = field(default_factory=dict)
     training: Mapping[tuple[int, str], list[dict[str, Any]]] = field(default_factory=dict)
     examples: Mapping[str, Example] = field(default_factory=dict)
+    held_out_digest: str | None = None
+    """SHA-256 of the held-out examples: runs with the same are compared example by example."""
 
     def stage(self, name: str, iteration: int) -> StageFacts | None:
         """A finished stage, or None."""
@@ -80,6 +82,7 @@ def load_inputs(
         pairs=reader.pairs,
         training=reader.training,
         examples=reader.examples,
+        held_out_digest=reader.held_out_digest,
     )
 
 
@@ -111,6 +114,7 @@ class _Reader:
         self.pairs: dict[int, list[PreferencePair]] = {}
         self.training: dict[tuple[int, str], list[dict[str, Any]]] = {}
         self.examples: dict[str, Example] = {}
+        self.held_out_digest: str | None = None
 
     def read_stage(self, manifest: Manifest, explorer: bool) -> None:
         """Read what the report needs of one stage."""
@@ -118,8 +122,11 @@ class _Reader:
         name, iteration = manifest.stage, manifest.iteration
         role = str(manifest.id)
         match name:
-            case "prepare" if explorer:
-                self.examples = {e.id: e for e in self._records(Example, role, "buffer.jsonl")}
+            case "prepare":
+                if held_out := manifest.files.get("held_out.jsonl"):
+                    self.held_out_digest = held_out.sha256
+                if explorer:
+                    self.examples = {e.id: e for e in self._records(Example, role, "buffer.jsonl")}
             case "warmup" | "dpo":
                 self.training[iteration, name] = self._rows(role, "training.jsonl")
             case "score":

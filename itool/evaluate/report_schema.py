@@ -144,6 +144,7 @@ class Report(Part):
     seed: int
     config_digest: str
     config: dict[str, Any]
+    held_out_digest: str | None = Field(None, description="SHA-256 of the held-out examples; equal digests can be compared pairwise")
     stages: list[StageReport]
     evaluations: list[EvaluationReport]
     iterations: list[IterationReport]

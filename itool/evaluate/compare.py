@@ -1,0 +1,318 @@
+"""Runs side by side: every run's accuracy with its interval, its difference to the first run, and arms with several seeds. Pure.
+
+An *arm* is all runs whose configuration differs at most in the seed and in where they ran. Two runs on the same held-out examples are
+compared example by example (McNemar), else by their two proportions (Newcombe), and the table says which. A run is measured at the
+iteration that its validation set chose, unless the last is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich.table import Table
+
+from itool.errors import InputError
+from itool.evaluate.intervals import paired_difference, spread, unpaired_difference
+from itool.evaluate.report import build_report, verdicts
+from itool.evaluate.report_inputs import ReportInputs
+from itool.evaluate.report_schema import EvaluationReport, Interval, Part, Report
+from itool.records import DIFFICULTIES
+
+NOT_OF_THE_ARM = ("run", "root", "reuse_from", "seed", "store", "runtime")
+At = Literal["kept", "last"]
+
+
+class Difference(Part):
+    """Accuracy minus the first run's. `p_value` (exact McNemar) only where the examples are the same (`paired`)."""
+
+    difference: float
+    ci95: Interval
+    paired: bool
+    count: int
+    p_value: float | None
+
+
+class RunRow(Part):
+    """One run. `ci95` is a Wilson interval; `gain` is measured minus warm-up, on the same examples."""
+
+    run: str
+    arm: str
+    method: str
+    seed: int
+    iteration: int
+    count: int
+    exact_match: float
+    ci95: Interval
+    warmup: float | None
+    gain: float | None
+    by_difficulty: dict[str, float]
+    no_call: float | None
+    sampled_tokens: int
+    updates: int
+    seconds: float
+    to_first: Difference | None
+
+
+class SeedSpread(Part):
+    """Mean over seeds; spread (`sd`) and t interval need two of them."""
+
+    count: int
+    mean: float
+    sd: float | None
+    ci95: Interval | None
+
+
+class ArmRow(Part):
+    """All seeds of an arm. `to_first` is the mean over the seeds that both arms have."""
+
+    arm: str
+    seeds: list[int]
+    exact_match: SeedSpread
+    warmup: SeedSpread | None
+    gain: SeedSpread | None
+    by_difficulty: dict[str, SeedSpread]
+    no_call: SeedSpread | None
+    to_first: SeedSpread | None
+
+
+class Comparison(Part):
+    """The whole comparison. `notes` says what a reader must know before believing a difference."""
+
+    at: At
+    runs: list[RunRow]
+    arms: list[ArmRow]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run's report and its held-out verdicts, iteration -> example id -> right or wrong."""
+
+    report: Report
+    verdicts: Mapping[int, Mapping[str, bool]]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A run, the evaluation that it is measured by, and its arm."""
+
+    result: RunResult
+    measured: EvaluationReport
+    arm: str
+
+    @property
+    def seed(self) -> int:
+        return self.result.report.seed
+
+
+def run_result(inputs: ReportInputs) -> RunResult:
+    """What comparing needs of a run; the run may be unfinished."""
+    return RunResult(build_report(inputs), {k: verdicts(inputs, k) for k, dataset in inputs.predictions if dataset == "held_out"})
+
+
+def compare_runs(results: Sequence[RunResult], *, at: At = "kept") -> Comparison:
+    """Set runs side by side; the first is what the others are measured against.
+
+    Raises InputError for a run without a held-out evaluation.
+    """
+    arms = arm_names([result.report.config for result in results])
+    entries = [_Entry(result, _evaluation(result.report, at), arm) for result, arm in zip(results, arms, strict=True)]
+    rows = [_run_row(entry, _difference(entries[0], entry) if index else None) for index, entry in enumerate(entries)]
+    by_arm = {arm: [entry for entry in entries if entry.arm == arm] for arm in dict.fromkeys(arms)}
+    first = next(iter(by_arm.values()), [])
+    table = [_arm_row([row for row in rows if row.arm == arm], own, [] if own is first else first) for arm, own in by_arm.items()]
+    return Comparison(at=at, runs=rows, arms=table, notes=_notes(rows, table))
+
+
+def arm_names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name per run, the same for runs of one arm: the method, and what tells it from other arms of that method."""
+    flat = [_flatten({key: value for key, value in config.items() if key not in NOT_OF_THE_ARM}) for config in configs]
+    names = []
+    for own in flat:
+        rivals = [other for other in flat if other["method"] == own["method"]]
+        differing = [key for key in own if any(other.get(key) != own[key] for other in rivals)]
+        shown = ", ".join(f"{key}={own[key]}" for key in differing)
+        names.append(f"{own['method']} ({shown})" if shown else str(own["method"]))
+    return names
+
+
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """The comparison for a terminal: runs, and arms when one has several seeds."""
+    tables = [_runs_table(comparison)]
+    if any(len(arm.seeds) > 1 for arm in comparison.arms):
+        tables.append(_arms_table(comparison))
+    return tables
+
+
+def _evaluation(report: Report, at: At) -> EvaluationReport:
+    held_out = [e.iteration for e in report.evaluations if e.dataset == "held_out"]
+    iteration = report.best_iteration if at == "kept" else max(held_out, default=None)
+    evaluation = None if iteration is None else report.evaluation(iteration)
+    if evaluation is None:
+        raise InputError(f"run {report.run} has no held-out evaluation to compare", remedy="Finish it with itoolctl iterate")
+    return evaluation
+
+
+def _run_row(entry: _Entry, to_first: Difference | None) -> RunRow:
+    report, measured = entry.result.report, entry.measured
+    warmup = report.evaluation(0)
+    used = [turn for turn in report.iterations if turn.iteration <= measured.iteration]
+    return RunRow(
+        run=report.run,
+        arm=entry.arm,
+        method=report.method,
+        seed=report.seed,
+        iteration=measured.iteration,
+        count=measured.count,
+        exact_match=measured.exact_match,
+        ci95=measured.ci95,
+        warmup=warmup.exact_match if warmup else None,
+        gain=measured.exact_match - warmup.exact_match if warmup else None,
+        by_difficulty=measured.by_difficulty,
+        no_call=measured.no_call,
+        sampled_tokens=sum(turn.sampled_tokens for turn in used),
+        updates=sum(turn.updates for turn in used),
+        seconds=sum(stage.seconds for stage in report.stages),
+        to_first=to_first,
+    )
+
+
+def _difference(a: _Entry, b: _Entry) -> Difference:
+    """B minus A: example by example where both answered the same held-out set, else from the two proportions."""
+    before, after = (entry.result.verdicts.get(entry.measured.iteration, {}) for entry in (a, b))
+    if before and before.keys() == after.keys() and a.result.report.held_out_digest == b.result.report.held_out_digest:
+        paired = paired_difference(list(before.values()), [after[example] for example in before])
+        return Difference(difference=paired.difference, ci95=paired.ci95, paired=True, count=paired.count, p_value=paired.p_value)
+    value, interval = unpaired_difference((a.measured.correct, a.measured.count), (b.measured.correct, b.measured.count))
+    return Difference(difference=value, ci95=interval, paired=False, count=b.measured.count, p_value=None)
+
+
+def _arm_row(own: Sequence[RunRow], entries: Sequence[_Entry], first: Sequence[_Entry]) -> ArmRow:
+    """One arm; `first` is the arm that it is measured against, empty for that arm itself."""
+    partner = {entry.seed: entry for entry in first}
+    differences = [_difference(partner[entry.seed], entry).difference for entry in entries if entry.seed in partner]
+    values = {name: _spread([row.by_difficulty[name] for row in own if name in row.by_difficulty]) for name in DIFFICULTIES}
+    return ArmRow(
+        arm=own[0].arm,
+        seeds=sorted(row.seed for row in own),
+        exact_match=SeedSpread(**vars(spread([row.exact_match for row in own]))),
+        warmup=_spread([row.warmup for row in own]),
+        gain=_spread([row.gain for row in own]),
+        by_difficulty={name: value for name, value in values.items() if value is not None},
+        no_call=_spread([row.no_call for row in own]),
+        to_first=_spread(differences),
+    )
+
+
+def _spread(values: Sequence[float | None]) -> SeedSpread | None:
+    known = [value for value in values if value is not None]
+    return SeedSpread(**vars(spread(known))) if known else None
+
+
+def _notes(rows: Sequence[RunRow], arms: Sequence[ArmRow]) -> list[str]:
+    notes = []
+    unpaired = [row.run for row in rows if row.to_first and not row.to_first.paired]
+    if unpaired:
+        notes.append(f"other held-out examples than {rows[0].run}, so compared by proportions: {', '.join(unpaired)}")
+    notes += _uneven(rows, "updates", lambda row: row.updates)
+    notes += _uneven([row for row in rows if row.sampled_tokens], "sampled tokens", lambda row: row.sampled_tokens)
+    doubled = [arm.arm for arm in arms if len(set(arm.seeds)) < len(arm.seeds)]
+    if doubled:
+        notes.append(f"a seed occurs more than once, so the spread is too small: {', '.join(doubled)}")
+    return notes
+
+
+def _uneven(rows: Sequence[RunRow], name: str, budget: Callable[[RunRow], int]) -> list[str]:
+    values = [budget(row) for row in rows]
+    if not values or max(values) <= 1.05 * min(values):
+        return []
+    return [f"{name} differ up to the measured iteration, from {min(values):,} to {max(values):,}: not an equal budget"]
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat.update(_flatten(inner, f"{prefix}{key}.") if isinstance(inner, Mapping) else {f"{prefix}{key}": inner})
+    return flat
+
+
+def _runs_table(comparison: Comparison) -> Table:
+    table = Table(title=f"Held-out exact match in %, {comparison.at} iteration, 95 % intervals", title_justify="left", title_style="")
+    table.add_column("Run", overflow="fold")
+    table.add_column("Arm", overflow="fold")
+    for name in (
+        "Seed",
+        "It.",
+        "Exact",
+        "Interval",
+        *(d.title() for d in DIFFICULTIES),
+        "No call",
+        "Warm-up",
+        "To first",
+        "Interval",
+        "p",
+        "Tokens",
+        "Upd.",
+    ):
+        table.add_column(name, justify="right")
+    for row in comparison.runs:
+        to = row.to_first
+        table.add_row(
+            row.run,
+            row.arm,
+            str(row.seed),
+            str(row.iteration),
+            _percent(row.exact_match),
+            _interval(row.ci95),
+            *(_percent(row.by_difficulty.get(name)) for name in DIFFICULTIES),
+            _percent(row.no_call),
+            _percent(row.warmup),
+            _points(to.difference if to else None),
+            _interval(to.ci95, signed=True) if to else "",
+            "" if to is None or to.p_value is None else f"{to.p_value:.3f}",
+            f"{row.sampled_tokens:,}",
+            str(row.updates),
+        )
+    return table
+
+
+def _arms_table(comparison: Comparison) -> Table:
+    table = Table(title="Arms: mean over seeds ± standard deviation", title_justify="left", title_style="")
+    table.add_column("Arm", overflow="fold")
+    for name in ("Seeds", "Exact", *(d.title() for d in DIFFICULTIES), "No call", "Warm-up", "Gain", "To first", "Interval"):
+        table.add_column(name, justify="right")
+    for arm in comparison.arms:
+        to = arm.to_first
+        table.add_row(
+            arm.arm,
+            str(len(arm.seeds)),
+            _mean(arm.exact_match),
+            *(_mean(arm.by_difficulty.get(name)) for name in DIFFICULTIES),
+            _mean(arm.no_call),
+            _mean(arm.warmup),
+            _mean(arm.gain, signed=True),
+            _mean(to, signed=True),
+            _interval(to.ci95, signed=True) if to and to.ci95 else "",
+        )
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _points(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:+.1f}"
+
+
+def _interval(value: Interval, *, signed: bool = False) -> str:
+    return " to ".join(_points(end) if signed else _percent(end) for end in value)
+
+
+def _mean(value: SeedSpread | None, *, signed: bool = False) -> str:
+    if value is None:
+        return ""
+    mean = _points(value.mean) if signed else _percent(value.mean)
+    return mean if value.sd is None else f"{mean} ± {100 * value.sd:.1f}"
