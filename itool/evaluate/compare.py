@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rich import box
 from rich.table import Table
 
 from itool.errors import InputError
@@ -139,10 +140,10 @@ def arm_names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
-    """The comparison for a terminal: runs, and arms when one has several seeds."""
-    tables = [_runs_table(comparison)]
+    """The comparison for a terminal of 80 columns: accuracies, differences, and the arms when one has several seeds."""
+    tables = [_accuracy_table(comparison), _difference_table(comparison)]
     if any(len(arm.seeds) > 1 for arm in comparison.arms):
-        tables.append(_arms_table(comparison))
+        tables += [_arm_accuracy_table(comparison), _arm_difference_table(comparison)]
     return tables
 
 
@@ -238,64 +239,55 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _runs_table(comparison: Comparison) -> Table:
-    table = Table(title=f"Held-out exact match in %, {comparison.at} iteration, 95 % intervals", title_justify="left", title_style="")
-    table.add_column("Run", overflow="fold")
-    table.add_column("Arm", overflow="fold")
-    for name in (
-        "Seed",
-        "It.",
-        "Exact",
-        "Interval",
-        *(d.title() for d in DIFFICULTIES),
-        "No call",
-        "Warm-up",
-        "To first",
-        "Interval",
-        "p",
-        "Tokens",
-        "Upd.",
-    ):
-        table.add_column(name, justify="right")
-    for row in comparison.runs:
-        to = row.to_first
-        table.add_row(
-            row.run,
-            row.arm,
-            str(row.seed),
-            str(row.iteration),
-            _percent(row.exact_match),
-            _interval(row.ci95),
-            *(_percent(row.by_difficulty.get(name)) for name in DIFFICULTIES),
-            _percent(row.no_call),
-            _percent(row.warmup),
-            _points(to.difference if to else None),
-            _interval(to.ci95, signed=True) if to else "",
-            "" if to is None or to.p_value is None else f"{to.p_value:.3f}",
-            f"{row.sampled_tokens:,}",
-            str(row.updates),
-        )
+def _table(title: str, names: Sequence[str], figures: Sequence[str]) -> Table:
+    """An empty table whose name columns fold and whose figures never do."""
+    table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in names:
+        table.add_column(name, overflow="fold", min_width=8)
+    for figure in figures:
+        table.add_column(figure, justify="right", no_wrap=True)
     return table
 
 
-def _arms_table(comparison: Comparison) -> Table:
-    table = Table(title="Arms: mean over seeds ± standard deviation", title_justify="left", title_style="")
-    table.add_column("Arm", overflow="fold")
-    for name in ("Seeds", "Exact", *(d.title() for d in DIFFICULTIES), "No call", "Warm-up", "Gain", "To first", "Interval"):
-        table.add_column(name, justify="right")
+def _accuracy_table(comparison: Comparison) -> Table:
+    title = f"Held-out exact match in %, {comparison.at} iteration, 95 % interval"
+    table = _table(title, ("Run", "Arm"), ("Seed", "It.", "Exact", "", *(d.title() for d in DIFFICULTIES), "No call"))
+    for row in comparison.runs:
+        groups = (_percent(row.by_difficulty.get(name)) for name in DIFFICULTIES)
+        head = (row.run, row.arm, str(row.seed), str(row.iteration))
+        table.add_row(*head, _percent(row.exact_match), _interval(row.ci95), *groups, _percent(row.no_call))
+    return table
+
+
+def _difference_table(comparison: Comparison) -> Table:
+    first = comparison.runs[0].run if comparison.runs else "the first run"
+    table = _table(
+        f"Points over the own warm-up (gain) and over {first}", ("Run",), ("Warm-up", "Gain", "To first", "", "p", "Tokens", "Updates")
+    )
+    for row in comparison.runs:
+        to = row.to_first
+        chance = "" if to is None or to.p_value is None else "<0.001" if to.p_value < 0.001 else f"{to.p_value:.3f}"
+        versus = (_points(to.difference), _interval(to.ci95, signed=True)) if to else ("", "")
+        table.add_row(row.run, _percent(row.warmup), _points(row.gain), *versus, chance, f"{row.sampled_tokens:,}", str(row.updates))
+    return table
+
+
+def _arm_accuracy_table(comparison: Comparison) -> Table:
+    title = "Arms in %, mean over seeds ± standard deviation"
+    table = _table(title, ("Arm",), ("Seeds", "Exact", *(d.title() for d in DIFFICULTIES), "No call"))
     for arm in comparison.arms:
-        to = arm.to_first
-        table.add_row(
-            arm.arm,
-            str(len(arm.seeds)),
-            _mean(arm.exact_match),
-            *(_mean(arm.by_difficulty.get(name)) for name in DIFFICULTIES),
-            _mean(arm.no_call),
-            _mean(arm.warmup),
-            _mean(arm.gain, signed=True),
-            _mean(to, signed=True),
-            _interval(to.ci95, signed=True) if to and to.ci95 else "",
-        )
+        groups = (_mean(arm.by_difficulty.get(name)) for name in DIFFICULTIES)
+        table.add_row(arm.arm, str(len(arm.seeds)), _mean(arm.exact_match), *groups, _mean(arm.no_call))
+    return table
+
+
+def _arm_difference_table(comparison: Comparison) -> Table:
+    title = "Arms in points, mean over seeds ± standard deviation, 95 % t interval"
+    table = _table(title, ("Arm",), ("Warm-up", "Gain", "", "To first", ""))
+    for arm in comparison.arms:
+        intervals = [_interval(value.ci95, signed=True) if value and value.ci95 else "" for value in (arm.gain, arm.to_first)]
+        gain, to_first = _mean(arm.gain, signed=True), _mean(arm.to_first, signed=True)
+        table.add_row(arm.arm, _mean(arm.warmup), gain, intervals[0], to_first, intervals[1])
     return table
 
 
@@ -308,7 +300,8 @@ def _points(value: float | None) -> str:
 
 
 def _interval(value: Interval, *, signed: bool = False) -> str:
-    return " to ".join(_points(end) if signed else _percent(end) for end in value)
+    low, high = (_points(end) if signed else _percent(end) for end in value)
+    return f"[{low}, {high}]"
 
 
 def _mean(value: SeedSpread | None, *, signed: bool = False) -> str:

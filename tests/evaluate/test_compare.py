@@ -82,11 +82,15 @@ def test_a_run_without_evaluation_cannot_be_compared(two):
         compare_runs([two[0], empty])
 
 
-def test_the_tables_show_runs_and_arms():
+def test_the_tables_show_runs_and_arms_on_80_columns():
     runs = [result(f"{method[:3]}{seed}", method, seed) for method in ("mcts_dpo", "best_of_n") for seed in (1, 2)]
-    console = Console(file=io.StringIO(), width=220)
-    for table in comparison_tables(compare_runs(runs)):
+    comparison = compare_runs(runs)
+    console = Console(file=io.StringIO(), width=80)
+    for table in comparison_tables(comparison):
         console.print(table)
     text = console.file.getvalue()
     assert "best_of_n" in text
     assert "±" in text
+    assert "…" not in text, "no figure is cut"
+    for row in comparison.runs:
+        assert f"{100 * row.exact_match:.1f}" in text
