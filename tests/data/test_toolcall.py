@@ -210,9 +210,9 @@ def test_a_value_without_a_literal_cannot_be_rendered() -> None:
     ],
 )
 def test_hostile_texts_take_linear_time(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     scan(text, TOOLS)
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
 
 
 def test_depth_is_limited() -> None:

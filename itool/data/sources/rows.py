@@ -99,6 +99,9 @@ def _read_array(text: str, path: Path) -> Iterator[Row]:
         start = _SPACE_OR_COMMA.match(text, position).end()  # type: ignore[union-attr]  # matches the empty string
         line += text.count("\n", position, start)
         if text.startswith("]", start):
+            end = _SPACE_OR_COMMA.match(text, start + 1).end()  # type: ignore[union-attr]
+            if end < len(text):
+                raise InputError(f"{path}:{line + text.count(chr(10), start, end)}: broken JSON: text follows the array")
             return
         try:
             value, position = decoder.raw_decode(text, start)

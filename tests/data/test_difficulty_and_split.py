@@ -1,0 +1,100 @@
+"""Terciles by summed ranks, and a split that no other example can disturb."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from itool.config import DataConfig
+from itool.data.difficulty import assign_difficulty, average_ranks
+from itool.data.split import split_examples, unit_hash
+from itool.records import Example, Message, Tool, ToolCall
+
+CONFIG = DataConfig(buffer_fraction=0.2, validation_fraction=0.1, held_out_fraction=0.1)
+
+
+def example(name: str, *, tools: int = 1, description: int = 0, calls: int = 1) -> Example:
+    return Example(
+        id=name,
+        messages=[Message(role="user", content="q")],
+        tools=[Tool(name=f"tool_{i}", description="x" * description) for i in range(tools)],
+        calls=[ToolCall(name="tool_0")] * calls,
+    )
+
+
+SHAPES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30)
+IDS = st.lists(st.text(min_size=1, max_size=8), unique=True, max_size=40)
+
+
+def test_tied_values_share_the_mean_of_their_ranks() -> None:
+    assert average_ranks([5, 1, 5, 9, 1, 5]) == [4.0, 1.5, 4.0, 6.0, 1.5, 4.0]
+    assert average_ranks([]) == []
+
+
+def test_three_ranks_decide_together() -> None:
+    """Ranks (tools, length, calls): a 1+1+2 = 4, b 2+3+1 = 6, c 3+2+3 = 8."""
+    examples = [
+        example("c", tools=3, description=0, calls=3),
+        example("a", tools=1, description=0, calls=2),
+        example("b", tools=2, description=90, calls=1),
+    ]
+    assert {e.id: e.difficulty for e in assign_difficulty(examples)} == {"a": "easy", "b": "medium", "c": "hard"}
+
+
+@given(SHAPES, st.randoms())
+def test_difficulties_divide_evenly_and_ignore_the_order(shapes: list[tuple[int, int, int]], rng: random.Random) -> None:
+    examples = [example(str(i), tools=t, description=d, calls=c) for i, (t, d, c) in enumerate(shapes)]
+    shuffled = list(examples)
+    rng.shuffle(shuffled)
+    levels = {e.id: e.difficulty for e in assign_difficulty(examples)}
+    assert levels == {e.id: e.difficulty for e in assign_difficulty(shuffled)}
+    sizes = [Counter(levels.values())[name] for name in ("easy", "medium", "hard")]
+    assert max(sizes) - min(sizes) <= 1
+    assert [e.id for e in assign_difficulty(shuffled)] == [e.id for e in shuffled]
+
+
+def place(examples: list[Example], seed: int) -> dict[str, str]:
+    split = split_examples(examples, CONFIG, seed)
+    parts = {"warmup": split.warmup, "buffer": split.buffer, "validation": split.validation, "held_out": split.held_out}
+    return {e.id: name for name, part in parts.items() for e in part}
+
+
+@given(IDS, st.text(min_size=1, max_size=8), st.integers(0, 5), st.randoms())
+def test_adding_an_example_moves_no_other(ids: list[str], new: str, seed: int, rng: random.Random) -> None:
+    examples = [example(name) for name in ids]
+    before = place(examples, seed)
+    assert len(before) == len(examples)
+    rng.shuffle(examples)
+    assert before.items() <= place([example(new), *[e for e in examples if e.id != new]], seed).items()
+
+
+def test_shares_are_met_on_average_and_differ_by_seed() -> None:
+    examples = [example(f"e{i}") for i in range(5000)]
+    sizes = Counter(place(examples, 1).values())
+    assert abs(sizes["buffer"] - 1000) < 150
+    assert abs(sizes["validation"] - 500) < 100
+    assert abs(sizes["held_out"] - 500) < 100
+    assert place(examples, 1) != place(examples, 2)
+
+
+def test_data_with_a_held_out_set_lose_nothing_to_it() -> None:
+    examples, held_out = [example(f"e{i}") for i in range(500)], [example("h1"), example("h2")]
+    split = split_examples(examples, CONFIG, 1, held_out)
+    assert split.held_out == held_out
+    assert len(split.warmup) + len(split.buffer) + len(split.validation) == 500
+    assert split_examples(examples, CONFIG, 1, []).held_out == []
+
+
+def test_another_buffer_share_leaves_the_reported_sets_alone() -> None:
+    examples = [example(f"e{i}") for i in range(500)]
+    wide = split_examples(examples, CONFIG.model_copy(update={"buffer_fraction": 0.5}), 1)
+    assert wide.held_out == split_examples(examples, CONFIG, 1).held_out
+    assert wide.validation == split_examples(examples, CONFIG, 1).validation
+
+
+def test_turns_of_a_conversation_stay_together() -> None:
+    assert unit_hash(1, "c9#turn1") == unit_hash(1, "c9#turn13") == unit_hash(1, "c9")
+    assert unit_hash(1, "issue#12") != unit_hash(1, "issue#13")

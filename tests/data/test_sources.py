@@ -1,0 +1,434 @@
+"""Every format from a minimal example, what is dropped and why, and one clear line for every structural fault."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from itool.config import DataConfig
+from itool.data.sources import Loaded, load_examples
+from itool.data.sources.schema import normalise_parameters, type_to_schema
+from itool.data.toolcall import parse_calls
+from itool.errors import DependencyError, InputError
+from itool.records import Example
+
+SEAL = Path(__file__).parents[3] / "shared" / "data" / "seal-tools"
+TRENDS = {
+    "name": "Market Trends API",
+    "description": "Trends.",
+    "parameters": {"type": "dict", "properties": {"trend_type": {"type": "string"}, "top": {"type": "int"}}, "required": ["trend_type"]},
+    "required": None,
+}
+
+
+def write(path: Path, rows: list[Any], *, array: bool = False) -> str:
+    text = json.dumps(rows, indent=1) if array else "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def load(source: str, tmp_path: Path, rows: list[Any], **settings: Any) -> Loaded:
+    return load_examples(DataConfig.model_validate({"source": source, "path": write(tmp_path / "data.jsonl", rows), **settings}))
+
+
+# --- ToolACE ---
+
+BOILERPLATE = """\
+You are an expert in composing functions. You are given a question and a set of possible functions. \
+Based on the question, you will need to make one or more function/tool calls to achieve the purpose.
+If none of the functions can be used, point it out. If the given question lacks the parameters required by the function, also point it out.
+You should only return the function call in tools call sections.
+Today is 2024-05-01.
+Here is a list of functions in JSON format that you can invoke:
+{tools}.\x20
+Should you decide to return the function call(s).\x20
+Put it in the format of [func1(params_name=params_value, params_name2=params_value2...), func2(params)]
+
+NO other text MUST be included."""
+
+
+def toolace(*turns: tuple[str, str], tools: Any = (TRENDS,)) -> dict[str, Any]:
+    system = BOILERPLATE.replace("{tools}", json.dumps(list(tools)))
+    return {"system": system, "conversations": [{"from": role, "value": value} for role, value in turns]}
+
+
+def test_toolace_gives_every_assistant_turn(tmp_path: Path) -> None:
+    answer = "[Market Trends API(trend_type='X', top=3)]"
+    row = toolace(
+        ("user", "Trends?"), ("assistant", answer), ("tool", '{"a": 1}'), ("assistant", "X rises."), ("user", "Joke?"), ("assistant", "No.")
+    )
+    first, second, third = load("toolace", tmp_path, [row]).examples
+    assert first.response == answer
+    assert [(c.name, c.arguments) for c in first.calls] == [("Market Trends API", {"trend_type": "X", "top": 3})]
+    assert first.tools[0].parameters == {
+        "type": "object",
+        "properties": {"trend_type": {"type": "string"}, "top": {"type": "integer"}},
+        "required": ["trend_type"],
+    }
+    assert [(m.role, m.content) for m in first.messages] == [("system", "Today is 2024-05-01"), ("user", "Trends?")]
+    assert (second.stratum, third.stratum, third.response) == ("text", "text", "No.")
+    assert [m.role for m in third.messages] == ["system", "user", "assistant", "tool", "assistant", "user"]
+    assert first.id.partition("#")[0] == third.id.partition("#")[0]
+
+
+def test_toolace_mirrors_name_their_turns_otherwise(tmp_path: Path) -> None:
+    row = toolace(("human", "q"), ("function_call", "[Market Trends API()]"), ("observation", "r"), ("gpt", "done"))
+    assert [e.stratum for e in load("toolace", tmp_path, [row]).examples] == ["calls", "text"]
+
+
+def test_toolace_counts_what_it_cannot_use(tmp_path: Path) -> None:
+    rows = [
+        toolace(("user", "q"), ("assistant", "Fine.")),
+        toolace(("user", "q"), ("assistant", "[Market Trends API('X')]")),
+        toolace(("user", "q"), ("assistant", "[Other(a=1)]")),
+        toolace(("assistant", "Hello.")),
+        toolace(("user", "q")),
+        toolace(("user", "q"), ("assistant", " ")),
+        {"system": "No tools here [1, 2].", "conversations": []},
+    ]
+    loaded = load("toolace", tmp_path, rows)
+    assert len(loaded.examples) == 1
+    assert loaded.dropped == {"calls_unparseable": 1, "unknown_tool": 1, "no_query": 1, "no_answer": 2, "tools_unparseable": 1}
+    assert loaded.incoming == 7
+
+
+def test_inserting_a_row_renames_no_other_and_repetitions_are_read_once(tmp_path: Path) -> None:
+    one, two = toolace(("user", "a"), ("assistant", "A")), toolace(("user", "b"), ("assistant", "B"))
+    alone = load("toolace", tmp_path, [two]).examples
+    both = load("toolace", tmp_path, [one, two, two])
+    assert both.examples[1:] == alone
+    assert both.repeated == 1
+
+
+# --- xLAM ---
+
+
+def xlam(number: int, answers: Any, **fields: Any) -> dict[str, Any]:
+    tools = [
+        {
+            "name": "live_giveaways",
+            "description": "d",
+            "parameters": {
+                "type": {"description": "kind", "type": "str", "default": "game"},
+                "ids": {"description": "", "type": "List[int], optional"},
+                "limit": {"description": "how many", "type": "int"},
+            },
+        }
+    ]
+    return {"id": number, "query": "q", "answers": json.dumps(answers), "tools": json.dumps(tools)} | fields
+
+
+def test_xlam_types_become_a_schema(tmp_path: Path) -> None:
+    (example,) = load("xlam", tmp_path, [xlam(0, [{"name": "live_giveaways", "arguments": {"type": "beta", "ids": [1, 2]}}])]).examples
+    assert example.id == "xlam-0"
+    assert example.response == '[live_giveaways(type="beta", ids=[1, 2])]'
+    assert example.tools[0].parameters == {
+        "type": "object",
+        "properties": {
+            "type": {"type": "string", "description": "kind", "default": "game"},
+            "ids": {"type": "array", "items": {"type": "integer"}},
+            "limit": {"type": "integer", "description": "how many"},
+        },
+        "required": ["limit"],
+    }
+
+
+def test_xlam_counts_what_it_cannot_use(tmp_path: Path) -> None:
+    good = xlam(0, [{"name": "live_giveaways", "arguments": {}}])
+    rows = [good, xlam(1, []) | {"answers": "{broken"}, xlam(2, [{"arguments": {}}]), xlam(3, []), xlam(4, []) | {"tools": "nothing"}]
+    assert load("xlam", tmp_path, rows).dropped == {"calls_unparseable": 2, "no_answer": 1, "tools_unparseable": 1}
+
+
+# --- ToolBench ---
+
+
+def toolbench(*turns: tuple[str, str], query: str = "Weather?") -> dict[str, Any]:
+    apis = [
+        {
+            "name": "weather_for_api",
+            "description": "it's",
+            "parameters": {"type": "object", "properties": {"q": {"type": "string"}}, "required": ["q"]},
+        },
+        {"name": "Finish", "description": "end", "parameters": {"type": "object", "properties": {}}},
+    ]
+    system = f"You are AutoGPT [x]. Specifically, you have access to the following APIs: {apis}"
+    values = [("system", system), ("user", f"\n{query}\nBegin!\n"), *turns]
+    return {"id": "Step 1: " + query, "conversations": [{"from": role, "value": value} for role, value in values]}
+
+
+def action(name: str, given: Any) -> tuple[str, str]:
+    return "assistant", f"\nThought: Let me see.\nAction: {name}\nAction Input: {json.dumps(given)}"
+
+
+def test_toolbench_actions_become_calls_and_finish_becomes_text(tmp_path: Path) -> None:
+    first, last = action("weather_for_api", {"q": "Bern"}), action("Finish", {"return_type": "give_answer", "final_answer": "12 degrees."})
+    rows = [toolbench(first), toolbench(first, ("function", '{"t": 12}'), last)]
+    loaded = load("toolbench", tmp_path, rows)
+    call, text = loaded.examples
+    assert (call.response, text.response) == ('[weather_for_api(q="Bern")]', "12 degrees.")
+    assert [tool.name for tool in call.tools] == ["weather_for_api"]
+    assert [(m.role, m.content) for m in text.messages][1:] == [("assistant", call.response), ("tool", '{"t": 12}')]
+    assert loaded.repeated == 1
+    assert call.id.partition("#")[0] == text.id.partition("#")[0] != call.id
+
+
+def test_toolbench_counts_what_it_cannot_use(tmp_path: Path) -> None:
+    rows = [
+        toolbench(action("weather_for_api", {"q": "x"})),
+        toolbench(action("Finish", {"return_type": "give_up_and_restart"}), query="a"),
+        toolbench(("assistant", "Thought: hm"), query="b"),
+        toolbench(action("weather_for_api", "no object"), query="c"),
+        toolbench(action("invented", {}), query="d"),
+    ]
+    assert load("toolbench", tmp_path, rows).dropped == {"gave_up": 1, "calls_unparseable": 2, "unknown_tool": 1}
+
+
+# --- OpenAI ---
+
+
+def openai_call(name: str, arguments: Any) -> dict[str, Any]:
+    return {"id": "call_1", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def openai(*messages: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    tools = [
+        {
+            "type": "function",
+            "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+        }
+    ]
+    return {"messages": list(messages), "tools": tools} | fields
+
+
+USER = {"role": "user", "content": "Bern?"}
+CALL = {"role": "assistant", "content": None, "tool_calls": [openai_call("get_weather", '{"city": "Bern"}')]}
+
+
+def test_openai_messages_become_examples(tmp_path: Path) -> None:
+    parts = {"role": "assistant", "content": [{"type": "text", "text": "12 "}, {"type": "text", "text": "degrees."}]}
+    row = openai({"role": "developer", "content": "Be brief."}, USER, CALL, {"role": "tool", "content": "12"}, parts, id="mine")
+    call, text = load("openai", tmp_path, [row]).examples
+    assert (call.id, text.id) == ("mine#turn2", "mine#turn4")
+    assert call.response == '[get_weather(city="Bern")]'
+    assert [(m.role, m.content) for m in text.messages][2:] == [("assistant", call.response), ("tool", "12")]
+    assert text.response == "12 degrees."
+    assert text.messages[0].role == "system"
+
+
+def test_openai_keeps_a_rows_own_id_and_leaves_out_weight_zero(tmp_path: Path) -> None:
+    rows = [openai(USER, CALL, id=7), openai(USER, CALL | {"weight": 0}, USER, {"role": "assistant", "content": "ok"}, id="b")]
+    assert [e.id for e in load("openai", tmp_path, rows).examples] == ["7", "b#turn3"]
+
+
+def test_openai_counts_what_it_cannot_use(tmp_path: Path) -> None:
+    rows = [
+        openai(USER, CALL),
+        openai(USER, CALL | {"tool_calls": [openai_call("get_weather", "{broken")]}),
+        openai(USER, CALL | {"tool_calls": [openai_call("other", "{}")]}),
+        openai(USER),
+        openai(USER, {"role": "assistant", "content": ""}),
+    ]
+    assert load("openai", tmp_path, rows).dropped == {"calls_unparseable": 1, "unknown_tool": 1, "no_answer": 2}
+
+
+# --- structural faults, the same for every format ---
+
+
+@pytest.mark.parametrize(
+    ("source", "row", "message"),
+    [
+        ("openai", {"tools": []}, "data.jsonl:2: field 'messages' is missing; the row has tools"),
+        ("openai", {"messages": "hi"}, "data.jsonl:2: field 'messages' is a string, not a list"),
+        ("openai", openai(USER, CALL, tools=[{"type": "function", "function": {"description": "x"}}]), "data.jsonl:2: tool 1 has no name"),
+        ("openai", openai({"role": "robot", "content": ""}), "data.jsonl:2: a message has role 'robot'"),
+        ("openai", openai(USER, CALL, id="same"), "data.jsonl:3: id 'same' stands at .*data.jsonl:2 already"),
+        ("openai", "hi", "data.jsonl:2: the row is a string, not an object"),
+        ("toolace", toolace(("user", "q"), ("assistant", "a"), tools=[{"description": "x"}]), "data.jsonl:2: tool 1 has no name"),
+        ("toolace", {"system": "s"}, "data.jsonl:2: field 'conversations' is missing"),
+        ("xlam", {"id": 1, "answers": "[]", "tools": "[]"}, "data.jsonl:2: field 'query' is missing"),
+        ("xlam", xlam(1, [{"name": "live_giveaways", "arguments": {}}]), "data.jsonl:3: id 'xlam-1' stands at"),
+        ("toolbench", {"conversations": [{"from": "user"}]}, "data.jsonl:2: a turn's value is null, not a string"),
+    ],
+)
+def test_a_structural_fault_stops_with_file_and_line(source: str, row: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n" + json.dumps(row) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(InputError, match=message):
+        load_examples(DataConfig.model_validate({"source": source, "path": str(path)}))
+
+
+def test_broken_json_names_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps(openai(USER, CALL)) + '\n{"messages": \n')
+    with pytest.raises(InputError, match=r"data.jsonl:2: broken JSON: Expecting value"):
+        load_examples(DataConfig(source="openai", path=str(path)))
+    path.write_text('[\n{"messages": [], "x": NaN}]')
+    with pytest.raises(InputError, match=r"data.jsonl:2: broken JSON: NaN is not a JSON value"):
+        load_examples(DataConfig(source="openai", path=str(path)))
+    path.write_text("[" + json.dumps(openai(USER, CALL), indent=1) + ",\n\n{'a'}]")
+    with pytest.raises(InputError, match=r"data.jsonl:\d\d: broken JSON"):
+        load_examples(DataConfig(source="openai", path=str(path)))
+    path.write_text(json.dumps([openai(USER, CALL)]) + "\n{}")
+    with pytest.raises(InputError, match=r"data.jsonl:2: broken JSON: text follows the array"):
+        load_examples(DataConfig(source="openai", path=str(path)))
+    path.write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(InputError, match="not UTF-8"):
+        load_examples(DataConfig(source="openai", path=str(path)))
+
+
+def test_an_array_and_lines_and_a_folder_hold_the_same(tmp_path: Path) -> None:
+    rows = [openai(USER, CALL, id="a"), openai(USER, CALL, id="b")]
+    lines = load("openai", tmp_path, rows).examples
+    array = load_examples(DataConfig(source="openai", path=write(tmp_path / "array.json", rows, array=True))).examples
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write(folder / "1.jsonl", rows[:1])
+    write(folder / "2.json", rows[1:], array=True)
+    held_out = write(folder / "test.jsonl", [openai(USER, CALL, id="h")])
+    from_folder = load_examples(DataConfig(source="openai", path=str(folder), held_out_path=held_out))
+    assert lines == array == from_folder.examples
+    assert from_folder.held_out is not None
+    assert [e.id for e in from_folder.held_out] == ["h"]
+
+
+def test_held_out_data_may_not_repeat_an_id(tmp_path: Path) -> None:
+    held_out = write(tmp_path / "held_out.jsonl", [openai(USER, CALL, id="a")])
+    with pytest.raises(InputError, match=r"held_out.jsonl:1: id 'a' stands at .*data.jsonl:1 already"):
+        load("openai", tmp_path, [openai(USER, CALL, id="a")], held_out_path=held_out)
+
+
+def test_data_of_which_nothing_can_be_used_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no example of .* can be used \(no_answer 2\)"):
+        load("openai", tmp_path, [openai(USER), openai(USER)])
+    with pytest.raises(InputError, match="holds no row"):
+        load("openai", tmp_path, [])
+
+
+def test_data_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        load_examples(DataConfig(source="openai", path=str(tmp_path / "none.jsonl")))
+    with pytest.raises(InputError, match=r"holds no \.json or \.jsonl file"):
+        load_examples(DataConfig(source="openai", path=str(tmp_path)))
+
+
+def test_an_unreachable_hub_is_a_dependency(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs the train extra")
+
+    def refuse(path: str, split: str) -> None:
+        raise ConnectionError("offline\nmore")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(DependencyError, match=r"data set Team-ACE/ToolACE cannot be loaded from the hub: offline\."):
+        load_examples(DataConfig(source="toolace", path="Team-ACE/ToolACE"))
+
+
+def test_a_limit_picks_by_id_and_not_by_place(tmp_path: Path) -> None:
+    rows = [openai(USER, CALL, id=f"e{i}") for i in range(20)]
+    few = load("openai", tmp_path, rows, count=5).examples
+    assert {e.id for e in few} == {e.id for e in load("openai", tmp_path, rows[::-1], count=5).examples}
+    assert {e.id for e in few} < {e.id for e in load("openai", tmp_path, rows, count=6).examples}
+
+
+@pytest.mark.parametrize(
+    ("text", "schema"),
+    [
+        ("str, optional", {"type": "string"}),
+        ("List[int]", {"type": "array", "items": {"type": "integer"}}),
+        ("Optional[float]", {"type": "number"}),
+        ("Dict[str, Any]", {"type": "object"}),
+        ("Union[int, float]", {"type": ["integer", "number"]}),
+        ("Tuple[int, int]", {"type": "array", "items": {"type": "integer"}}),
+        ("List[List[str]], optional", {"type": "array", "items": {"type": "array", "items": {"type": "string"}}}),
+        ("Callable[[float], float]", {}),
+        ("any", {}),
+    ],
+)
+def test_python_type_names_become_json_schema(text: str, schema: dict[str, Any]) -> None:
+    assert type_to_schema(text) == schema
+
+
+def test_schemas_get_json_schemas_words_at_every_depth() -> None:
+    given = {
+        "type": "dict",
+        "properties": {"a": {"type": "list", "items": {"type": "dict", "properties": {"b": {"type": "float"}}}}},
+        "required": [],
+    }
+    assert normalise_parameters(given) == {
+        "type": "object",
+        "properties": {"a": {"type": "array", "items": {"type": "object", "properties": {"b": {"type": "number"}}}}},
+    }
+    assert normalise_parameters(None) == {"type": "object", "properties": {}}
+
+
+# --- Seal-Tools ---
+
+POOL = [
+    {
+        "api_name": f"tool{i}",
+        "api_description": "d",
+        "field": f"Field{i % 3}/Part{i % 6}",
+        "parameters": {"x": {"type": "float", "description": "an x"}},
+        "required": ["x"],
+    }
+    for i in range(30)
+]
+
+
+def seal(name: str, *apis: str) -> dict[str, Any]:
+    return {"id": name, "query": "q", "calling": [{"api": api, "parameters": {"x": "API_call_0"}, "responses": []} for api in apis]}
+
+
+def load_seal(tmp_path: Path, rows: list[Any], **settings: Any) -> Loaded:
+    write(tmp_path / "tool.jsonl", POOL)
+    return load("seal_tools", tmp_path, rows, **settings)
+
+
+def test_seal_tools_lists_hold_the_right_tools_and_distractors(tmp_path: Path) -> None:
+    loaded = load_seal(tmp_path, [seal(f"s{i}", "tool1", "tool4") for i in range(50)])
+    sizes = set()
+    for example in loaded.examples:
+        names = [tool.name for tool in example.tools]
+        assert {"tool1", "tool4"} <= set(names)
+        assert len(set(names)) == len(names)
+        sizes.add(len(names))
+    assert sizes == {3, 4, 5, 6}
+    assert loaded.examples[0].response == '[tool1(x="API_call_0"), tool4(x="API_call_0")]'
+    assert loaded.examples[0].tools[0].parameters["properties"] == {"x": {"type": "number", "description": "an x"}}
+    assert len({tuple(tool.name for tool in e.tools) for e in loaded.examples}) > 40
+
+
+def test_a_candidate_list_depends_on_its_example_alone(tmp_path: Path) -> None:
+    rows = [seal(f"s{i}", "tool1") for i in range(5)]
+    assert load_seal(tmp_path, rows[3:]).examples == load_seal(tmp_path, rows).examples[3:]
+
+
+def test_withheld_tools_make_text_the_right_answer(tmp_path: Path) -> None:
+    loaded = load_seal(tmp_path, [seal(f"s{i}", "tool1") for i in range(40)], no_call_fraction=0.5)
+    text = [e for e in loaded.examples if e.stratum == "text"]
+    assert 10 < len(text) < 30
+    assert all(e.tools and "tool1" not in [tool.name for tool in e.tools] and e.response for e in text)
+
+
+def test_seal_tools_faults(tmp_path: Path) -> None:
+    assert load_seal(tmp_path, [seal("a", "tool1"), seal("b", "nobody"), seal("c")]).dropped == {"unknown_tool": 1, "no_answer": 1}
+    (tmp_path / "tool.jsonl").unlink()
+    with pytest.raises(InputError, match=r"tool pool .*tool.jsonl does not exist"):
+        load("seal_tools", tmp_path, [seal("a", "tool1")])
+    pool = write(tmp_path / "pool.jsonl", [POOL[0], {**POOL[1], "api_name": " "}])
+    with pytest.raises(InputError, match=r"pool.jsonl:2: a tool has no name"):
+        load("seal_tools", tmp_path, [seal("a", "tool1")], tool_pool_path=pool)
+
+
+@pytest.mark.skipif(not SEAL.is_dir(), reason="no Seal-Tools data beside the repository")
+def test_the_real_seal_tools_load_without_a_drop() -> None:
+    loaded = load_examples(DataConfig(source="seal_tools", path=str(SEAL / "dev.jsonl"), held_out_path=str(SEAL / "test_in_domain.jsonl")))
+    assert loaded.held_out is not None
+    assert (len(loaded.examples), len(loaded.held_out), loaded.dropped) == (700, 700, {})
+    examples: list[Example] = [*loaded.examples, *loaded.held_out]
+    assert {len(e.calls) for e in examples} == {1, 2, 3, 4, 5, 6}
+    assert all(len(e.calls) <= len(e.tools) <= 7 or len({c.name for c in e.calls}) <= len(e.tools) for e in examples)
+    for example in examples:
+        assert parse_calls(example.response or "", example.tools) == example.calls
