@@ -25,7 +25,6 @@ from itool.records import SCHEMA_VERSION
 from itool.stages import StageId, StageName
 
 MANIFEST_NAME = "manifest.json"
-_CHUNK_BYTES = 1 << 20
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -176,13 +175,9 @@ def content_digest(files: dict[str, FileEntry]) -> str:
 
 def describe_file(path: Path) -> FileEntry:
     """Size and SHA-256 of a local file."""
-    digest = hashlib.sha256()
-    size = 0
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return FileEntry(size=size, sha256=digest.hexdigest())
+        digest = hashlib.file_digest(file, "sha256")
+        return FileEntry(size=file.tell(), sha256=digest.hexdigest())
 
 
 def describe_folder(folder: Path) -> dict[str, FileEntry]:

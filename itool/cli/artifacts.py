@@ -108,8 +108,10 @@ def rm(name: NameArgument, root: RootOption = None) -> None:
 
 
 def store_prefixes(keys: dict[str, int]) -> set[str]:
-    """Artifact folders in a listing, with or without a manifest, so that damaged ones can be removed too."""
-    return {"/".join(key.split("/")[:4]) for key in keys if key.count("/") >= 4 and key.split("/")[1].startswith("i")}
+    """Artifact and shard folders in a listing, with or without a manifest, so that damaged ones can be removed too."""
+    parts = [key.split("/") for key in keys if key.count("/") >= 4 and key.split("/")[1].startswith("i")]
+    shards = {"/".join(names[:6]) for names in parts if names[4] == "shards" and len(names) > 6}
+    return shards | {"/".join(names[:4]) for names in parts}
 
 
 def _existing(prefixes: set[str], name: str) -> str:
@@ -117,7 +119,7 @@ def _existing(prefixes: set[str], name: str) -> str:
 
     name = name.strip("/")
     start = f"{name}/" if name.count("/") < 3 else name
-    found = sorted(prefix for prefix in prefixes if prefix.startswith(start))
+    found = [name] if name in prefixes else sorted(prefix for prefix in prefixes if prefix.startswith(start) and "/shards/" not in prefix)
     if len(found) != 1:
         remedy = "See `itoolctl artifacts ls`" if not found else f"Give the key too: {', '.join(found[:4])}"
         raise InputError(f"{name!r} names {len(found)} artifacts", remedy=remedy)

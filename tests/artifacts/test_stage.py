@@ -436,10 +436,10 @@ def test_a_stopped_stage_resumes_from_its_checkpoint(
     worker = launcher.start(0.1)
     eventually(launcher.is_working)
     worker.send_signal(number)
-    assert worker.wait(20) == 75
+    assert worker.wait(60) == 75
     assert launcher.log.read_text().splitlines()[-1] == "interrupted: stopped. Run again to resume"
     assert run.resolution(PREPARE).state == "missing"
-    assert launcher.start(0).wait(20) == 0
+    assert launcher.start(0).wait(60) == 0
     manifest = run.resolution(PREPARE).manifest
     assert manifest is not None
     assert manifest.metrics["resumed_at"] > 0
