@@ -6,6 +6,7 @@ The policy draws from tokenised variants of the ground truth (right, one argumen
 starts; what is measured, in CPU seconds of the one thread, is selection, splitting, scoring, backup and the stored tree.
 """
 
+# ruff: noqa: ARG002 - a fake policy keeps the protocol's parameter names
 from __future__ import annotations
 
 import argparse
@@ -81,6 +82,9 @@ class InstantPolicy:
 
     async def option_probabilities(self, prompt_ids: Sequence[int], option_ids: Sequence[int]) -> list[float]:
         return [0.5, 0.5]
+
+    def forget(self) -> None:
+        return None
 
     async def __aenter__(self) -> Self:
         return self

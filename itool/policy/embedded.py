@@ -136,6 +136,10 @@ class EmbeddedPolicy:
         result: list[float] = logits[0, list(option_ids)].double().softmax(-1).tolist()
         return result
 
+    def forget(self) -> None:
+        """See protocol.Policy.forget: a prompt read in one piece and one continued from a kept prefix differ in the last bits."""
+        self._prefixes = PrefixCache(PREFIX_CACHE_BYTES)
+
     async def _score(self, ids: tuple[int, ...], *, first: int, remember: bool) -> Tensor:
         future: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
         self._scoring.append(_Scoring(ids, first, remember, future))

@@ -91,6 +91,9 @@ class VllmPolicy:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._client.aclose()
 
+    def forget(self) -> None:
+        """See protocol.Policy.forget. Nothing to do: a server shares its cache with others and repeats up to rounding only."""
+
     async def sample(self, prompt_ids: Sequence[int], *, count: int, max_tokens: int, temperature: float, seed: int) -> list[Sample]:
         """See protocol.Policy.sample."""
         self._folder.check_request(prompt_ids, max_tokens)

@@ -3,7 +3,7 @@
 Each tree of a block is a coroutine; while one waits for its samples the others ask for theirs, so the engine always has a batch. Nothing
 here depends on a clock or a thread: with the embedded policy, which works in the same event loop, a block meets the same batches and
 gives the same trees on every run. A finished block is what a caller stores; after a kill it names the examples that are done, and whole
-blocks are skipped, so the others are searched in the company that they would have had.
+blocks are skipped, so the others are searched in the company that they would have had, by a policy that remembers nothing of before.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ async def search_examples(
         waiting = [example for example in examples[start : start + size] if example.id not in done]
         if not waiting:
             continue
+        policy.forget()
         block = SearchBlock()
         searches = [_search_one(policy, reader, example, config, block, run_seed=run_seed, iteration=iteration) for example in waiting]
         block.trees = await _run_together(searches)

@@ -60,6 +60,9 @@ class ScriptedPolicy:
         correct = self._confidence(prompt_ids)
         return [1.0 - correct, correct]
 
+    def forget(self) -> None:
+        return None
+
     async def __aenter__(self) -> Self:
         return self
 
