@@ -21,6 +21,5 @@ def compare(
 
     if len(runs) < 2:
         raise ConfigError("compare needs at least two runs", remedy="`itoolctl runs` lists them")
-    documents = [find_report(existing_config(run, root)).report.model_dump(mode="json") for run in runs]
-    comparison = compare_runs(documents)
+    comparison = compare_runs([find_report(existing_config(run, root)).report for run in runs])
     typer.echo(comparison.as_json() if output is Output.json else comparison.as_text())

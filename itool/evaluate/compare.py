@@ -7,17 +7,19 @@ iteration that its validation set chose, unless the last is asked for.
 
 from __future__ import annotations
 
+import io
+import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from itool.errors import InputError
 from itool.evaluate.intervals import paired_difference, spread, unpaired_difference
-from itool.evaluate.report import build_report, verdicts
-from itool.evaluate.report_inputs import ReportInputs
 from itool.evaluate.report_schema import EvaluationReport, Interval, Part, Report
 from itool.records import DIFFICULTIES
 
@@ -86,40 +88,37 @@ class Comparison(Part):
     arms: list[ArmRow]
     notes: list[str]
 
+    def as_json(self) -> str:
+        """The comparison as one JSON object."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
 
-@dataclass(frozen=True)
-class RunResult:
-    """A run's report and its held-out verdicts, iteration -> example id -> right or wrong."""
-
-    report: Report
-    verdicts: Mapping[int, Mapping[str, bool]]
+    def as_text(self, width: int | None = None) -> str:
+        """Tables and notes for a terminal (`width` columns, else as wide as it is, at least 80)."""
+        text = io.StringIO()
+        console = Console(file=text, width=max(width or shutil.get_terminal_size().columns, 80))
+        for table in comparison_tables(self):
+            console.print(table)
+        for note in self.notes:
+            console.print(f"Note: {note}.", markup=False, highlight=False)
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
 @dataclass(frozen=True)
 class _Entry:
     """A run, the evaluation that it is measured by, and its arm."""
 
-    result: RunResult
+    report: Report
     measured: EvaluationReport
     arm: str
 
-    @property
-    def seed(self) -> int:
-        return self.result.report.seed
 
-
-def run_result(inputs: ReportInputs) -> RunResult:
-    """What comparing needs of a run; the run may be unfinished."""
-    return RunResult(build_report(inputs), {k: verdicts(inputs, k) for k, dataset in inputs.predictions if dataset == "held_out"})
-
-
-def compare_runs(results: Sequence[RunResult], *, at: At = "kept") -> Comparison:
+def compare_runs(reports: Sequence[Report], *, at: At = "kept") -> Comparison:
     """Set runs side by side; the first is what the others are measured against.
 
     Raises InputError for a run without a held-out evaluation.
     """
-    arms = arm_names([result.report.config for result in results])
-    entries = [_Entry(result, _evaluation(result.report, at), arm) for result, arm in zip(results, arms, strict=True)]
+    arms = arm_names([report.config for report in reports])
+    entries = [_Entry(report, _evaluation(report, at), arm) for report, arm in zip(reports, arms, strict=True)]
     rows = [_run_row(entry, _difference(entries[0], entry) if index else None) for index, entry in enumerate(entries)]
     by_arm = {arm: [entry for entry in entries if entry.arm == arm] for arm in dict.fromkeys(arms)}
     first = next(iter(by_arm.values()), [])
@@ -157,7 +156,7 @@ def _evaluation(report: Report, at: At) -> EvaluationReport:
 
 
 def _run_row(entry: _Entry, to_first: Difference | None) -> RunRow:
-    report, measured = entry.result.report, entry.measured
+    report, measured = entry.report, entry.measured
     warmup = report.evaluation(0)
     used = [turn for turn in report.iterations if turn.iteration <= measured.iteration]
     return RunRow(
@@ -182,9 +181,10 @@ def _run_row(entry: _Entry, to_first: Difference | None) -> RunRow:
 
 def _difference(a: _Entry, b: _Entry) -> Difference:
     """B minus A: example by example where both answered the same held-out set, else from the two proportions."""
-    before, after = (entry.result.verdicts.get(entry.measured.iteration, {}) for entry in (a, b))
-    if before and before.keys() == after.keys() and a.result.report.held_out_digest == b.result.report.held_out_digest:
-        paired = paired_difference(list(before.values()), [after[example] for example in before])
+    before, after = ([digit == "1" for digit in entry.measured.verdicts] for entry in (a, b))
+    known = a.report.held_out_digest is not None and a.report.held_out_digest == b.report.held_out_digest
+    if known and before and len(before) == len(after):
+        paired = paired_difference(before, after)
         return Difference(difference=paired.difference, ci95=paired.ci95, paired=True, count=paired.count, p_value=paired.p_value)
     value, interval = unpaired_difference((a.measured.correct, a.measured.count), (b.measured.correct, b.measured.count))
     return Difference(difference=value, ci95=interval, paired=False, count=b.measured.count, p_value=None)
@@ -192,8 +192,8 @@ def _difference(a: _Entry, b: _Entry) -> Difference:
 
 def _arm_row(own: Sequence[RunRow], entries: Sequence[_Entry], first: Sequence[_Entry]) -> ArmRow:
     """One arm; `first` is the arm that it is measured against, empty for that arm itself."""
-    partner = {entry.seed: entry for entry in first}
-    differences = [_difference(partner[entry.seed], entry).difference for entry in entries if entry.seed in partner]
+    partner = {entry.report.seed: entry for entry in first}
+    differences = [_difference(partner[entry.report.seed], entry).difference for entry in entries if entry.report.seed in partner]
     values = {name: _spread([row.by_difficulty[name] for row in own if name in row.by_difficulty]) for name in DIFFICULTIES}
     return ArmRow(
         arm=own[0].arm,

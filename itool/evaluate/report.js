@@ -74,7 +74,7 @@ function training() {
   }
 }
 
-const CURVES = { lr: "Learning rate", learning_rate: "Learning rate", kl: "KL to the reference", logps: "Log-probabilities", nll: "NLL of chosen", grad_norm: "Gradient norm" };
+const CURVES = { lr: "Learning rate", learning_rate: "Learning rate", kl: "KL to the reference", kl_reference: "KL to the reference", logps: "Log-probabilities", nll: "NLL of chosen", grad_norm: "Gradient norm" };
 const curveName = (name) => CURVES[name] || titled(name.replaceAll("/", ", "));
 
 // Chosen and rejected share a panel: their distance is what preference training moves.
@@ -122,7 +122,7 @@ function pairs() {
   const top = Math.max(0, ...kept.flatMap((turn) => turn.pair_statistics.gap.counts));
   put("pairs", el("div", { class: "panels" }, kept.map((turn) =>
     histogramChart(`Q gap, iteration ${turn.iteration}`, { ...turn.pair_statistics.gap, top, xLabel: "Q chosen − Q rejected", summary: `Gap of ${plural(turn.pairs, "pair")}, mean ${decimal(turn.pair_statistics.mean_gap)}` }))));
-  put("pairs", el("h3", {}, "Kept and dropped candidates"), reasonTable("Candidate pairs", turns.map((turn) => [`iteration ${turn.iteration}`, { kept: turn.pairs, ...turn.pair_statistics.dropped }])));
+  put("pairs", el("h3", {}, "States with two or more visited steps, by what became of them"), reasonTable("States", turns.map((turn) => [`iteration ${turn.iteration}`, { "gave a pair": turn.pairs, ...turn.pair_statistics.dropped }])));
 }
 
 // rows: [name, {reason: count}]; columns are the reasons of all rows.

@@ -104,6 +104,7 @@ def evaluation_report(iteration: int, dataset: str, predictions: Sequence[Predic
         groups=groups,
         errors=_counted(p.error or "unknown" for p in predictions if not p.correct),
         truncated=sum(p.truncated for p in predictions),
+        verdicts="".join("1" if p.correct else "0" for p in predictions),
         pass_at_k={str(k): float(v) for k, v in (pass_at_k or {}).items()},
     )
 
@@ -210,7 +211,7 @@ def _pair_report(pairs: Sequence[PreferencePair], generate: StageFacts, edges: l
         mean_chosen_visits=_mean([pair.chosen_visits for pair in pairs]),
         mean_rejected_visits=_mean([pair.rejected_visits for pair in pairs]),
         gap=histogram(gaps, edges),
-        dropped=dict(generate.dropped),
+        dropped={str(reason): int(count) for reason, count in (generate.metrics.get("pairs_dropped") or {}).items()},
     )
 
 
@@ -224,25 +225,11 @@ def _gain(inputs: ReportInputs, best: int | None) -> Gain | None:
     """Best iteration against the warm-up on the examples that both answered."""
     if not best:
         return None
-    before, after = (verdicts(inputs, k) for k in (0, best))
+    before, after = ({p.example_id: p.correct for p in inputs.predictions.get((k, DATASETS[0]), [])} for k in (0, best))
     shared = [example for example in before if example in after]
     if not shared:
         return None
-    paired = paired_difference([before[e] for e in shared], [after[e] for e in shared])
-    return Gain(
-        iteration=best,
-        count=paired.count,
-        difference=paired.difference,
-        ci95=paired.ci95,
-        wins=paired.wins,
-        losses=paired.losses,
-        p_value=paired.p_value,
-    )
-
-
-def verdicts(inputs: ReportInputs, iteration: int, dataset: str = DATASETS[0]) -> dict[str, bool]:
-    """Example id -> was it answered right, for one evaluation; empty where there was none."""
-    return {p.example_id: p.correct for p in inputs.predictions.get((iteration, dataset), [])}
+    return Gain(iteration=best, **vars(paired_difference([before[e] for e in shared], [after[e] for e in shared])))
 
 
 def _group(predictions: Sequence[Prediction]) -> Group | None:

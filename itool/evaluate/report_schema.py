@@ -62,6 +62,9 @@ class EvaluationReport(Part):
     groups: dict[str, Group] = Field(description="count and interval behind by_difficulty, `no_call` and `call`")
     errors: dict[str, int] = Field(description="wrong answers by kind")
     truncated: int = Field(description="answers that reached the longest response")
+    verdicts: str = Field(
+        "", description="one digit per example in the order of the dataset, 1 right, 0 wrong; lets runs be compared pairwise"
+    )
     pass_at_k: dict[str, float] = Field(default_factory=dict, description="share of examples that one of k samples solves")
 
 
@@ -92,7 +95,7 @@ class PairReport(Part):
     mean_chosen_visits: float
     mean_rejected_visits: float
     gap: Histogram
-    dropped: dict[str, int] = Field(description="candidate pairs that the filters refused, by reason")
+    dropped: dict[str, int] = Field(description="states of the trees that gave no pair, by reason")
 
 
 class IterationReport(Part):

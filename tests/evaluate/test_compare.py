@@ -1,21 +1,20 @@
 """Comparing runs: arms, paired differences, and what must be said before a difference is believed."""
 
 import dataclasses
-import io
 
 import pytest
 from fake_run import fake_config, fake_inputs
-from rich.console import Console
 
 from itool.errors import InputError
-from itool.evaluate.compare import arm_names, compare_runs, comparison_tables, run_result
+from itool.evaluate.compare import arm_names, compare_runs
 from itool.evaluate.intervals import unpaired_difference
+from itool.evaluate.report import build_report
 from itool.evaluate.report_inputs import ReportInputs
 
 
 def result(run, method="mcts_dpo", seed=17, gain=0.03, digest="same"):
     inputs = fake_inputs(seed=seed, method=method, run=run, gain=gain)
-    return run_result(dataclasses.replace(inputs, held_out_digest=digest))
+    return build_report(dataclasses.replace(inputs, held_out_digest=digest))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +76,7 @@ def test_an_uneven_budget_is_said(two):
 
 
 def test_a_run_without_evaluation_cannot_be_compared(two):
-    empty = run_result(ReportInputs(config=fake_config(run="empty")))
+    empty = build_report(ReportInputs(config=fake_config(run="empty")))
     with pytest.raises(InputError, match="run empty has no held-out evaluation"):
         compare_runs([two[0], empty])
 
@@ -85,10 +84,8 @@ def test_a_run_without_evaluation_cannot_be_compared(two):
 def test_the_tables_show_runs_and_arms_on_80_columns():
     runs = [result(f"{method[:3]}{seed}", method, seed) for method in ("mcts_dpo", "best_of_n") for seed in (1, 2)]
     comparison = compare_runs(runs)
-    console = Console(file=io.StringIO(), width=80)
-    for table in comparison_tables(comparison):
-        console.print(table)
-    text = console.file.getvalue()
+    text = comparison.as_text(80)
+    assert max(map(len, text.splitlines())) <= 80
     assert "best_of_n" in text
     assert "±" in text
     assert "…" not in text, "no figure is cut"
