@@ -53,6 +53,10 @@ class PlainDisplay:
         self.attempts_ended += 1
         self.say(ending(task, attempt))
 
+    def stopping(self) -> None:
+        """Ctrl-C was heard."""
+        self.say("stopping: stages save a checkpoint; Ctrl-C again stops at once")
+
     def say(self, line: str) -> None:
         """A line to standard error."""
         typer.echo(line, err=True)

@@ -26,8 +26,8 @@ def logs(
     root: RootOption = None,
 ) -> None:
     """Print the log of a stage's newest attempt."""
-    settings = existing_config(run, root, config)
     name, wanted = parse_stage(stage, iteration)
+    settings = existing_config(run, root, config)
     offsets: dict[str, int] = {}
     while True:
         active = _is_active(settings)

@@ -68,6 +68,7 @@ class Controller:
                 self.sleep(self.poll_seconds)
         except BaseException:
             self.runner.cancel(STOP_GRACE_SECONDS)
+            self._report_attempts(self.runner.state())
             raise
         assert self._resolutions is not None
         return self._resolutions
@@ -75,6 +76,7 @@ class Controller:
     def step(self) -> bool:
         """One round; True when the run is finished."""
         if self.lease.renew() or self.stop_requested():
+            self.watcher.stopping()
             raise Interrupted(f"run {self.config.run} was asked to stop")
         observed = self._observe()
         if observed is None:

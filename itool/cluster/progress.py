@@ -34,6 +34,9 @@ class Watcher(Protocol):
     def ended(self, task: Task, attempt: Attempt) -> None:
         """An attempt is over."""
 
+    def stopping(self) -> None:
+        """Somebody asked the run to stop; stages are saving their checkpoints."""
+
 
 class Silent:
     """A watcher that looks away."""
@@ -45,6 +48,9 @@ class Silent:
         """Nothing."""
 
     def ended(self, task: Task, attempt: Attempt) -> None:
+        """Nothing."""
+
+    def stopping(self) -> None:
         """Nothing."""
 
 

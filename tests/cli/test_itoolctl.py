@@ -1,0 +1,277 @@
+"""The command line as a person or a script meets it: a real process, real exit codes, data on stdout and all else on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.jobs_path import fake_jobs_environment
+
+COLD = ("--set", "runtime.warm_start=false")
+
+
+class Itoolctl:
+    """Runs commands in a folder of their own, with stages that take no time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {**fake_jobs_environment(), "FAKE_SCRIPT": str(folder / "script.json"), "FAKE_PIDS": str(folder)}
+        self.environment.pop("ITOOL_ROOT", None)
+        self.script()
+
+    def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self._command(arguments),
+            cwd=self.folder,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def open(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self._command(arguments), cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def script(self, **directives: list[str]) -> None:
+        (self.folder / "script.json").write_text(json.dumps(directives))
+
+    def stage_pids(self) -> list[int]:
+        return [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
+
+    @staticmethod
+    def _command(arguments: tuple[str, ...]) -> list[str]:
+        return [sys.executable, "-m", "itool.cli.main", *arguments]
+
+
+@pytest.fixture
+def itoolctl(tmp_path: Path) -> Itoolctl:
+    return Itoolctl(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Itoolctl:
+    """A finished run of one iteration. Tests must not change it."""
+    made = Itoolctl(tmp_path_factory.mktemp("finished"))
+    done = made("iterate", "--n", "1", "--set", "search.shards=2", *COLD)
+    assert done.returncode == 0, done.stderr
+    assert "iteration 1" in done.stdout
+    assert "<- kept" in done.stdout
+    assert "i1-generate-1: done in" in done.stderr
+    return made
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def one_line(text: str) -> str:
+    assert text.count("\n") == 1, text
+    assert "Traceback" not in text
+    return text
+
+
+def test_help_needs_no_torch_and_nothing_heavy(itoolctl: Itoolctl) -> None:
+    blocked = "import sys; sys.modules.update(dict.fromkeys(['torch','transformers','peft','trl','boto3','pydantic','rich','yaml']));"
+    code = f"{blocked} sys.argv=['itoolctl','--help']; from itool.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], env=itoolctl.environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("iterate", "plan", "status", "logs", "report", "compare", "artifacts", "stages", "doctor", "cancel", "runs"):
+        assert f"  {command}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["iterate", "--set", "search.widht=3"], 64, "unknown key search.widht; allowed here:"),
+        (["iterate", "--set", "search.width=0"], 64, "search.width = 0"),
+        (["plan", "--config", "nowhere.yaml"], 64, "configuration file nowhere.yaml does not exist"),
+        (["plan", "--run", "Not_A_Label"], 64, "Not_A_Label"),
+        (["status"], 65, "there is no run in runs"),
+        (["status", "nothing"], 65, "there is no run nothing in runs"),
+        (["report", "nothing"], 65, "there is no run nothing in runs"),
+        (["compare", "one"], 64, "compare needs at least two runs"),
+        (["logs", "training"], 64, "'training' is no stage"),
+        (["artifacts", "show", "demo/i9/dpo"], 65, "no artifact 'demo/i9/dpo'"),
+        (["plan", "--root", "ftp://somewhere"], 64, "unknown kind of store"),
+    ],
+)
+def test_an_error_is_one_line_with_its_exit_code(itoolctl: Itoolctl, arguments: list[str], code: int, words: str) -> None:
+    done = itoolctl(*arguments)
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert words in one_line(done.stderr)
+
+
+def test_a_traceback_shows_only_in_debug(itoolctl: Itoolctl) -> None:
+    assert "Traceback" in itoolctl("status", ITOOL_DEBUG="1").stderr
+
+
+def test_a_wrong_option_is_exit_code_2(itoolctl: Itoolctl) -> None:
+    assert itoolctl("iterate", "--nonsense").returncode == 2
+
+
+def test_a_finished_run_is_a_quick_no_op(finished: Itoolctl) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = finished("iterate", "--run", "demo")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # of computing: a busy machine does not count
+    assert done.returncode == 0
+    assert "Nothing to do: all 8 stages of run demo are up to date" in done.stderr
+    assert seconds < 3.0
+
+
+def test_json_goes_to_stdout_alone(finished: Itoolctl) -> None:
+    assert json.loads(finished("iterate", "--run", "demo", "--output", "json").stdout)["best_iteration"] == 1
+    assert json.loads(finished("report", "-o", "json").stdout)["run"] == "demo"
+    status = json.loads(finished("status", "demo", "-o", "json").stdout)
+    assert {stage["state"] for stage in status["stages"]} == {"done"}
+    assert status["controller"] is None
+    assert json.loads(finished("runs", "-o", "json").stdout) == [
+        {"run": "demo", "method": "mcts_dpo", "iterations": 1, "done": 8, "stages": 8, "active": False}
+    ]
+    assert len(json.loads(finished("artifacts", "ls", "-o", "json").stdout)) == 8
+    assert json.loads(finished("stages", "-o", "json").stdout)[0]["name"] == "prepare"
+    assert "properties" in json.loads(finished("schema").stdout)
+
+
+def test_plan_says_which_stages_a_changed_setting_reruns(finished: Itoolctl) -> None:
+    done = finished("plan", "--run", "demo", "--set", "dpo.beta=0.2", "-o", "json")
+    due = {
+        f"i{stage['iteration']}/{stage['name']}": stage["reason"] for stage in json.loads(done.stdout)["stages"] if stage["action"] == "run"
+    }
+    assert list(due) == ["i1/dpo", "i1/evaluate", "i1/report"]
+    assert due["i1/dpo"] == "dpo.beta 0.1 -> 0.2"
+    assert "3 of 8 stages to run, 5 reused" in finished("plan", "--run", "demo", "--set", "dpo.beta=0.2").stdout
+    assert "Nothing to run" in finished("plan", "--run", "demo").stdout
+
+
+def test_plan_writes_nothing(itoolctl: Itoolctl) -> None:
+    assert itoolctl("plan").returncode == 0
+    assert not (itoolctl.folder / "runs").exists()
+
+
+def test_logs_are_found_afterwards(finished: Itoolctl) -> None:
+    done = finished("logs", "score")
+    assert '"event": "stage finished"' in done.stdout
+    sharded = finished("logs", "i1/generate")
+    assert "== i1-generate-1-1.log" in sharded.stderr
+    assert finished("logs", "score", "--iteration", "7").returncode == 65
+
+
+def test_artifacts_are_verified_copied_and_a_flipped_byte_is_found(itoolctl: Itoolctl) -> None:
+    itoolctl("iterate", "--n", "0", *COLD)
+    assert "4 artifacts are whole" in itoolctl("artifacts", "verify").stderr
+    got = itoolctl("artifacts", "get", "demo/i0/warmup", "copy", "adapter/")
+    assert Path(itoolctl.folder, got.stdout.strip()).is_file()
+    [file] = itoolctl.folder.glob("runs/demo/i0/warmup/*/*/training.jsonl")
+    file.write_bytes(b"!" + file.read_bytes()[1:])
+    done = itoolctl("artifacts", "verify", "demo")
+    assert done.returncode == 65
+    assert "training.jsonl was altered" in done.stdout
+    assert itoolctl("artifacts", "rm", "demo/i0/warmup").returncode == 0
+    assert itoolctl("iterate", "--run", "demo", *COLD).returncode == 0
+    assert "4 artifacts are whole" in itoolctl("artifacts", "verify").stderr
+
+
+def test_a_failing_stage_gives_its_exit_code_and_status_says_why(itoolctl: Itoolctl) -> None:
+    itoolctl.script(warmup=["exit 65"])
+    done = itoolctl("iterate", "--n", "0", *COLD)
+    assert done.returncode == 65
+    assert done.stderr.splitlines()[-1] == "itoolctl: i0/warmup failed: told to end with 65"
+    assert "told to end with 65" in itoolctl("status").stdout
+    itoolctl.script()
+    assert itoolctl("iterate", "--run", "demo").returncode == 0
+
+
+def test_ctrl_c_stops_after_a_checkpoint_and_says_how_to_resume(itoolctl: Itoolctl) -> None:
+    itoolctl.script(warmup=["hang", "ok"])
+    process = itoolctl.open("iterate", "--n", "0", *COLD)
+    wait_until(lambda: bool(itoolctl.stage_pids()))
+    status = json.loads(itoolctl("status", "-o", "json").stdout)
+    assert status["controller"]["pid"] == process.pid
+    assert [stage["state"] for stage in status["stages"]][:2] == ["done", "running"]
+    second = itoolctl("iterate", "--n", "0", *COLD)
+    assert second.returncode == 69
+    assert f"run demo is held by another controller (process {process.pid}" in second.stderr
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "stopped after a checkpoint" in stderr
+    assert stderr.splitlines()[-1] == f"itoolctl: run demo stopped. Resume with: itoolctl iterate --n 0 {' '.join(COLD)}"
+    assert itoolctl("iterate", "--n", "0", *COLD).returncode == 0
+
+
+def test_cancel_stops_a_run(itoolctl: Itoolctl) -> None:
+    itoolctl.script(prepare=["hang"])
+    process = itoolctl.open("iterate", "--n", "0", *COLD)
+    wait_until(lambda: bool(itoolctl.stage_pids()))
+    assert "Run demo has stopped" in itoolctl("cancel").stderr
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "Nothing works on run demo" in itoolctl("cancel").stderr
+
+
+def test_a_killed_controller_leaves_no_stage_behind_and_the_next_one_finishes(itoolctl: Itoolctl) -> None:
+    itoolctl.script(warmup=["hang", "ok"])
+    process = itoolctl.open("iterate", "--n", "0", *COLD)
+    wait_until(lambda: bool(itoolctl.stage_pids()))
+    process.kill()
+    process.communicate()
+    done = itoolctl("iterate", "--n", "0", *COLD)
+    assert done.returncode == 0, done.stderr
+    [pid] = itoolctl.stage_pids()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_read_only_root_is_one_line(itoolctl: Itoolctl) -> None:
+    (itoolctl.folder / "runs").write_text("a file stands here")
+    done = itoolctl("iterate", "--n", "0")
+    assert done.returncode == 74
+    assert "runs" in one_line(done.stderr)
+
+
+def test_a_stored_configuration_that_is_broken_is_named(itoolctl: Itoolctl) -> None:
+    (itoolctl.folder / "runs" / "demo").mkdir(parents=True)
+    (itoolctl.folder / "runs" / "demo" / "config.yaml").write_text("[")
+    done = itoolctl("status")
+    assert done.returncode == 65
+    assert "config.yaml is not a configuration" in one_line(done.stderr)
+
+
+def test_doctor_names_a_remedy_for_what_is_missing(itoolctl: Itoolctl) -> None:
+    done = itoolctl("doctor", "--set", "model.path=./no-such-model", "-o", "json")
+    checks = {check["name"]: check for check in json.loads(done.stdout)}
+    assert done.returncode == 1
+    assert checks["base model"]["state"] == "missing"
+    assert checks["base model"]["remedy"] == "Correct model.path"
+    assert checks["store"]["state"] == "ok"
+
+
+def test_the_root_comes_from_the_environment(finished: Itoolctl, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    done = subprocess.run(
+        [sys.executable, "-m", "itool.cli.main", "runs"],
+        cwd=tmp_path,
+        env=finished.environment | {"ITOOL_ROOT": str(finished.folder / "runs")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[1].startswith("demo")
+    assert not moved.exists()
+    assert os.environ.get("ITOOL_ROOT") is None
