@@ -1,0 +1,66 @@
+"""The smallest run that passes through every stage on the shipped base, and the command line that starts it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SMALL = {
+    "data.count": 240,
+    "data.held_out_count": 30,
+    "warmup.epochs": 2,
+    "search.root_samples": 6,
+    "search.simulations": 2,
+    "search.trees_in_flight": 8,
+    "dpo.updates": 3,
+    "dpo.batch_pairs": 4,
+    "runtime.threads": 1,
+}
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def itoolctl(*arguments: str, cwd: Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does and check its exit code."""
+    command = [sys.executable, "-m", "itool.cli.main", *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == expect, f"{' '.join(arguments)}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def small_settings(**more: Any) -> list[str]:
+    """`--set` flags of the smallest run; `a__b` stands for `a.b`."""
+    settings = SMALL | {key.replace("__", "."): value for key, value in more.items()}
+    return [flag for key, value in settings.items() for flag in ("--set", f"{key}={yaml.safe_dump(value).splitlines()[0]}")]
+
+
+def iterate(folder: Path, *flags: str, n: int = 1, expect: int = 0, **more: Any) -> subprocess.CompletedProcess[str]:
+    """`itoolctl iterate` of the smallest run below `folder`."""
+    config = str(REPOSITORY / "configs" / "demo.yaml")
+    return itoolctl("iterate", "--n", str(n), "--config", config, *small_settings(**more), *flags, cwd=folder, expect=expect)
+
+
+def digests(folder: Path, run: str = "demo") -> dict[str, dict[str, str]]:
+    """Files and SHA-256 of every artifact of a run, by stage; the report, which holds times, is left out."""
+    found = {}
+    for path in sorted((folder / "runs" / run).glob("i*/*/*/manifest.json")):
+        manifest = json.loads(path.read_text())
+        if manifest["stage"] != "report":
+            found[f"i{manifest['iteration']}/{manifest['stage']}"] = {n: f["sha256"] for n, f in manifest["files"].items()}
+    return found
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds a finished run of one iteration. Copy it to change it."""
+    folder = tmp_path_factory.mktemp("finished")
+    iterate(folder)
+    return folder
