@@ -62,7 +62,10 @@ STAGES: dict[StageName, StageSpec] = {
         StageSpec(
             "generate",
             "search on the hard examples -> trees and preference pairs",
-            ("seed", "method", "model.dtype", "model.context_tokens", "model.max_response_tokens", "search", "policy.backend", "data.max_dropped_fraction"),
+            (
+                "seed", "method", "model.dtype", "model.context_tokens", "model.max_response_tokens", "search", "policy.backend",
+                "data.buffer_labels", "data.max_dropped_fraction",
+            ),  # fmt: skip
             ("pairs.jsonl", "trees.jsonl", "samples.jsonl"),
             gpu=True,
             sharded=True,
