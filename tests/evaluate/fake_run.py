@@ -125,6 +125,7 @@ def fake_tree(rng: random.Random, example: Example) -> tuple[SearchTree, list[Pr
                 prior=0.3,
                 visits=4,
                 value=0.12,
+                action_value=0.12,
                 outcome=0.1,
                 confidence=0.2,
             )
