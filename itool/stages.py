@@ -47,7 +47,16 @@ STAGES: dict[StageName, StageSpec] = {
         StageSpec(
             "prepare",
             "dataset -> warm-up sets by difficulty, replay buffer, validation and held-out sets, base model",
-            ("seed", "data", "model.path", "model.revision", "model.chat_template", "model.context_tokens", "model.max_response_tokens", "model.dtype"),
+            (
+                "seed",
+                "data",
+                "model.path",
+                "model.revision",
+                "model.chat_template",
+                "model.context_tokens",
+                "model.max_response_tokens",
+                "model.dtype",
+            ),
             ("warmup.jsonl", "buffer.jsonl", "validation.jsonl", "held_out.jsonl", "model/"),
             gpu=False,
         ),
@@ -55,7 +64,7 @@ STAGES: dict[StageName, StageSpec] = {
         StageSpec(
             "score",
             "perplexity of every buffer example -> the hard ones",
-            ("seed", "model.dtype", "model.max_response_tokens", "select", "search.temperature"),
+            ("seed", "model.dtype", "model.context_tokens", "model.max_response_tokens", "select", "search.temperature"),
             ("scores.jsonl",),
             gpu=True,
         ),
@@ -63,8 +72,15 @@ STAGES: dict[StageName, StageSpec] = {
             "generate",
             "search on the hard examples -> trees and preference pairs",
             (
-                "seed", "method", "model.dtype", "model.context_tokens", "model.max_response_tokens", "search", "policy.backend",
-                "data.buffer_labels", "data.max_dropped_fraction",
+                "seed",
+                "method",
+                "model.dtype",
+                "model.context_tokens",
+                "model.max_response_tokens",
+                "search",
+                "policy.backend",
+                "data.buffer_labels",
+                "data.max_dropped_fraction",
             ),  # fmt: skip
             ("pairs.jsonl", "trees.jsonl", "samples.jsonl"),
             gpu=True,
@@ -80,11 +96,21 @@ STAGES: dict[StageName, StageSpec] = {
         StageSpec(
             "evaluate",
             "adapter -> predictions and accuracy",
-            ("seed", "model.dtype", "model.max_response_tokens", "evaluate", "search.temperature", "policy.backend"),
+            (
+                "seed",
+                "model.dtype",
+                "model.context_tokens",
+                "model.max_response_tokens",
+                "evaluate",
+                "search.temperature",
+                "policy.backend",
+            ),
             ("held_out.jsonl", "validation.jsonl", "metrics.json"),
             gpu=True,
         ),
-        StageSpec("report", "every metric -> report.json, report.html", ("run", "method", "iterations"), ("report.json", "report.html"), gpu=False),
+        StageSpec(
+            "report", "every metric -> report.json, report.html", ("run", "method", "iterations"), ("report.json", "report.html"), gpu=False
+        ),
     )
 }
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from itool.artifacts.stage import Stage, run_stage
 from itool.data.chat import load_tokenizer
 from itool.records import DIFFICULTIES, Example
 from jobs.training import save_training, token_sequences, training_hooks
+
+if TYPE_CHECKING:
+    from itool.train.sequences import TokenSequence
 
 
 def warmup(stage: Stage) -> None:
@@ -17,7 +21,9 @@ def warmup(stage: Stage) -> None:
     model_dir = stage.path("data", "model/")
     examples = stage.read(Example, "data", "warmup.jsonl")
     tokenizer = load_tokenizer(model_dir)
-    phases = {phase: token_sequences(tokenizer, [e for e in examples if e.difficulty == phase]) for phase in DIFFICULTIES}
+    phases: dict[str, list[TokenSequence]] = {
+        phase: token_sequences(tokenizer, [e for e in examples if e.difficulty == phase]) for phase in DIFFICULTIES
+    }
     stage.working()
     log = train_sft(
         model_dir,

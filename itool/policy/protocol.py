@@ -29,9 +29,7 @@ class Sample:
 class Policy(Protocol):
     """A language model with at most one adapter, behind an engine."""
 
-    async def sample(
-        self, prompt_ids: Sequence[int], *, count: int, max_tokens: int, temperature: float, seed: int
-    ) -> list[Sample]:
+    async def sample(self, prompt_ids: Sequence[int], *, count: int, max_tokens: int, temperature: float, seed: int) -> list[Sample]:
         """`count` independent continuations of `prompt_ids`; temperature 0 is greedy (then `count` equal samples).
 
         Sample i of a seed is the same whatever `count` is. Raises DependencyError when the engine is gone, InputError when prompt and
