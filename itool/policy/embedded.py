@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -91,6 +91,7 @@ class EmbeddedPolicy:
         self._cohorts: list[Cohort] = []
         self._owners: dict[int, tuple[_Sampling, int]] = {}
         self._owner_numbers = itertools.count()
+        self._unanswered: set[asyncio.Future[Any]] = set()
         self._wake = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
 
@@ -148,6 +149,8 @@ class EmbeddedPolicy:
     async def _answer(self, future: asyncio.Future[Answer]) -> Answer:
         if self._worker is None or self._worker.done():
             raise DependencyError("the embedded policy is closed", remedy="Ask it inside its `async with` block")
+        self._unanswered.add(future)
+        future.add_done_callback(self._unanswered.discard)
         self._wake.set()
         return await future
 
@@ -282,10 +285,7 @@ class EmbeddedPolicy:
         """The worker ended: tell everyone who waits why."""
         error = None if worker.cancelled() else worker.exception()
         reason = error or DependencyError("the embedded policy was closed while a request was running")
-        waiting: list[asyncio.Future[list[Sample]] | asyncio.Future[Tensor]] = [request.future for request in self._sampling]
-        waiting += [request.future for request, _ in self._owners.values()]
-        waiting += [request.future for request in self._scoring]
-        for future in waiting:
+        for future in self._unanswered:
             if not future.done():
                 future.set_exception(reason)
 

@@ -1,7 +1,7 @@
 """A vLLM server on this machine, started for one stage and gone with it.
 
 vLLM pins other versions than training does, so it usually lives in a virtual environment of its own; the server is a child process with
-its own Python. It dies with its parent, whatever kills that (prctl), and its log stays for whoever must find out why it did not start.
+its own Python. It dies with its parent, whatever kills that (guard.py), and its log stays for whoever must find out why it did not start.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import httpx
 from itool.config import ModelConfig, PolicyConfig
 from itool.errors import DependencyError
 from itool.logs import get_logger
+from itool.policy import guard as guard_program
 from itool.policy.model_folder import ModelFolder
 
 BASE_MODEL = "base"
@@ -39,9 +40,6 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 MOST_BATCHED_TOKENS = 8192
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.25
-
-_DIE_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
-"""Linux: ask for SIGTERM when the parent dies, then become the server. Run by a fresh Python, since forking a threaded one is unsafe."""
 
 _log = get_logger("policy.server")
 
@@ -66,7 +64,8 @@ class LocalVllmServer:
 
     async def __aenter__(self) -> Self:
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-c", _DIE_WITH_PARENT, str(self._python), "-m", "vllm.entrypoints.openai.api_server", *self._arguments]
+        guard = [sys.executable, "-I", guard_program.__file__, str(os.getpid())]
+        command = [*guard, str(self._python), "-m", "vllm.entrypoints.openai.api_server", *self._arguments]
         environment = server_environment(dict(os.environ), threads=self._threads, python=self._python)
         with self._log_path.open("wb") as log:
             self._process = subprocess.Popen(
@@ -113,7 +112,7 @@ class LocalVllmServer:
         process, self._process = self._process, None
         if process is None:
             return
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for number in (signal.SIGTERM, signal.SIGKILL):  # the second also for what the server left behind
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
             deadline = time.monotonic() + STOP_SECONDS

@@ -193,9 +193,9 @@ def test_folders_that_cannot_be_used_are_named(folders: Folders, tmp_path: Path,
         async with open_policy(model, adapter, MODEL, config):
             pytest.fail("a policy was opened")
 
-    with pytest.raises(InputError, match="model folder .*nowhere does not exist"):
+    with pytest.raises(InputError, match=r"model folder .*nowhere does not exist"):
         asyncio.run(opened(tmp_path / "nowhere", None))
     with pytest.raises(InputError, match=r"has no config.json"):
         asyncio.run(opened(tmp_path, None))
-    with pytest.raises(InputError, match="adapter folder .*nowhere does not exist"):
+    with pytest.raises(InputError, match=r"adapter folder .*nowhere does not exist"):
         asyncio.run(opened(folders.model, tmp_path / "nowhere"))

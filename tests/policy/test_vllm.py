@@ -1,0 +1,150 @@
+"""The client's side of trouble: what a server's silence and its refusals become, and adapters under new names."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from itool.config import PolicyConfig
+from itool.errors import ConfigError, DependencyError, InputError, ItoolError
+from itool.policy import vllm
+from itool.policy.model_folder import adapter_digest, read_model_folder
+from itool.policy.opening import open_policy
+from itool.policy.protocol import Policy
+from tests.policy.conftest import CONTEXT, MODEL, Folders, start_server
+from tests.policy.test_contract import OTHER, PROMPT, draw
+
+MODELS = {"data": [{"id": "base", "parent": None}]}
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "FIRST_PAUSE_SECONDS", 0.0)
+
+
+def enter(folders: Folders, answer: Callable[[httpx.Request], httpx.Response], failure: Callable[[], str | None] = lambda: None) -> None:
+    """Open a policy whose server is the function `answer`."""
+    folder = read_model_folder(folders.model, context_tokens=CONTEXT)
+
+    async def conversation() -> None:
+        transport = httpx.MockTransport(answer)
+        async with vllm.VllmPolicy("http://server/v1", folder, None, policy=PolicyConfig(), failure=failure, transport=transport):
+            pass
+
+    asyncio.run(conversation())
+
+
+def statuses(codes: Iterable[int]) -> Callable[[httpx.Request], httpx.Response]:
+    """A server that lists its model and then answers with these status codes, then well."""
+    waiting = iter(codes)
+    good = {"choices": [{"index": 0, "token_ids": [3], "logprobs": {"token_logprobs": [0.0], "top_logprobs": [{"token_id:2": 0.0}]}}]}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models":
+            return httpx.Response(200, json=MODELS)
+        code = next(waiting, 200)
+        return httpx.Response(code, json=good if code == 200 else {"error": {"message": "engine\nis busy"}})
+
+    return answer
+
+
+def test_a_server_in_trouble_is_asked_again(folders: Folders) -> None:
+    enter(folders, statuses([503, 500, 429]))
+
+
+@pytest.mark.parametrize(
+    ("code", "expected", "message"),
+    [
+        (500, DependencyError, "failed 5 times: status 500: engine is busy. Start again"),
+        (401, ConfigError, "refuses the key: engine is busy. Set VLLM_API_KEY"),
+        (404, DependencyError, "knows no base"),
+        (400, InputError, r"refuses the request \(status 400\): engine is busy"),
+    ],
+)
+def test_each_refusal_has_its_exit_code(folders: Folders, code: int, expected: type[ItoolError], message: str) -> None:
+    with pytest.raises(expected, match=message) as caught:
+        enter(folders, statuses([code] * 5))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_refuses_connections_is_a_dependency_error(folders: Folders) -> None:
+    def refuse(_request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("All connection attempts failed")
+
+    with pytest.raises(DependencyError, match=r"http://server failed 5 times: ConnectError All connection attempts failed"):
+        enter(folders, refuse)
+
+
+def test_a_local_server_that_is_gone_is_not_asked_again(folders: Folders) -> None:
+    asked = []
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        raise httpx.ReadError("")
+
+    with pytest.raises(DependencyError, match="was killed by signal 9: out of memory"):
+        enter(folders, refuse, failure=lambda: "the local vLLM server was killed by signal 9: out of memory")
+    assert len(asked) == 1
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+def test_a_new_adapter_is_served_under_its_digest_and_the_old_one_unloaded(folders: Folders, vllm_url: str) -> None:
+    config = PolicyConfig(backend="vllm", url=vllm_url)
+
+    async def served(adapter: Path | None) -> set[str]:
+        async with open_policy(folders.model, adapter, MODEL, config), httpx.AsyncClient(base_url=vllm_url) as client:
+            return {model["id"] for model in (await client.get("/v1/models")).json()["data"]}
+
+    for adapter in (folders.adapter, folders.other_adapter, folders.other_adapter):
+        assert asyncio.run(served(adapter)) == {"base", f"adapter-{adapter_digest(adapter)[:12]}"}
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+def test_a_server_that_is_killed_mid_request_is_one_clear_line(folders: Folders, tmp_path: Path) -> None:
+    folder = read_model_folder(folders.model, context_tokens=CONTEXT)
+    log_path = tmp_path / "server.log"
+
+    async def conversation() -> None:
+        async with start_server(folders, log_path) as server:
+            policy = vllm.VllmPolicy(server.url, folder, folders.adapter, policy=PolicyConfig(), failure=server.failure)
+            async with policy:
+                requests = asyncio.gather(*(_many(policy, seed) for seed in range(8)))
+                await asyncio.sleep(0.3)
+                assert server.process_id is not None
+                os.killpg(server.process_id, signal.SIGKILL)
+                await requests
+
+    with pytest.raises(DependencyError, match="the local vLLM server was killed by signal 9") as caught:
+        asyncio.run(conversation())
+    assert "\n" not in str(caught.value)
+    assert log_path.exists()
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+def test_a_server_that_cannot_start_says_why(folders: Folders, tmp_path: Path) -> None:
+    broken = tmp_path / "model"
+    broken.mkdir()
+    for path in folders.model.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(DependencyError, match=r"the local vLLM server ended with exit code 1: .*Error"):
+        asyncio.run(_start(Folders(broken, folders.adapter, folders.other_adapter), tmp_path / "server.log"))
+
+
+async def _start(folders: Folders, log_path: Path) -> None:
+    async with start_server(folders, log_path):
+        pytest.fail("the server started")
+
+
+async def _many(policy: Policy, seed: int) -> None:
+    for number in range(50):
+        await draw(policy, OTHER * 3 + PROMPT, count=16, tokens=150, seed=1000 * seed + number)
