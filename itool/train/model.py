@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch reader expects
@@ -14,6 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from transformers.utils import logging as transformers_logging
 
 from itool.config import ModelConfig
@@ -23,6 +29,8 @@ from itool.train.sequences import Batch
 Dtype = Literal["float32", "bfloat16"]
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PLAIN_LAYERS = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
+"""Blocks that are `x + attention(norm(x))`, then `x + mlp(norm(x))`, and nothing else."""
 _SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
@@ -110,13 +118,38 @@ def response_logps(model: Any, batch: Batch) -> Tensor:
     """log P of every scored token (N), float32. The vocabulary is computed at scored positions only, never for prompts or padding."""
     causal = model.get_base_model() if isinstance(model, PeftModel) else model
     device = causal.lm_head.weight.device
+    last = causal.model.layers[-1]
     batch = batch.to(device)
     mixed = causal.lm_head.weight.dtype == torch.bfloat16
-    with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+    short = isinstance(last, PLAIN_LAYERS) and not causal.is_gradient_checkpointing
+    with torch.autocast(device.type, torch.bfloat16, enabled=mixed), _scored_only(last, batch.predictors) if short else nullcontext():
         output = causal.model(input_ids=batch.input_ids, attention_mask=batch.allowed, position_ids=batch.positions, use_cache=False)
-        hidden = output.last_hidden_state.flatten(0, 1).index_select(0, batch.predictors)
+        hidden = output.last_hidden_state
+        if not short:
+            hidden = hidden.flatten(0, 1).index_select(0, batch.predictors)
         logits = causal.lm_head(hidden)
-    return -F.cross_entropy(logits.float(), batch.targets, reduction="none")
+    logps: Tensor = -F.cross_entropy(logits.float(), batch.targets, reduction="none")
+    return logps
+
+
+@contextmanager
+def _scored_only(layer: Any, predictors: Tensor) -> Iterator[None]:
+    """Let the last layer give its output at scored positions only: (N, width) instead of (B, T, width).
+
+    Nobody attends to the last layer's output, so what it computes after attention for a prompt is thrown away otherwise: a sixth of
+    the work of the demo's four layers.
+    """
+
+    def forward(hidden_states: Tensor, **context: Any) -> Tensor:
+        attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **context)
+        scored = (hidden_states + attended).flatten(0, 1).index_select(0, predictors)
+        return scored + cast("Tensor", layer.mlp(layer.post_attention_layernorm(scored)))
+
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        del layer.forward
 
 
 def fold_small_adapters(model: PeftModel) -> int:

@@ -5,6 +5,7 @@ from itool.config import WarmupConfig
 from itool.errors import ArtifactError, InputError, Interrupted, NumericalError
 from itool.train.hooks import TrainingHooks
 from itool.train.model import load_model
+from itool.train.optimizer import Muon, schedule_factor
 from itool.train.sequences import TokenSequence
 from itool.train.sft import plan_curriculum, train_sft
 
@@ -95,3 +96,27 @@ def test_a_row_beyond_the_context_is_refused(tiny_base, lora, tmp_path):
     long = TokenSequence([3] * 200, [4], "too-long")
     with pytest.raises(InputError, match="'too-long' has 201 tokens"):
         train_sft(tiny_base, {"all": [long]}, model=lora, settings=FAST, seed=1, output=tmp_path)
+
+
+def test_muon_is_torchs_muon_up_to_its_bfloat16():
+    torch.manual_seed(1)
+    start = [torch.randn(24, 8), torch.randn(8, 24), torch.randn(24, 8)]
+    ours, theirs = ([torch.nn.Parameter(matrix.clone()) for matrix in start] for _ in range(2))
+    optimizers = [Muon(ours, lr=0.02, weight_decay=0.1), torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1)]
+    for _ in range(3):
+        gradients = [torch.randn_like(matrix) for matrix in start]
+        for parameters, optimizer in zip((ours, theirs), optimizers, strict=True):
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient.clone()
+            optimizer.step()
+    for first, mine, other in zip(start, ours, theirs, strict=True):
+        torch.testing.assert_close(mine - first, other - first, atol=1e-3, rtol=0.05)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_a_schedule_warms_up_and_never_wastes_an_update(schedule):
+    settings = WarmupConfig(schedule=schedule, warmup_fraction=0.2)
+    factors = [schedule_factor(update, 10, settings) for update in range(10)]
+    assert factors[:3] == [0.5, 1.0, 1.0]
+    assert all(factor > 0 for factor in factors)
+    assert factors[2:] == sorted(factors[2:], reverse=True)
