@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch reader expects
@@ -142,8 +142,9 @@ def _scored_only(layer: Any, predictors: Tensor) -> Iterator[None]:
 
     def forward(hidden_states: Tensor, **context: Any) -> Tensor:
         attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **context)
-        scored = (hidden_states + attended).flatten(0, 1).index_select(0, predictors)
-        return scored + cast("Tensor", layer.mlp(layer.post_attention_layernorm(scored)))
+        scored: Tensor = (hidden_states + attended).flatten(0, 1).index_select(0, predictors)
+        changed: Tensor = layer.mlp(layer.post_attention_layernorm(scored))
+        return scored + changed
 
     layer.forward = forward
     try:
