@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -39,6 +40,7 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 MOST_BATCHED_TOKENS = 8192
 STOP_SECONDS = 10.0
+_LOG_PREFIX = re.compile(r"^\([^)]*\) (?:[A-Z]+ [\d-]+ [\d:]+ \[[^]]*\] )?")
 POLL_SECONDS = 0.25
 
 _log = get_logger("policy.server")
@@ -172,10 +174,9 @@ def last_meaningful_line(log_path: Path) -> str:
         lines = [line.strip() for line in log_path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     except OSError:
         return "it left no log"
-    errors = [line for line in lines if "Error: " in line or "error: " in line]
-    own = [line for line in errors if "See stack trace" not in line and "see stack trace" not in line]
-    line = (own or errors or lines or ["its log is empty"])[-1]
-    return line.rpartition("] ")[2] if line.startswith("(") else line
+    errors = [line for line in lines if re.search(r"\w*(Error|error|Exception): ", line) and " WARNING " not in line]
+    causes = [line for line in errors if "stack trace" not in line and "Engine core initialization failed" not in line]
+    return _LOG_PREFIX.sub("", (causes or errors or lines or ["its log is empty"])[-1])
 
 
 def has_gpu() -> bool:

@@ -36,11 +36,11 @@ class Folders:
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """A Llama of two layers with grouped key-value heads, and two LoRA adapters that change its answers."""
+    """A Llama of two layers with grouped key-value heads (of size 32: vLLM on a CPU takes no smaller), and two LoRA adapters."""
     root = tmp_path_factory.mktemp("policy")
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=VOCABULARY, hidden_size=128, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=1, eos_token_id=STOP, initializer_range=0.15,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(root / "model")

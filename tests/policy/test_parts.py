@@ -95,8 +95,9 @@ def test_the_server_does_not_inherit_this_pythons_packages() -> None:
 def test_the_last_line_that_names_an_error_is_quoted(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text(
-        "(Worker pid=1) ERROR 11-21 [multiproc_executor.py:1063] RuntimeError: out of memory\n"
-        "(EngineCore pid=2) ERROR 11-21 [core.py:1] RuntimeError: Engine failed. See stack trace (above) for the root cause.\n"
+        "(Worker pid=1) ERROR 11-21 07:00:00 [multiproc_executor.py:1063] RuntimeError: out of memory\n"
+        "(APIServer pid=3) WARNING 11-21 07:00:00 [system_utils.py:255] like `OSError: [Errno 24] Too many open files`.\n"
+        "(EngineCore pid=2) ERROR 11-21 07:00:00 [core.py:1] RuntimeError: Engine failed. See stack trace (above) for the root cause.\n"
         "INFO: Shutting down\n\n"
     )
     assert last_meaningful_line(log) == "RuntimeError: out of memory"
