@@ -12,7 +12,12 @@ from pathlib import Path
 
 from itool.policy import guard
 
-STUBBORN = "import os, pathlib, signal, sys, time; signal.signal(15, signal.SIG_IGN); pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(60)"
+STUBBORN = """
+import os, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
+time.sleep(60)
+"""
 
 
 def test_the_guard_ends_as_its_server_ended() -> None:
