@@ -73,7 +73,8 @@ def _without_response(example: Example) -> Example:
 def _expect_examples(name: str, examples: Sequence[Example], config: RunConfig) -> None:
     if examples or (name == "validation" and not config.data.validation_fraction):
         return
-    raise InputError(f"the {name} set is empty", remedy=f"Give more data, or raise data.{'buffer' if name == 'warmup' else name}_fraction")
+    remedy = "lower the other data fractions" if name == "warmup" else f"raise data.{name}_fraction"
+    raise InputError(f"the {name} set is empty", remedy=f"Give more data, or {remedy}")
 
 
 def main(argv: list[str] | None = None) -> int:

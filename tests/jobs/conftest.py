@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,11 @@ SMALL = {
     "runtime.threads": 1,
 }
 
-Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
-
-def itoolctl(*arguments: str, cwd: Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
+def itoolctl(*arguments: str, cwd: Path, expect: int = 0, timeout_seconds: float = 280) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does and check its exit code."""
     command = [sys.executable, "-m", "itool.cli.main", *arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=280)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=timeout_seconds)
     assert done.returncode == expect, f"{' '.join(arguments)}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
@@ -42,10 +40,19 @@ def small_settings(**more: Any) -> list[str]:
     return [flag for key, value in settings.items() for flag in ("--set", f"{key}={yaml.safe_dump(value).splitlines()[0]}")]
 
 
-def iterate(folder: Path, *flags: str, n: int = 1, expect: int = 0, **more: Any) -> subprocess.CompletedProcess[str]:
+def iterate(
+    folder: Path, *flags: str, n: int = 1, expect: int = 0, timeout_seconds: float = 280, **more: Any
+) -> subprocess.CompletedProcess[str]:
     """`itoolctl iterate` of the smallest run below `folder`."""
     config = str(REPOSITORY / "configs" / "demo.yaml")
-    return itoolctl("iterate", "--n", str(n), "--config", config, *small_settings(**more), *flags, cwd=folder, expect=expect)
+    command = ["iterate", "--n", str(n), "--config", config, *small_settings(**more), *flags]
+    return itoolctl(*command, cwd=folder, expect=expect, timeout_seconds=timeout_seconds)
+
+
+def copy_of(folder: Path, target: Path) -> Path:
+    """The runs of another folder, to be changed."""
+    shutil.copytree(folder / "runs", target / "runs")
+    return target
 
 
 def digests(folder: Path, run: str = "demo") -> dict[str, dict[str, str]]:

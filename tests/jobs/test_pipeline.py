@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,14 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.conftest import REPOSITORY, digests, iterate, itoolctl, small_settings
+from tests.jobs.conftest import REPOSITORY, copy_of, digests, iterate, itoolctl, small_settings
 
 pytestmark = pytest.mark.slow
-
-
-def copy_of(folder: Path, target: Path) -> Path:
-    shutil.copytree(folder / "runs", target / "runs")
-    return target
 
 
 def stages_started(stderr: str) -> list[str]:

@@ -1,0 +1,71 @@
+"""The shipped configurations: valid, and planned without touching a model, a hub or a bucket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from itool.artifacts.resolve import resolve
+from itool.artifacts.store import FolderStore
+from itool.config import load_config, parse_config
+from itool.errors import ConfigError
+from itool.stages import STAGES, inputs_of, settings_of, stage_ids
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize("name", ["demo", "smollm2", "paper"])
+def test_a_shipped_configuration_is_valid_and_survives_being_written(name: str) -> None:
+    config = load_config(CONFIGS / f"{name}.yaml")
+    assert config.run == name
+    assert parse_config(yaml.safe_load(config.as_yaml())) == config
+
+
+def test_the_paper_setting_is_planned_stage_by_stage(tmp_path: Path) -> None:
+    config = load_config(CONFIGS / "paper.yaml")
+    plan = resolve(FolderStore(tmp_path), config)
+    assert [str(stage) for stage in plan][:5] == ["i0/prepare", "i0/warmup", "i0/evaluate", "i1/score", "i1/generate"]
+    assert len(plan) == 3 + 4 * config.iterations + 1
+    assert plan[stage_ids(config)[0]].state == "missing"
+    assert {resolution.state for resolution in list(plan.values())[1:]} == {"waiting"}
+
+
+def test_every_value_of_the_paper_setting_names_its_source() -> None:
+    lines = (CONFIGS / "paper.yaml").read_text().splitlines()
+    values = [line for line in lines if line.startswith("  ") and ":" in line.split("#")[0]]
+    assert [line for line in values if "#" not in line] == []
+
+
+def test_every_setting_is_read_by_a_stage_or_changes_no_result() -> None:
+    config = load_config(CONFIGS / "demo.yaml")
+    read = {key.split(".")[0] for name in STAGES for key in settings_of(config, name)}
+    assert set(type(config).model_fields) - read == {"root", "reuse_from", "store", "runtime"}
+
+
+def test_a_stage_reads_only_stages_before_it() -> None:
+    config = load_config(CONFIGS / "demo.yaml")
+    seen: set[str] = set()
+    for stage in stage_ids(config):
+        assert {str(other) for other in inputs_of(config, stage).values()} <= seen
+        seen.add(str(stage))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("select.alpha=0", "select.alpha = 0: input should be greater than 0"),
+        ("search.width=0", "search.width = 0"),
+        ("dpo.beta=-1", "dpo.beta = -1"),
+        ("dpo.bta=1", "unknown key dpo.bta; allowed here: "),
+        ("run=Bad", "run = 'Bad'"),
+        ("data.source=xlam", "data.path is missing"),
+        ("nonsense", "--set 'nonsense' is not of the form section.key=value"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_key_and_value(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(CONFIGS / "demo.yaml", [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
