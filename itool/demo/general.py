@@ -94,6 +94,7 @@ ASKS = (
 )
 ABOUTS = ("{Verb} a {noun}", "{Verb} the {noun}", "{Verb} one {noun}")
 TASK_SHARE = 0.15
+TASK_WORDS = sorted({word for name in TOOL_NAMES for word in name.split("_")})
 
 
 @cache
@@ -101,11 +102,15 @@ def _task_params() -> tuple[Param, ...]:
     return tuple(param for tool in TOOLS for param in tool.params)
 
 
-def draft_example(rng: random.Random, *, largest: int = 6, most_calls: int = 3) -> Draft:
-    """One example over random tools. `largest` bounds the candidates and `most_calls` the wishes: pre-training starts with small ones."""
+def draft_example(rng: random.Random, *, largest: int = 6, most_calls: int = 3, openness: float = 0.0) -> Draft:
+    """One example over random tools. `largest` bounds the candidates and `most_calls` the wishes: pre-training starts with small ones.
+
+    `openness` is the share of nouns (half of it: verbs, parameters) from outside the closed lists above: words that the built-in task
+    combines (never into one of its own tools) and invented ones. Only reading a name off the schema gets those right.
+    """
     calls = rng.choices(range(1, most_calls + 1), (0.6, 0.28, 0.12)[:most_calls])[0]
     refusal = rng.random() < 0.15
-    specs = _draw_tools(rng, max(calls, rng.randint(1, largest)) + refusal)
+    specs = _draw_tools(rng, max(calls, rng.randint(1, largest)) + refusal, openness)
     offers: list[Offer] = [(spec, 0) for spec in specs]
     invented = rng.choice((0.2, 0.8))
     if refusal:
@@ -132,7 +137,7 @@ def _small_talk(rng: random.Random) -> str:
     return sentence
 
 
-def _draw_tools(rng: random.Random, count: int) -> list[ToolSpec]:
+def _draw_tools(rng: random.Random, count: int, openness: float) -> list[ToolSpec]:
     """Distinct tools; later ones often share the verb or the noun of an earlier one."""
     drawn: dict[str, ToolSpec] = {}
     pairs: list[tuple[tuple[str, str], str]] = []
@@ -143,27 +148,38 @@ def _draw_tools(rng: random.Random, count: int) -> list[ToolSpec]:
             verb = rng.choice(pairs)[0]
         elif pairs and near < 0.6:
             noun = rng.choice(pairs)[1]
+        elif openness:
+            verb, noun = _open_words(verb, noun, rng, openness)
         name = f"{verb[0]}_{noun}"
         if name not in TOOL_NAMES and name not in drawn:
-            drawn[name] = _draw_tool(name, verb, noun, rng)
+            drawn[name] = _draw_tool(name, verb, noun, rng, openness)
             pairs.append((verb, noun))
     return list(drawn.values())
 
 
-def _draw_tool(name: str, verb: tuple[str, str], noun: str, rng: random.Random) -> ToolSpec:
+def _open_words(verb: tuple[str, str], noun: str, rng: random.Random, openness: float) -> tuple[tuple[str, str], str]:
+    if rng.random() < openness / 2:
+        word = rng.choice(TASK_WORDS)
+        verb = (word, word)
+    if rng.random() < openness:
+        noun = rng.choice(TASK_WORDS) if rng.random() < 0.7 else invented_word(rng)
+    return verb, noun
+
+
+def _draw_tool(name: str, verb: tuple[str, str], noun: str, rng: random.Random, openness: float) -> ToolSpec:
     said = verb[0] if rng.random() < 0.75 else verb[1]
     asks = tuple(ask.format(verb=said, noun=noun) for ask in ASKS)
     about = rng.choice(ABOUTS).format(Verb=verb[0].capitalize(), noun=noun)
-    return ToolSpec(name, about, asks, _draw_params(rng))
+    return ToolSpec(name, about, asks, _draw_params(rng, max(TASK_SHARE, openness / 2)))
 
 
-def _draw_params(rng: random.Random) -> tuple[Param, ...]:
+def _draw_params(rng: random.Random, task_share: float) -> tuple[Param, ...]:
     """One to four parameters that can be told apart: by name, or by kind where the cue does not say the name."""
     params: dict[str, Param] = {}
     bare_kinds: set[str] = set()
     wanted = rng.choice((1, 2, 2, 3, 3, 4))
     while len(params) < wanted:
-        param, named = _draw_param(rng)
+        param, named = _draw_param(rng, task_share)
         family = _FAMILIES.get(param.kind, param.kind)
         if param.names[0] in params or (not named and family in bare_kinds):
             continue
@@ -178,11 +194,11 @@ _FAMILIES = {
 """Kinds that look alike in a query: without the parameter's name, at most one of each family fits into a tool."""
 
 
-def _draw_param(rng: random.Random) -> tuple[Param, bool]:
+def _draw_param(rng: random.Random, task_share: float) -> tuple[Param, bool]:
     """A parameter, and whether its cues say its name."""
     style = rng.random()
     optional = rng.random() < 0.25
-    if style < TASK_SHARE:
+    if style < task_share:
         borrowed = rng.choice(_task_params())
         return Param((rng.choice(borrowed.names),), borrowed.kind, borrowed.cues, optional, borrowed.choices), False
     kind = rng.choice(KINDS)
