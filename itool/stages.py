@@ -81,7 +81,7 @@ STAGES: dict[StageName, StageSpec] = {
                 "policy.backend",
                 "data.buffer_labels",
                 "data.max_dropped_fraction",
-            ),  # fmt: skip
+            ),
             ("pairs.jsonl", "trees.jsonl", "samples.jsonl"),
             gpu=True,
             sharded=True,
@@ -136,27 +136,24 @@ def adapter_stage(iteration: int) -> StageId:
 
 
 def inputs_of(config: RunConfig, stage: StageId) -> dict[str, StageId]:
-    """What a stage reads, by role: `data` (prepare), `adapter` (the current policy), `scores`, `pairs`, `reference`, and for report every stage."""
-    data = {"data": StageId(0, "prepare")}
+    """What a stage reads, by role: `data` (prepare), `adapter` (the current policy), `scores`, `pairs`, `reference`; report reads all."""
+    if stage.name == "prepare":
+        return {}
+    if stage.name == "report":
+        return {str(other): other for other in stage_ids(config) if other.name != "report"}
     k = stage.iteration
-    match stage.name:
-        case "prepare":
-            return {}
-        case "warmup":
-            return data
-        case "score":
-            return data | {"adapter": adapter_stage(k - 1)}
-        case "generate":
-            return data | {"adapter": adapter_stage(k - 1), "scores": StageId(k, "score")}
-        case "dpo":
-            inputs = data | {"adapter": adapter_stage(k - 1)}
-            if config.dpo.reference == "warmup":
-                inputs["reference"] = adapter_stage(0)
-            return inputs if config.method == "sft_continued" else inputs | {"pairs": StageId(k, "generate")}
-        case "evaluate":
-            return data | {"adapter": adapter_stage(k)}
-        case "report":
-            return {str(other): other for other in stage_ids(config) if other.name != "report"}
+    inputs = {"data": StageId(0, "prepare")}
+    if stage.name in ("score", "generate", "dpo"):
+        inputs["adapter"] = adapter_stage(k - 1)
+    if stage.name == "evaluate":
+        inputs["adapter"] = adapter_stage(k)
+    if stage.name == "generate":
+        inputs["scores"] = StageId(k, "score")
+    if stage.name == "dpo" and config.method != "sft_continued":
+        inputs["pairs"] = StageId(k, "generate")
+    if stage.name == "dpo" and config.dpo.reference == "warmup":
+        inputs["reference"] = adapter_stage(0)
+    return inputs
 
 
 def settings_of(config: RunConfig, name: StageName) -> dict[str, Any]:

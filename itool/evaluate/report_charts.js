@@ -47,7 +47,7 @@ function lineChart(caption, { series, summary, height = 200, xTicks = null, xLab
     const [y0, y1] = [yTicks[0], yTicks[yTicks.length - 1]];
     const y = (v) => top + (height - top - bottom) * (1 - (v - y0) / (y1 - y0 || 1));
     const root = frame(width, height, left, yTicks, y, yFormat, label);
-    const marks = xTicks || ticks(x0, x1, Math.max(2, Math.floor(width / 90))).filter((t) => t <= x1);
+    const marks = xTicks || ticks(x0, x1, Math.max(2, Math.floor(width / 90))).filter((t) => t >= x0 && t <= x1);
     for (const t of marks) root.append(svg("text", { x: x(t.at ?? t), y: height - bottom + 17, "text-anchor": "middle" }, t.name ?? short(t)));
     if (xLabel) root.append(svg("text", { x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, xLabel));
     series.forEach((one, index) => {

@@ -45,8 +45,8 @@ EXAMPLE = Example(
 
 def write_tokenizer(folder: Path, template: str | None, special: list[str], eos: str) -> Path:
     """A byte-level BPE without merges to speak of, saved as a base model's folder holds it."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415 - after the skip
-    from transformers import PreTrainedTokenizerFast  # noqa: PLC0415 - after the skip
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
