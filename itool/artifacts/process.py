@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 import time
@@ -120,4 +121,14 @@ def as_itool_error(error: BaseException) -> ItoolError:
         return Interrupted("stopped at once by a second Ctrl-C", remedy="Run the same command again to resume")
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
         return storage_error(error, Path(error.filename or "the staging folder"))
+    if (number := _wrapped_errno(str(error))) is not None:
+        return storage_error(OSError(number, os.strerror(number)), Path("the staging folder"))
     return ItoolError(f"{type(error).__name__}: {error}", remedy="Set ITOOL_DEBUG=1 for the traceback")
+
+
+def _wrapped_errno(message: str) -> int | None:
+    """The storage error that a library has wrapped into text: safetensors writes "(os error 28)", torch names none at all."""
+    if "PytorchStreamWriter failed" in message:
+        return errno.ENOSPC
+    found = re.search(r"\(os error (\d+)\)", message)
+    return int(found[1]) if found and int(found[1]) in _STORAGE_ERRNOS else None

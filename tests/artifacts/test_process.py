@@ -1,0 +1,30 @@
+"""What the job's main makes of errors that libraries raise in their own words."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from itool.artifacts.process import as_itool_error
+from itool.errors import Interrupted, ItoolError, StorageError
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),  # safetensors
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0: PytorchStreamWriter failed writing file data/0"),
+    ],
+)
+def test_a_full_disk_is_one_error_whoever_reports_it(error: Exception) -> None:
+    known = as_itool_error(error)
+    assert isinstance(known, StorageError)
+    assert "No space left" in str(known)
+
+
+def test_other_numbers_and_types_stay_what_they_are() -> None:
+    assert type(as_itool_error(RuntimeError("connection refused (os error 111)"))) is ItoolError
+    assert isinstance(as_itool_error(KeyboardInterrupt()), Interrupted)
