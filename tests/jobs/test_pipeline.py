@@ -46,7 +46,7 @@ def test_more_iterations_add_to_the_same_run(finished: Path, tmp_path: Path) -> 
 def test_a_changed_setting_runs_only_the_stages_that_read_it(finished: Path) -> None:
     flags = small_settings(dpo__beta=0.3)
     plan = itoolctl("plan", "--n", "1", "--config", str(REPOSITORY / "configs/demo.yaml"), *flags, "--output", "json", cwd=finished)
-    stages = {entry["stage"]: entry for entry in json.loads(plan.stdout)["stages"]}
+    stages = {f"i{entry['iteration']}/{entry['name']}": entry for entry in json.loads(plan.stdout)["stages"]}
     reused = [name for name, entry in stages.items() if entry["action"] == "reuse"]
     assert reused == ["i0/prepare", "i0/warmup", "i0/evaluate", "i1/score", "i1/generate"]
     assert "dpo.beta" in stages["i1/dpo"]["reason"]
@@ -82,9 +82,10 @@ def test_two_shards_find_the_trees_of_one(finished: Path, tmp_path: Path) -> Non
     iterate(folder, search__shards=2)
     trees = {
         frozenset(json.loads(line)["example_id"] for line in path.read_text().splitlines())
-        for path in (folder / "runs/demo/i1/generate").glob("*/trees.jsonl")
+        for path in (folder / "runs/demo/i1/generate").glob("*/*/trees.jsonl")
     }
     assert len(trees) == 1
+    assert trees != {frozenset()}
 
 
 @pytest.mark.parametrize("method", ["best_of_n", "rejection_sampling", "sft_continued"])
@@ -101,5 +102,5 @@ def test_a_control_reuses_the_warm_up_and_trains_as_many_updates(finished: Path,
 
 def test_a_buffer_without_ground_truth_text_is_learned_from_by_its_checker(finished: Path, tmp_path: Path) -> None:
     iterate(tmp_path, data__buffer_labels="checker", select__by="pass_rate", select__samples=4)
-    pairs = next((tmp_path / "runs/demo/i1/generate").glob("*/pairs.jsonl")).read_text().splitlines()
+    pairs = next((tmp_path / "runs/demo/i1/generate").glob("*/*/pairs.jsonl")).read_text().splitlines()
     assert not any(json.loads(line)["injected"] for line in pairs)
