@@ -24,7 +24,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 INSTRUCTION = """\
 Here is a list of functions in JSON format that you can invoke:
 {tools}
-If functions fit, return only [name(parameter=value, ...), ...] with JSON values; otherwise answer in plain text."""
+If functions fit, answer only with their calls, as in [first(city="Oslo", days=3), second(flag=true)]; otherwise answer in plain text."""
 
 EVALUATION_QUESTION = """\
 Is the assistant's response above, as far as it goes, the right way to answer the request with the tools?
