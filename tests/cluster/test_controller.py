@@ -143,6 +143,7 @@ def test_a_store_that_is_down_for_a_moment_is_waited_for(tmp_path: Path) -> None
     made = controller(tmp_path)
     made.store = FlakyStore(tmp_path)
     made.run()
+    assert made.store.failures == 0
 
 
 def test_a_store_that_stays_down_ends_the_run(tmp_path: Path) -> None:

@@ -171,4 +171,4 @@ def test_the_end_of_a_log_becomes_one_line() -> None:
 
 def test_the_controller_never_imports_torch() -> None:
     code = "import sys, itool.cluster.session, itool.cli.main; assert not {'torch', 'transformers', 'boto3'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, env=fake_jobs_environment())
+    assert subprocess.run([sys.executable, "-c", code], check=False, env=fake_jobs_environment()).returncode == 0

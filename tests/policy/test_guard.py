@@ -42,6 +42,7 @@ def test_a_server_that_ignores_sigterm_dies_with_a_parent_that_was_killed(tmp_pa
     process.kill()
     process.wait()
     _wait_for(lambda: not _runs(int(seen.read_text())))
+    assert not _runs(int(seen.read_text()))
 
 
 def _wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:

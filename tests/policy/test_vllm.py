@@ -55,7 +55,9 @@ def statuses(codes: Iterable[int]) -> Callable[[httpx.Request], httpx.Response]:
 
 
 def test_a_server_in_trouble_is_asked_again(folders: Folders) -> None:
-    enter(folders, statuses([503, 500, 429]))
+    troubles = iter([503, 500, 429])
+    enter(folders, statuses(troubles))
+    assert list(troubles) == []
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_a_target_that_cannot_be_written_is_a_storage_error(base, tmp_path):
 
 def test_folders_need_no_torch():
     code = "import sys, itool.train.materialise; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
 @pytest.mark.skipif(not (base_model_path() / "model.safetensors").is_file(), reason="the demo's base is not built yet")
