@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from itool.artifacts.store import storage_error
+from itool.artifacts.disk import storage_error
 from itool.errors import ConfigError, Interrupted, ItoolError
 
 _STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}

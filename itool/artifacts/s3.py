@@ -30,7 +30,7 @@ from botocore.exceptions import (
 )
 from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-untyped]
 
-from itool.artifacts.store import TEMPORARY_SUFFIX, storage_error
+from itool.artifacts.disk import TEMPORARY_SUFFIX, storage_error
 from itool.config import StoreConfig
 from itool.errors import ArtifactError, ConfigError, DependencyError, ItoolError
 

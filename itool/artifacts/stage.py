@@ -25,6 +25,7 @@ from pydantic import BaseModel
 
 from itool.artifacts.checkpoints import Checkpoints
 from itool.artifacts.commit import commit, join_shards, read_manifest
+from itool.artifacts.disk import storage_error
 from itool.artifacts.inputs import InputFiles, RecordT, read_json, read_records
 from itool.artifacts.manifest import Counts, Manifest, code_version
 from itool.artifacts.process import (
@@ -38,7 +39,7 @@ from itool.artifacts.process import (
 )
 from itool.artifacts.progress import Progress
 from itool.artifacts.resolve import Resolution, observe, resolve_observed, shard_prefix
-from itool.artifacts.store import WORK_FOLDER, FolderStore, Store, open_store, storage_error
+from itool.artifacts.store import WORK_FOLDER, FolderStore, Store, open_store
 from itool.config import RunConfig, load_config
 from itool.errors import ArtifactError, ConfigError, InputError, Interrupted, ItoolError, NumericalError
 from itool.logs import configure_logging, get_logger

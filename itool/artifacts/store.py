@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from itool.artifacts.disk import TEMPORARY_SUFFIX, storage_error
 from itool.config import StoreConfig
-from itool.errors import ArtifactError, ConfigError, StorageError
+from itool.errors import ArtifactError, ConfigError
 
-TEMPORARY_SUFFIX = ".itool-tmp"
 WORK_FOLDER = ".work"
 """Folder under a local root for the staging folders of running stages; on the root's own disk, so that a commit moves and never copies."""
 
@@ -190,21 +190,6 @@ def list_folder(folder: Path) -> list[os.DirEntry[str]]:
     """The entries of a folder by name."""
     with os.scandir(folder) as entries:
         return sorted(entries, key=lambda entry: entry.name)
-
-
-def storage_error(error: OSError, path: Path) -> StorageError:
-    """An operating system error at a path as one line with a remedy."""
-    remedies = {
-        errno.ENOSPC: "Free some space, or set root to a larger disk, and run again",
-        errno.EDQUOT: "Free some of your quota, or set root to another disk, and run again",
-        errno.EROFS: "Set root to a folder that can be written",
-        errno.EACCES: "Set root to a folder that can be written, or change its permissions",
-        errno.EPERM: "Set root to a folder that can be written, or change its permissions",
-        errno.ENOTDIR: "A file stands where a folder is needed: move it away or set root to a folder",
-        errno.EEXIST: "A file stands where a folder is needed: move it away or set root to a folder",
-    }
-    place = error.filename or path
-    return StorageError(f"cannot use {place}: {os.strerror(error.errno) if error.errno else error}", remedy=remedies.get(error.errno or 0))
 
 
 @contextlib.contextmanager
