@@ -8,25 +8,17 @@ Which stage reads which field stands in `stages.py`; a field that no stage lists
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from itool.config_kubernetes import KubernetesConfig
+from itool.config_section import Count, Fraction, Rate, Section, Share
 from itool.errors import ConfigError
 
-Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
-Share = Annotated[float, Field(ge=0.0, lt=1.0)]
-Count = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0.0)]
 Method = Literal["mcts_dpo", "best_of_n", "rejection_sampling", "sft_continued"]
 RUN_NAME = r"^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$"
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, and a key that is not listed is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ModelConfig(Section):
@@ -148,6 +140,9 @@ class PolicyConfig(Section):
 
     backend: Literal["embedded", "vllm"] = "embedded"
     url: str | None = Field(None, description="an OpenAI-compatible vLLM server; without it a local one is started")
+    adapters: Literal["load", "wait"] = Field(
+        "load", description="load: over HTTP, from a folder that the server sees; wait: the server fetches adapters itself"
+    )
     max_requests: Count = Field(64, description="requests in flight per client")
     timeout_seconds: Rate = 120.0
     batch_sequences: Count = Field(256, description="embedded: most sequences sampled in one batch")
@@ -165,8 +160,9 @@ class StoreConfig(Section):
 
 
 class RuntimeConfig(Section):
-    """How this machine runs the stages. Changes no result and causes no re-run."""
+    """How and where stages run. Changes no result and causes no re-run."""
 
+    backend: Literal["local", "kubernetes"] = Field("local", description="processes on this machine, or Jobs in a cluster")
     threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of a stage; 0 = all cores")
     warm_start: bool = Field(True, description="fork stages from one process that has imported torch already")
     max_attempts: Count = Field(3, description="tries per stage when its exit code says that a retry can help")
@@ -192,6 +188,7 @@ class RunConfig(Section):
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
     store: StoreConfig = Field(default_factory=StoreConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+    kubernetes: KubernetesConfig = Field(default_factory=KubernetesConfig)
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
@@ -203,6 +200,10 @@ class RunConfig(Section):
             raise ValueError("model.max_response_tokens must be less than model.context_tokens")
         if self.data.buffer_labels == "checker" and (self.select.by == "perplexity" and self.method != "sft_continued"):
             raise ValueError("select.by perplexity needs ground-truth text; with data.buffer_labels checker use pass_rate")
+        if self.runtime.backend == "kubernetes" and not self.root.startswith("s3://"):
+            raise ValueError(
+                f"root = {self.root!r} is a folder, which pods do not share; use s3://bucket/prefix with runtime.backend kubernetes"
+            )
         if self.data.buffer_labels == "checker" and self.method == "sft_continued":
             raise ValueError("method sft_continued needs ground-truth text; data.buffer_labels is checker")
         return self
@@ -286,7 +287,11 @@ def _explain(error: ValidationError, origin: str) -> str:
 
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that are allowed beside the last one; a mapping's keys are names, its values are sections."""
     model: Any = RunConfig
     for part in location[:-1]:
-        model = model.model_fields[str(part)].annotation
+        if get_origin(model) is dict:
+            model = get_args(model)[1]
+        else:
+            model = model.model_fields[str(part)].annotation
     return sorted(model.model_fields)

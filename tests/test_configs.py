@@ -41,7 +41,7 @@ def test_every_value_of_the_paper_setting_names_its_source() -> None:
 def test_every_setting_is_read_by_a_stage_or_changes_no_result() -> None:
     config = load_config(CONFIGS / "demo.yaml")
     read = {key.split(".")[0] for name in STAGES for key in settings_of(config, name)}
-    assert set(type(config).model_fields) - read == {"root", "reuse_from", "store", "runtime"}
+    assert set(type(config).model_fields) - read == {"root", "reuse_from", "store", "runtime", "kubernetes"}
 
 
 def test_a_stage_reads_only_stages_before_it() -> None:
@@ -59,6 +59,10 @@ def test_a_stage_reads_only_stages_before_it() -> None:
         ("search.width=0", "search.width = 0"),
         ("dpo.beta=-1", "dpo.beta = -1"),
         ("dpo.bta=1", "unknown key dpo.bta; allowed here: "),
+        ("kubernetes.stages.dpo.gpu=1", "unknown key kubernetes.stages.dpo.gpu; allowed here: affinity, "),
+        ("kubernetes.stages.score.nodes=2", "nodes = 2: only stages.warmup and stages.dpo can span nodes"),
+        ("kubernetes.pods.memory=2GB", "kubernetes.pods.memory = '2GB'"),
+        ("runtime.backend=kubernetes", "is a folder, which pods do not share"),
         ("run=Bad", "run = 'Bad'"),
         ("data.source=xlam", "data.path is missing"),
         ("nonsense", "--set 'nonsense' is not of the form section.key=value"),

@@ -1,0 +1,92 @@
+"""The `kubernetes` section: how stages become Jobs and how vLLM is served. Nothing here changes a result or causes a re-run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from itool.config_section import Count, Rate, Section
+
+Target = Literal["controller", "warmup", "score", "generate", "dpo", "evaluate", "vllm"]
+StageKey = Literal["prepare", "warmup", "score", "generate", "dpo", "evaluate", "report"]
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
+DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+
+
+class PodConfig(Section):
+    """What a pod asks for and where it may run."""
+
+    gpus: Annotated[int, Field(ge=0)] | None = Field(None, description="GPUs per pod; null: 1 where the work needs one, else 0")
+    cpu: Quantity = Field("1", description="CPU request")
+    cpu_limit: Quantity | None = Field(None, description="CPU limit; null: none")
+    memory: Quantity = Field("2Gi", description="memory request, and the limit unless memory_limit is given")
+    memory_limit: Quantity | None = None
+    scratch: Quantity = Field("10Gi", description="size limit of the pod's scratch folder (an emptyDir)")
+    shared_memory: Quantity = Field("1Gi", description="size of /dev/shm (a memory-backed emptyDir, counted as memory)")
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: list[dict[str, Any]] = Field(default_factory=list)
+    affinity: dict[str, Any] = Field(default_factory=dict)
+    priority_class: str | None = None
+    env: dict[str, str] = Field(default_factory=dict, description="extra environment variables; credentials belong into a Secret")
+    volumes: list[dict[str, Any]] = Field(default_factory=list, description="extra volumes, as in a pod's `volumes`")
+    volume_mounts: list[dict[str, Any]] = Field(default_factory=list, description="where the extra volumes are mounted")
+
+
+class StagePodConfig(PodConfig):
+    """The pods of one stage."""
+
+    nodes: Count = Field(1, description="pods that train together, one per node (warmup and dpo)")
+
+
+class ServingConfig(PodConfig):
+    """The vLLM deployment that answers during search and evaluation (policy.backend vllm)."""
+
+    image: str | None = Field(None, description="vLLM's image, by digest; null: <image_repository>/vllm-cpu:<image_tag>")
+    replicas: Count = 1
+    gpu_sharing: Literal["exclusive", "timeshare"] = Field(
+        "exclusive", description="timeshare: serving is scaled to 0 while a stage needs the GPU"
+    )
+    arguments: list[str] = Field(default_factory=list, description="extra arguments of the vLLM server")
+    kv_cache_gib: Count = Field(1, description="CPU build: GiB of KV cache")
+    startup_seconds: Rate = Field(900.0, description="how long a pod may take to serve before the run fails with exit code 69")
+
+
+class KubernetesConfig(Section):
+    """Stages as Jobs. Credentials come from a Secret or from workload identity, never from here."""
+
+    namespace: DnsLabel | None = Field(None, description="null: the controller's own namespace, or the kubeconfig's")
+    image_repository: str = Field("localhost/itool", description="images are <image_repository>/<target>:<image_tag>")
+    image_tag: str = "dev"
+    images: dict[Target, str] = Field(default_factory=dict, description="whole image references by target, best by digest")
+    image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
+    image_pull_secrets: list[str] = Field(default_factory=list)
+    store_endpoint_url: str | None = Field(None, description="the S3 endpoint as pods reach it; null: store.endpoint_url")
+    credentials_secret: str | None = Field(
+        None, description="Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY; null: workload identity"
+    )
+    job_service_account: str = Field("default", description="service account of stage pods (no token is mounted)")
+    serving_service_account: str = Field("default", description="service account of vLLM pods (no token is mounted)")
+    gpu_resource: str = "nvidia.com/gpu"
+    queue: str | None = Field(None, description="Kueue local queue of the stage Jobs")
+    labels: dict[str, str] = Field(default_factory=dict, description="extra labels of everything that is created")
+    annotations: dict[str, str] = Field(default_factory=dict, description="extra annotations of stage and serving pods")
+    backoff_limit: Annotated[int, Field(ge=0)] = Field(6, description="retries of a stage's pod; of each shard's pod for `generate`")
+    parallel_shards: Count = Field(100, description="shards of `generate` that run at the same time")
+    pending_seconds: Rate = Field(1800.0, description="a pod that cannot start for so long fails the run (not while Kueue queues its Job)")
+    grace_seconds: Count = Field(120, description="time between SIGTERM and SIGKILL: a checkpoint must be stored within it")
+    keep_seconds: Count = Field(86400, description="how long a finished Job stays after its logs were kept in the store")
+    pods: StagePodConfig = Field(default_factory=StagePodConfig, description="the pods of every stage that `stages` does not name")
+    stages: dict[StageKey, StagePodConfig] = Field(default_factory=dict, description="the pods of a stage; replaces `pods` for it")
+    serving: ServingConfig = Field(default_factory=ServingConfig)
+
+    @model_validator(mode="after")
+    def _only_training_spans_nodes(self) -> KubernetesConfig:
+        for name, pod in [("pods", self.pods), *self.stages.items()]:
+            if pod.nodes > 1 and name not in ("warmup", "dpo"):
+                raise ValueError(f"{name}: nodes = {pod.nodes}: only stages.warmup and stages.dpo can span nodes")
+        return self
+
+    def pod(self, stage: StageKey) -> StagePodConfig:
+        """The pod settings of a stage."""
+        return self.stages.get(stage, self.pods)
