@@ -290,8 +290,5 @@ def _siblings(location: tuple[int | str, ...]) -> list[str]:
     """The keys that are allowed beside the last one; a mapping's keys are names, its values are sections."""
     model: Any = RunConfig
     for part in location[:-1]:
-        if get_origin(model) is dict:
-            model = get_args(model)[1]
-        else:
-            model = model.model_fields[str(part)].annotation
+        model = get_args(model)[1] if get_origin(model) is dict else model.model_fields[str(part)].annotation
     return sorted(model.model_fields)
