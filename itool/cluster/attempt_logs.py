@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from itool.artifacts.store import FolderStore, Store, open_store
-from itool.cluster.local import explain_end
+from itool.cluster.last_words import last_words
 from itool.cluster.progress import parse_progress
 from itool.cluster.session import local_state
 from itool.config import RunConfig
@@ -63,7 +63,7 @@ def last_word(config: RunConfig, stage: str, iteration: int) -> LastWord | None:
     outputs = [log.read(store, config.run) for log in logs]
     found = [progress for output in outputs if (progress := _last_progress(output)) is not None]
     text = f"{sum(done for done, _ in found):.0f}/{sum(total for _, total in found):.0f}" if found else None
-    return LastWord(max(log.attempt for log in logs), text, explain_end(1, outputs[-1]))
+    return LastWord(max(log.attempt for log in logs), text, last_words(outputs[-1]))
 
 
 def _last_progress(output: bytes) -> tuple[float, float] | None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from itool.cluster.last_words import last_words
 from itool.cluster.runner import Attempt, Attempts, Task
 from itool.config import RunConfig
 from itool.errors import StorageError
@@ -269,19 +270,4 @@ def explain_end(status: int, output: bytes) -> str:
         return "killed by signal 9 (out of memory, or by hand)"
     if status < 0:
         return f"ended by {signal.Signals(-status).name}"
-    for raw in reversed(output[-16384:].decode(errors="replace").splitlines()):
-        line = raw.strip()
-        if line and not line.startswith(('{"done"', "^")):
-            return _message_of(line)
-    return ""
-
-
-def _message_of(line: str) -> str:
-    """The text of a log line: `error` or `event` of a JSON line, else the line itself."""
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return line.removeprefix("error: ")
-    if not isinstance(event, dict):
-        return line
-    return str(event.get("error") or event.get("event") or line)
+    return last_words(output)

@@ -1,0 +1,274 @@
+"""What a pod or a Job is doing, and why it waits or failed, in one line: pure functions over plain Kubernetes objects.
+
+The runner and `itoolctl status` both read Kubernetes through this module, so a controller's log and a person's screen say the same.
+Several failures never become a container's exit code (no room, no image, no Secret, quota): they stand in conditions, in a container's
+waiting state or only in events, and are found here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from itool.cluster.last_words import last_words
+from itool.cluster.runner import Phase
+
+Object = Mapping[str, Any]
+SHARD_ANNOTATION = "batch.kubernetes.io/job-completion-index"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+LONGEST_REASON = 300
+_SCHEDULER_AFTERTHOUGHT = re.compile(r"\.? (?:preemption:|no new claims)")
+_STARTING = ("ContainerCreating", "PodInitializing")
+_START_TROUBLE = ("FailedMount", "FailedAttachVolume", "FailedMapVolume", "FailedCreatePodSandBox", "NetworkNotReady", "FailedSync")
+
+
+@dataclass(frozen=True)
+class PodState:
+    """One pod. Times are seconds since the epoch; `exit_code` is that of the container that ended it."""
+
+    name: str
+    phase: Phase
+    reason: str = ""
+    node: str | None = None
+    exit_code: int | None = None
+    created_at: float = 0.0
+    started_at: float | None = None
+    ended_at: float | None = None
+    shard: int | None = None
+    ready: bool = False
+    restarts: int = 0
+
+
+@dataclass(frozen=True)
+class JobState:
+    """One Job: what its pods make of it. `exit_code` and `reason` are those of the pod that ended it."""
+
+    name: str
+    phase: Phase
+    reason: str = ""
+    exit_code: int | None = None
+    started_at: float = 0.0
+    ended_at: float | None = None
+
+
+def pod_state(pod: Object, events: Sequence[Object] = ()) -> PodState:
+    """What one pod does. `events` are its own, oldest first; only a pod that cannot start needs them."""
+    metadata, status = pod["metadata"], pod.get("status") or {}
+    phase = _pod_phase(status)
+    ended = _ending(pod) if phase in ("failed", "succeeded") else {}
+    starts = [when for found in _statuses(status, "containerStatuses") if (when := _started(found)) is not None]
+    shard = (metadata.get("annotations") or {}).get(SHARD_ANNOTATION)
+    return PodState(
+        name=metadata["name"],
+        phase=phase,
+        reason=one_line(_pod_reason(pod, phase, events)),
+        node=(pod.get("spec") or {}).get("nodeName"),
+        exit_code=ended.get("exitCode"),
+        created_at=seconds(metadata.get("creationTimestamp")) or 0.0,
+        started_at=min(starts, default=None),
+        ended_at=seconds(ended.get("finishedAt")),
+        shard=int(shard) if shard is not None else None,
+        ready=_condition(pod, "Ready").get("status") == "True",
+        restarts=sum(found.get("restartCount", 0) for found in _all_statuses(status)),
+    )
+
+
+def job_state(job: Object, pods: Sequence[Object], events: Sequence[Object] = ()) -> JobState:
+    """What a Job does, from its own pods. `events` are those of the Job and its pods, oldest first."""
+    status, name = job.get("status") or {}, job["metadata"]["name"]
+    states = [pod_state(pod, events_of(events, pod["metadata"]["name"])) for pod in pods]
+    created_at = seconds(job["metadata"].get("creationTimestamp")) or 0.0
+    started_at = seconds(status.get("startTime")) or created_at
+    complete, failed = _condition(job, "Complete"), _condition(job, "Failed")
+    if complete.get("status") == "True":
+        return JobState(name, "succeeded", "", 0, started_at, seconds(status.get("completionTime")))
+    if failed.get("status") == "True":
+        code, reason = _job_failure(failed, states)
+        return JobState(name, "failed", one_line(reason), code, started_at, seconds(failed.get("lastTransitionTime")))
+    phase: Phase = "running" if any(state.phase == "running" for state in states) else "pending"
+    return JobState(name, phase, one_line(_job_reason(job, states, events_of(events, name))), None, started_at)
+
+
+def events_of(events: Iterable[Object], name: str) -> list[Object]:
+    """The events about one object, oldest first."""
+    return sorted((event for event in events if event.get("involvedObject", {}).get("name") == name), key=event_time)
+
+
+def event_time(event: Object) -> float:
+    """When it was last seen."""
+    series = event.get("series") or {}
+    times = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"), event["metadata"].get("creationTimestamp"))
+    return next((found for time in times if (found := seconds(time)) is not None), 0.0)
+
+
+def seconds(timestamp: str | None) -> float | None:
+    """A Kubernetes timestamp as seconds since the epoch."""
+    return datetime.fromisoformat(timestamp).timestamp() or None if timestamp else None  # a container that never started says 1970
+
+
+def one_line(text: str) -> str:
+    """Whitespace collapsed, and a long text cut in the middle: causes stand at both ends."""
+    line = " ".join(text.split())
+    half = LONGEST_REASON // 2
+    return line if len(line) <= LONGEST_REASON else f"{line[:half]} ... {line[-half:]}"
+
+
+def _pod_phase(status: Object) -> Phase:
+    known: dict[str, Phase] = {"Running": "running", "Succeeded": "succeeded", "Failed": "failed"}
+    return known.get(status.get("phase", ""), "pending")
+
+
+def _pod_reason(pod: Object, phase: Phase, events: Sequence[Object]) -> str:
+    if phase == "failed":
+        return _failure(pod)
+    if phase == "succeeded":
+        return ""
+    if pod["metadata"].get("deletionTimestamp"):
+        return _disruption(pod) or "is being stopped"
+    return _waiting(pod, events) if phase == "pending" else _running_trouble(pod, events)
+
+
+def _failure(pod: Object) -> str:
+    """Why a failed pod failed: evicted, disrupted, over its memory, killed, or what its container said last."""
+    status, ended = pod["status"], _ending(pod)
+    if status.get("reason"):
+        return f"{status['reason']}: {status.get('message', '')}".removesuffix(": ")
+    disruption = _disruption(pod)
+    if ended.get("reason") == "OOMKilled":
+        return f"OOMKilled: over the memory limit{_limit(pod, ended['container'])}"
+    words = last_words(ended.get("message") or "")
+    if disruption:
+        return f"{disruption}{'; ' + words if words else ''}"
+    if ended.get("exitCode") == 137 and not words.startswith("error"):
+        return "killed by signal 9 (its grace period was over, or by hand)"
+    if ended.get("reason") not in ("Error", "Completed", None):
+        return f"{ended['reason']}: {words}"
+    return words or (f"exit code {ended['exitCode']}" if "exitCode" in ended else "failed without a word from its container")
+
+
+def _ending(pod: Object) -> dict[str, Any]:
+    """The state of the container that decided how the pod ended (the first that failed, else the first of all), with its name."""
+    ended = [
+        {**found["state"]["terminated"], "container": found["name"]}
+        for found in _all_statuses(pod.get("status") or {})
+        if "terminated" in (found.get("state") or {}) and not _is_sidecar(pod, found["name"])
+    ]
+    return next((found for found in ended if found.get("exitCode")), ended[-1] if ended else {})
+
+
+def _disruption(pod: Object) -> str:
+    condition = _condition(pod, "DisruptionTarget")
+    if condition.get("status") != "True":
+        return ""
+    return f"disrupted: {condition.get('reason', '')}: {condition.get('message', '')}".removesuffix(": ")
+
+
+def _limit(pod: Object, container: str) -> str:
+    spec = pod.get("spec") or {}
+    for found in [*spec.get("containers", []), *spec.get("initContainers", [])]:
+        limit = ((found.get("resources") or {}).get("limits") or {}).get("memory")
+        if found["name"] == container and limit:
+            return f" of {limit}"
+    return ""
+
+
+def _waiting(pod: Object, events: Sequence[Object]) -> str:
+    """Why a pod has not started: no node, a container that cannot start, a volume, or just not yet."""
+    scheduled = _condition(pod, "PodScheduled")
+    if scheduled.get("status") == "False":
+        return f"{_lower(scheduled.get('reason', ''))}: {_SCHEDULER_AFTERTHOUGHT.split(scheduled.get('message', ''))[0]}"
+    trouble = next((text for found in _all_statuses(pod.get("status") or {}) if (text := _container_trouble(found))), "")
+    if trouble:
+        return trouble
+    warnings = [event for event in events if event.get("reason") in _START_TROUBLE]
+    if warnings:
+        return f"{warnings[-1]['reason']}: {warnings[-1].get('message', '')}"
+    if not scheduled:
+        return "waits for the scheduler"
+    pulls = [event for event in events if event.get("reason") in ("Pulling", "Pulled")]
+    return _lower(pulls[-1].get("message", "")) if pulls and pulls[-1]["reason"] == "Pulling" else "containers are being created"
+
+
+def _container_trouble(found: Object) -> str:
+    """What keeps a container from starting; empty for one that is on its way."""
+    waiting = (found.get("state") or {}).get("waiting") or {}
+    before = (found.get("lastState") or {}).get("terminated") or {}
+    if waiting.get("reason") == "CrashLoopBackOff":
+        words = "OOMKilled" if before.get("reason") == "OOMKilled" else last_words(before.get("message") or "")
+        return f"{found['name']} is started again after exit code {before.get('exitCode')}{': ' + words if words else ''}"
+    if not waiting or waiting.get("reason") in _STARTING:
+        return ""
+    return f"{waiting.get('reason')}: {waiting.get('message', '')}".removesuffix(": ")
+
+
+def _running_trouble(pod: Object, events: Sequence[Object]) -> str:
+    """What a running pod still lacks: a container that crashes or waits, or readiness."""
+    trouble = next((text for found in _all_statuses(pod["status"]) if (text := _container_trouble(found))), "")
+    if trouble or _condition(pod, "Ready").get("status") == "True":
+        return trouble
+    probes = [event for event in events if event.get("reason") == "Unhealthy"]
+    if probes:
+        return f"not ready: {probes[-1].get('message', '')}"
+    unready = [found["name"] for found in _all_statuses(pod["status"]) if not found.get("ready") and "running" in found.get("state", {})]
+    return f"not ready: {', '.join(unready)}" if unready else ""
+
+
+def _job_failure(failed: Object, states: Sequence[PodState]) -> tuple[int | None, str]:
+    """Exit code and reason of the pod that failed a Job: the one that the condition names, else the last that failed."""
+    message = failed.get("message", "")
+    culprits = [state for state in states if state.phase == "failed"]
+    named = [state for state in culprits if f"/{state.name} " in message]
+    if named or culprits:
+        culprit = named[0] if named else max(culprits, key=lambda state: state.ended_at or state.created_at)
+        return culprit.exit_code, culprit.reason
+    code = re.search(r"exit code (\d+)", message)  # the pod is gone
+    return (int(code[1]) if code else None), f"{failed.get('reason', '')}: {message}"
+
+
+def _job_reason(job: Object, states: Sequence[PodState], events: Sequence[Object]) -> str:
+    """Why an unfinished Job's pods do not all run: suspended, not created, not started, or one failed and is replaced."""
+    if (job.get("spec") or {}).get("suspend"):
+        queue = (job["metadata"].get("labels") or {}).get(QUEUE_LABEL)
+        return f"waits in Kueue's queue {queue}" if queue else "suspended"
+    active = [state for state in states if state.phase in ("pending", "running")]
+    told = next((state.reason for state in active if state.reason), "")
+    if active:
+        return told
+    last = max((state for state in states if state.phase == "failed"), key=lambda state: state.ended_at or 0.0, default=None)
+    refused = [event for event in events if event.get("reason") == "FailedCreate"]
+    if refused and (last is None or event_time(refused[-1]) > (last.ended_at or 0.0)):
+        return f"no pod can be created: {refused[-1].get('message', '')}"
+    if last is not None:
+        code = f"exit code {last.exit_code}"
+        return f"pod {last.name} ended with {code}{': ' + last.reason if last.reason != code else ''}; the next one follows after a pause"
+    return "waits for its first pod"
+
+
+def _condition(item: Object, kind: str) -> Object:
+    conditions = (item.get("status") or {}).get("conditions") or []
+    return next((found for found in conditions if found.get("type") == kind), {})
+
+
+def _statuses(status: Object, kind: str) -> list[Object]:
+    return list(status.get(kind) or [])
+
+
+def _all_statuses(status: Object) -> list[Object]:
+    return [*_statuses(status, "initContainerStatuses"), *_statuses(status, "containerStatuses")]
+
+
+def _is_sidecar(pod: Object, container: str) -> bool:
+    inits = (pod.get("spec") or {}).get("initContainers") or []
+    return any(found["name"] == container and found.get("restartPolicy") == "Always" for found in inits)
+
+
+def _started(found: Object) -> float | None:
+    state = found.get("state") or {}
+    return seconds((state.get("running") or state.get("terminated") or {}).get("startedAt"))
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]

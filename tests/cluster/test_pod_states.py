@@ -1,0 +1,179 @@
+"""The true reason of a wait or a failure, from objects as a Kubernetes 1.34 API server shows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from itool.cluster.pod_states import SHARD_ANNOTATION, events_of, job_state, one_line, pod_state
+
+
+def pod(*, phase: str = "Pending", containers: list[dict[str, Any]] | None = None, **status: Any) -> dict[str, Any]:
+    return {
+        "metadata": {
+            "name": "p",
+            "creationTimestamp": "2026-11-21T11:48:42Z",
+            "annotations": {"batch.kubernetes.io/job-completion-index": "7"},
+        },
+        "spec": {"nodeName": "node-1", "containers": [{"name": "stage", "resources": {"limits": {"memory": "2Gi"}}}]},
+        "status": {"phase": phase, "containerStatuses": containers or [], **status},
+    }
+
+
+def container(state: str, **values: Any) -> dict[str, Any]:
+    return {"name": "stage", "state": {state: values}}
+
+
+def condition(kind: str, status: str = "True", **values: Any) -> dict[str, Any]:
+    return {"type": kind, "status": status, **values}
+
+
+def event(name: str, reason: str, message: str, at: str = "2026-11-21T11:49:00Z") -> dict[str, Any]:
+    return {"metadata": {}, "involvedObject": {"name": name}, "reason": reason, "message": message, "lastTimestamp": at}
+
+
+def ended(code: int, message: str = "", reason: str = "Error") -> dict[str, Any]:
+    return container("terminated", exitCode=code, reason=reason, message=message, finishedAt="2026-11-21T11:50:00Z")
+
+
+WAITING = {
+    "no node has room": (
+        pod(conditions=[condition("PodScheduled", "False", reason="Unschedulable", message=
+            "0/1 nodes are available: 1 Insufficient nvidia.com/gpu. no new claims to deallocate, preemption: 0/1 nodes are available.")]),
+        "unschedulable: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu",
+    ),
+    "no image": (
+        pod(containers=[container("waiting", reason="ImagePullBackOff", message='Back-off pulling image "x:1": not found')]),
+        'ImagePullBackOff: Back-off pulling image "x:1": not found',
+    ),
+    "no Secret": (
+        pod(containers=[container("waiting", reason="CreateContainerConfigError", message='secret "s3" not found')]),
+        'CreateContainerConfigError: secret "s3" not found',
+    ),
+    "a container that keeps failing": (
+        pod(containers=[container("waiting", reason="CrashLoopBackOff", message="back-off 10s") | {
+            "lastState": {"terminated": {"exitCode": 64, "message": "error: root names no bucket"}}}]),
+        "stage is started again after exit code 64: root names no bucket",
+    ),
+    "not seen by the scheduler": (pod(), "waits for the scheduler"),
+}  # fmt: skip
+
+FAILED = {
+    "what the stage said last": (
+        pod(phase="Failed", containers=[ended(65, '{"event": "stage started"}\nerror: data.path holds no example\n')]),
+        "data.path holds no example",
+    ),
+    "too much memory": (pod(phase="Failed", containers=[ended(137, reason="OOMKilled")]), "OOMKilled: over the memory limit of 2Gi"),
+    "killed": (
+        pod(phase="Failed", containers=[ended(137, '{"event": "progress"}')]),
+        "killed by signal 9 (its grace period was over, or by hand)",
+    ),
+    "evicted": (
+        pod(phase="Failed", reason="Evicted", message="Pod ephemeral local storage usage exceeds the total limit of containers 1Gi."),
+        "Evicted: Pod ephemeral local storage usage exceeds the total limit of containers 1Gi.",
+    ),
+    "preempted": (
+        pod(phase="Failed", containers=[ended(75, "interrupted: stopped after update 7")],
+            conditions=[condition("DisruptionTarget", reason="PreemptionByScheduler", message="for a higher class")]),
+        "disrupted: PreemptionByScheduler: for a higher class; stopped after update 7",
+    ),
+    "silent": (pod(phase="Failed", containers=[ended(3)]), "exit code 3"),
+    "a command that does not exist": (
+        pod(phase="Failed", containers=[ended(128, 'exec: "/nope": no such file', "StartError")]),
+        'StartError: exec: "/nope": no such file',
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WAITING)
+def test_a_waiting_pod_says_why(case: str) -> None:
+    given, reason = WAITING[case]
+    assert (pod_state(given).phase, pod_state(given).reason) == ("pending", reason)
+
+
+@pytest.mark.parametrize("case", FAILED)
+def test_a_failed_pod_says_why(case: str) -> None:
+    given, reason = FAILED[case]
+    assert (pod_state(given).phase, pod_state(given).reason) == ("failed", reason)
+
+
+def test_a_volume_that_does_not_mount_stands_only_in_events() -> None:
+    starting = pod(conditions=[condition("PodScheduled")], containers=[container("waiting", reason="ContainerCreating")])
+    trouble = event("p", "FailedMount", 'MountVolume.SetUp failed for volume "config": configmap "c" not found')
+    assert pod_state(starting).reason == "containers are being created"
+    assert pod_state(starting, [trouble]).reason == f"FailedMount: {trouble['message']}"
+    assert pod_state(starting, [event("p", "Pulling", 'Pulling image "x"')]).reason == 'pulling image "x"'
+
+
+def test_a_running_pod_says_where_since_when_and_what_it_lacks() -> None:
+    running = pod(
+        phase="Running", containers=[container("running", startedAt="2026-11-21T11:48:44Z") | {"ready": False, "restartCount": 2}]
+    )
+    state = pod_state(running)
+    assert (state.phase, state.node, state.shard, state.restarts, state.ready) == ("running", "node-1", 7, 2, False)
+    assert state.started_at is not None
+    assert state.started_at - state.created_at == 2.0
+    assert state.reason == "not ready: stage"
+    running["status"]["conditions"] = [condition("Ready")]
+    assert (pod_state(running).ready, pod_state(running).reason) == (True, "")
+
+
+def test_a_sidecar_that_was_stopped_does_not_speak_for_the_pod() -> None:
+    failed = pod(phase="Failed", containers=[ended(1, "error: no room")])
+    failed["spec"]["initContainers"] = [{"name": "adapter-keeper", "restartPolicy": "Always"}]
+    failed["status"]["initContainerStatuses"] = [ended(137) | {"name": "adapter-keeper"}]
+    assert (pod_state(failed).exit_code, pod_state(failed).reason) == (1, "no room")
+
+
+def job(*conditions: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    metadata = {"name": "j", "creationTimestamp": "2026-11-21T11:48:40Z", "labels": {"kueue.x-k8s.io/queue-name": "gpus"}}
+    return {"metadata": metadata, "spec": spec, "status": {"conditions": list(conditions)}}
+
+
+def named(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    return given | {"metadata": given["metadata"] | {"name": name}}
+
+
+def test_a_job_fails_with_the_code_and_words_of_the_pod_that_failed_it() -> None:
+    message = "Container stage for pod ns/a failed with exit code 64 matching FailJob rule at index 1"
+    failed = condition("Failed", reason="PodFailurePolicy", message=message, lastTransitionTime="2026-11-21T11:51:00Z")
+    pods = [named("a", FAILED["what the stage said last"][0]), named("b", FAILED["silent"][0])]
+    state = job_state(job(failed), pods)
+    assert (state.phase, state.exit_code, state.reason) == ("failed", 65, "data.path holds no example")
+    gone = job_state(job(failed), [])
+    assert (gone.exit_code, gone.reason) == (64, f"PodFailurePolicy: {message}")
+    assert state.ended_at is not None
+    assert state.ended_at - state.started_at == 140.0
+
+
+def test_a_job_ends_with_its_condition_not_with_its_pods() -> None:
+    done = pod(phase="Succeeded", containers=[ended(0, reason="Completed")])
+    assert job_state(job(), [done]).phase == "pending"
+    assert job_state(job(condition("Complete")), [done]).phase == "succeeded"
+
+
+def test_a_job_without_pods_says_why() -> None:
+    assert job_state(job(), []).reason == "waits for its first pod"
+    assert job_state(job(suspend=True), []).reason == "waits in Kueue's queue gpus"
+    refused = event("j", "FailedCreate", 'Error creating: pods "j-1" is forbidden: exceeded quota: gpus')
+    assert job_state(job(), [], [refused]).reason == f"no pod can be created: {refused['message']}"
+    assert job_state(job(), [FAILED["silent"][0]], [refused]).reason == ("pod p ended with exit code 3; the next one follows after a pause")
+
+
+def test_a_job_runs_when_any_pod_runs_and_says_what_another_waits_for() -> None:
+    running = named("r", pod(phase="Running", containers=[container("running")], conditions=[condition("Ready")]))
+    state = job_state(job(), [running, WAITING["no Secret"][0]])
+    assert (state.phase, state.reason) == ("running", 'CreateContainerConfigError: secret "s3" not found')
+
+
+def test_events_are_sorted_and_only_of_the_object() -> None:
+    late, early = event("p", "b", "", "2026-11-21T11:49:09Z"), event("p", "a", "", "2026-11-21T11:49:01Z")
+    assert [found["reason"] for found in events_of([late, event("q", "c", ""), early], "p")] == ["a", "b"]
+
+
+def test_a_long_reason_keeps_both_ends() -> None:
+    text = one_line("failed " + "x" * 500 + "\n connection   refused")
+    assert text.startswith("failed xxx")
+    assert text.endswith("x connection refused")
+    assert len(text) < 320
