@@ -14,7 +14,7 @@ def pod(*, phase: str = "Pending", containers: list[dict[str, Any]] | None = Non
         "metadata": {
             "name": "p",
             "creationTimestamp": "2026-11-21T11:48:42Z",
-            "annotations": {"batch.kubernetes.io/job-completion-index": "7"},
+            "annotations": {SHARD_ANNOTATION: "7"},
         },
         "spec": {"nodeName": "node-1", "containers": [{"name": "stage", "resources": {"limits": {"memory": "2Gi"}}}]},
         "status": {"phase": phase, "containerStatuses": containers or [], **status},
