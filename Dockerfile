@@ -2,19 +2,16 @@
 # The layers stand from heavy and steady to light and changing: torch, packages, source, labels. docs/images.md explains and measures them.
 ARG BASE_IMAGE=docker.io/library/python:3.11-slim-bookworm@sha256:0bee7276f83efd4a1ee05bbbf4281d95ed28e079220a9457f25a93e3f1e3c31b
 
-# --- pip, mounted where packages are installed and in no image -------------------------------------------------------
-FROM ${BASE_IMAGE} AS builder
-COPY configs/constraints/train.txt /constraints/
-RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --no-deps -c /constraints/train.txt setuptools
-
 # --- iTool itself: the last and lightest layer of every image of ours ------------------------------------------------
-FROM builder AS source
+FROM ${BASE_IMAGE} AS source
+COPY configs/constraints/train.txt /constraints/
+RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install -q --no-cache-dir --no-deps -c /constraints/train.txt setuptools
 COPY pyproject.toml README.md /src/
 COPY jobs /src/jobs
 COPY itool /src/itool
-RUN /opt/venv/bin/pip install --no-index --no-deps --no-build-isolation --prefix=/source /src
+RUN /opt/venv/bin/pip install -q --no-index --no-deps --no-build-isolation --prefix=/source /src
 
-# --- what all images share: an empty environment, an unprivileged user, caches where a read-only root allows them ----
+# --- what all images share: an environment without pip, an unprivileged user, caches where a read-only root allows them ----
 FROM ${BASE_IMAGE} AS runtime
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 \
@@ -26,9 +23,8 @@ WORKDIR /work
 # --- controller: no torch --------------------------------------------------------------------------------------------
 FROM runtime AS controller
 COPY configs/constraints/controller.txt /constraints/
-RUN --mount=type=bind,from=builder,source=/opt/venv,target=/opt/pip \
-    /opt/pip/bin/python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-deps -r /constraints/controller.txt \
-    && find /opt/venv -type d -name tests -prune -exec rm -r {} +
+RUN python3 -m venv /opt/pip && /opt/pip/bin/pip --python /opt/venv/bin/python install -q --no-cache-dir --no-deps -r /constraints/controller.txt \
+    && find /opt/venv -type d -name tests -prune -exec rm -r {} + && rm -r /opt/pip
 COPY --from=source /source /opt/venv
 USER 10001:10001
 ENTRYPOINT ["itoolctl"]
@@ -42,20 +38,18 @@ FROM runtime AS torch
 ARG TORCH=cpu
 ARG TORCH_INDEX_URL
 COPY configs/constraints/torch-${TORCH}.txt /constraints/
-RUN --mount=type=bind,from=builder,source=/opt/venv,target=/opt/pip \
-    /opt/pip/bin/python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-deps \
+RUN python3 -m venv /opt/pip && /opt/pip/bin/pip --python /opt/venv/bin/python install -q --no-cache-dir --no-deps \
       ${TORCH_INDEX_URL:+--extra-index-url ${TORCH_INDEX_URL}} -r /constraints/torch-${TORCH}.txt \
-    && cd /opt/venv/lib/python3*/site-packages/torch && rm -r bin include share test \
-    && find /opt/venv -type d -name tests -prune -exec rm -r {} + && find /opt/venv -name '*.a' -delete
+    && cd /opt/venv/lib/python3*/site-packages/torch && rm -rf bin include share test \
+    && find /opt/venv -type d -name tests -prune -exec rm -r {} + && find /opt/venv -name '*.a' -delete && rm -r /opt/pip
 
 # --- the stages: one image in five names, each with its own entry point ----------------------------------------------
 FROM torch AS stages
 COPY configs/constraints/controller.txt configs/constraints/stages.txt /constraints/
-RUN --mount=type=bind,from=builder,source=/opt/venv,target=/opt/pip \
-    /opt/pip/bin/python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-deps \
+RUN python3 -m venv /opt/pip && /opt/pip/bin/pip --python /opt/venv/bin/python install -q --no-cache-dir --no-deps \
       -r /constraints/controller.txt -r /constraints/stages.txt \
     && rm -r /opt/venv/lib/python3*/site-packages/pyarrow/include \
-    && find /opt/venv -type d -name tests -prune -exec rm -r {} +
+    && find /opt/venv -type d -name tests -prune -exec rm -r {} + && rm -r /opt/pip
 COPY --from=source /source /opt/venv
 USER 10001:10001
 ARG VERSION=0
@@ -86,9 +80,8 @@ LABEL org.opencontainers.image.title="iTool evaluate"
 # --- a vLLM server without GPU (with GPUs the upstream image is used) ------------------------------------------------
 FROM torch AS vllm-cpu
 COPY configs/constraints/vllm.txt /constraints/
-RUN --mount=type=bind,from=builder,source=/opt/venv,target=/opt/pip \
-    /opt/pip/bin/python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-deps -r /constraints/vllm.txt \
-    && find /opt/venv -type d -name tests -prune -exec rm -r {} +
+RUN python3 -m venv /opt/pip && /opt/pip/bin/pip --python /opt/venv/bin/python install -q --no-cache-dir --no-deps -r /constraints/vllm.txt \
+    && find /opt/venv -type d -name tests -prune -exec rm -r {} + && rm -r /opt/pip
 USER 10001:10001
 ENTRYPOINT ["python", "-m", "vllm.entrypoints.openai.api_server"]
 ARG VERSION=0
