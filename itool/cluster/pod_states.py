@@ -76,10 +76,9 @@ def pod_state(pod: Object, events: Sequence[Object] = ()) -> PodState:
     )
 
 
-def job_state(job: Object, pods: Sequence[Object], events: Sequence[Object] = ()) -> JobState:
-    """What a Job does, from its own pods. `events` are those of the Job and its pods, oldest first."""
+def job_state(job: Object, states: Sequence[PodState], events: Sequence[Object] = ()) -> JobState:
+    """What a Job does, from the states of its own pods. `events` are its own, oldest first; only a Job without pods needs them."""
     status, name = job.get("status") or {}, job["metadata"]["name"]
-    states = [pod_state(pod, events_of(events, pod["metadata"]["name"])) for pod in pods]
     created_at = seconds(job["metadata"].get("creationTimestamp")) or 0.0
     started_at = seconds(status.get("startTime")) or created_at
     complete, failed = _condition(job, "Complete"), _condition(job, "Failed")
@@ -89,12 +88,15 @@ def job_state(job: Object, pods: Sequence[Object], events: Sequence[Object] = ()
         code, reason = _job_failure(failed, states)
         return JobState(name, "failed", one_line(reason), code, started_at, seconds(failed.get("lastTransitionTime")))
     phase: Phase = "running" if any(state.phase == "running" for state in states) else "pending"
-    return JobState(name, phase, one_line(_job_reason(job, states, events_of(events, name))), None, started_at)
+    return JobState(name, phase, one_line(_job_reason(job, states, events)), None, started_at)
 
 
-def events_of(events: Iterable[Object], name: str) -> list[Object]:
-    """The events about one object, oldest first."""
-    return sorted((event for event in events if event.get("involvedObject", {}).get("name") == name), key=event_time)
+def events_by_object(events: Iterable[Object]) -> dict[str, list[Object]]:
+    """Events by the name of the object that they are about, oldest first."""
+    found: dict[str, list[Object]] = {}
+    for event in sorted(events, key=event_time):
+        found.setdefault((event.get("involvedObject") or {}).get("name", ""), []).append(event)
+    return found
 
 
 def event_time(event: Object) -> float:

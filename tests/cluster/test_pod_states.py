@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from itool.cluster.pod_states import SHARD_ANNOTATION, events_of, job_state, one_line, pod_state
+from itool.cluster.pod_states import SHARD_ANNOTATION, events_by_object, job_state, one_line, pod_state
 
 
 def pod(*, phase: str = "Pending", containers: list[dict[str, Any]] | None = None, **status: Any) -> dict[str, Any]:
@@ -138,8 +138,8 @@ def named(name: str, given: dict[str, Any]) -> dict[str, Any]:
 def test_a_job_fails_with_the_code_and_words_of_the_pod_that_failed_it() -> None:
     message = "Container stage for pod ns/a failed with exit code 64 matching FailJob rule at index 1"
     failed = condition("Failed", reason="PodFailurePolicy", message=message, lastTransitionTime="2026-11-21T11:51:00Z")
-    pods = [named("a", FAILED["what the stage said last"][0]), named("b", FAILED["silent"][0])]
-    state = job_state(job(failed), pods)
+    culprit, bystander = named("a", FAILED["what the stage said last"][0]), named("b", FAILED["silent"][0])
+    state = job_state(job(failed), [pod_state(culprit), pod_state(bystander)])
     assert (state.phase, state.exit_code, state.reason) == ("failed", 65, "data.path holds no example")
     gone = job_state(job(failed), [])
     assert (gone.exit_code, gone.reason) == (64, f"PodFailurePolicy: {message}")
@@ -148,7 +148,7 @@ def test_a_job_fails_with_the_code_and_words_of_the_pod_that_failed_it() -> None
 
 
 def test_a_job_ends_with_its_condition_not_with_its_pods() -> None:
-    done = pod(phase="Succeeded", containers=[ended(0, reason="Completed")])
+    done = pod_state(pod(phase="Succeeded", containers=[ended(0, reason="Completed")]))
     assert job_state(job(), [done]).phase == "pending"
     assert job_state(job(condition("Complete")), [done]).phase == "succeeded"
 
@@ -158,18 +158,20 @@ def test_a_job_without_pods_says_why() -> None:
     assert job_state(job(suspend=True), []).reason == "waits in Kueue's queue gpus"
     refused = event("j", "FailedCreate", 'Error creating: pods "j-1" is forbidden: exceeded quota: gpus')
     assert job_state(job(), [], [refused]).reason == f"no pod can be created: {refused['message']}"
-    assert job_state(job(), [FAILED["silent"][0]], [refused]).reason == ("pod p ended with exit code 3; the next one follows after a pause")
+    assert job_state(job(), [pod_state(FAILED["silent"][0])], [refused]).reason == (
+        "pod p ended with exit code 3; the next one follows after a pause"
+    )
 
 
 def test_a_job_runs_when_any_pod_runs_and_says_what_another_waits_for() -> None:
     running = named("r", pod(phase="Running", containers=[container("running")], conditions=[condition("Ready")]))
-    state = job_state(job(), [running, WAITING["no Secret"][0]])
+    state = job_state(job(), [pod_state(running), pod_state(WAITING["no Secret"][0])])
     assert (state.phase, state.reason) == ("running", 'CreateContainerConfigError: secret "s3" not found')
 
 
 def test_events_are_sorted_and_only_of_the_object() -> None:
     late, early = event("p", "b", "", "2026-11-21T11:49:09Z"), event("p", "a", "", "2026-11-21T11:49:01Z")
-    assert [found["reason"] for found in events_of([late, event("q", "c", ""), early], "p")] == ["a", "b"]
+    assert [found["reason"] for found in events_by_object([late, event("q", "c", ""), early])["p"]] == ["a", "b"]
 
 
 def test_a_long_reason_keeps_both_ends() -> None:
