@@ -1,0 +1,392 @@
+"""The only place that speaks to Kubernetes: plain dicts in, plain dicts out, every call bounded in time, every refusal explained.
+
+The `kubernetes` package finds the cluster and the credentials (kubeconfig with its plugins, or the pod's service account); the requests
+themselves are JSON over its connection pool, since its models differ from version to version.
+
+Answers keep their meaning: 401 reads the credentials again, once; 409 on create means that the object exists; 410 on a watch means "list
+again"; 429, 5xx and no answer are tried again and then ClusterDown (69); 403 and other refusals are settings that no retry cures (64).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import urllib3
+
+from itool.errors import ConfigError, DependencyError, ItoolError
+from itool.logs import get_logger
+
+Object = dict[str, Any]
+log = get_logger(__name__)
+
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 30.0
+ATTEMPTS = 4
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 8.0
+WATCH_SECONDS = 30
+PAGE_OBJECTS = 500
+CONNECTIONS = 40
+TOKEN_FOLDER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+
+GROUPS = {
+    "configmaps": "/api/v1",
+    "events": "/api/v1",
+    "pods": "/api/v1",
+    "services": "/api/v1",
+    "jobs": "/apis/batch/v1",
+    "deployments": "/apis/apps/v1",
+}
+"""Where each resource lives. Nothing else is ever touched."""
+
+PERMISSIONS: dict[str, tuple[str, ...]] = {
+    "batch/jobs": ("create", "delete", "list", "patch", "watch"),
+    "configmaps": ("create", "get"),
+    "events": ("create", "list"),
+    "pods": ("list", "watch"),
+    "pods/log": ("get",),
+    "services": ("create",),
+    "apps/deployments": ("create", "get", "patch"),
+}
+"""What a controller must be allowed, by resource: checked by `doctor`, granted by the chart's Role, and no more than is used."""
+
+
+class ClusterDown(DependencyError):  # noqa: N818 - says what is the case, like the errors around it
+    """The API server does not answer."""
+
+
+class Gone(ItoolError):  # noqa: N818 - the name of the answer
+    """The version to watch from is too old: list again."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """An API server and how to speak to it. `headers` is asked before every request, since tokens expire."""
+
+    host: str
+    pool: urllib3.PoolManager
+    headers: Callable[[], dict[str, str]]
+    namespace: str
+
+
+class Cluster:
+    """One namespace of a cluster. Thread safe. `connect` gives a connection and is asked again after a 401."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Connection],
+        namespace: str | None = None,
+        *,
+        attempts: int = ATTEMPTS,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._connect = connect
+        self._attempts = attempts
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._connection = connect()
+        self._accepted = False
+        self.namespace = namespace or self._connection.namespace
+        self.calls = 0
+
+    def get(self, resource: str, name: str) -> Object | None:
+        """One object; None when there is none of that name."""
+        return self._call("GET", "get", resource, name, absent=True)
+
+    def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[list[Object], str]:
+        """Every object that fits the selectors, and the version to watch from. Long lists come in pages."""
+        items: list[Object] = []
+        query = {"labelSelector": labels, "fieldSelector": fields, "limit": str(PAGE_OBJECTS)}
+        while True:
+            page = self._call("GET", "list", resource, query=query) or {}
+            items += page.get("items") or []
+            metadata = page.get("metadata") or {}
+            if not metadata.get("continue"):
+                return items, str(metadata.get("resourceVersion", ""))
+            query = {**query, "continue": metadata["continue"]}
+
+    def watch(self, resource: str, version: str, labels: str = "", fields: str = "") -> Iterator[tuple[str, Object]]:
+        """Changes after `version` (ADDED, MODIFIED, DELETED, BOOKMARK) until the server or a time-out ends it. Raises Gone."""
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(WATCH_SECONDS),
+            "resourceVersion": version,
+            "labelSelector": labels,
+            "fieldSelector": fields,
+        }
+        response = self._open("GET", "watch", resource, query=query, read_seconds=WATCH_SECONDS + 5.0)
+        try:
+            for line in _lines(response):
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    raise _watch_error(event["object"])
+                yield event["type"], event["object"]
+        except (urllib3.exceptions.HTTPError, ValueError) as error:  # cut off, silent for too long, or half a line
+            log.debug("watch ended", resource=resource, reason=str(error))
+        finally:
+            response.close()
+
+    def create(self, resource: str, body: Object, *, dry_run: bool = False) -> Object | None:
+        """Create an object; None when one of that name exists already."""
+        query = {"dryRun": "All"} if dry_run else {}
+        return self._call("POST", "create", resource, query=query, body=body, exists=True)
+
+    def patch(self, resource: str, name: str, change: Object) -> Object | None:
+        """Merge a change into an object; None when there is none of that name."""
+        return self._call("PATCH", "patch", resource, name, body=change, absent=True)
+
+    def delete(self, resource: str, name: str) -> bool:
+        """Delete an object and, in the background, what it owns; False when there was none."""
+        return self._call("DELETE", "delete", resource, name, body={"propagationPolicy": "Background"}, absent=True) is not None
+
+    def pod_log(
+        self, name: str, container: str, *, follow: bool = False, since: str = "", tail_lines: int | None = None, timestamps: bool = False
+    ) -> Iterator[bytes]:
+        """Chunks of a container's log. Nothing when the pod is gone or has not started. With `follow` until the container ends."""
+        query = {
+            "container": container,
+            "follow": "true" if follow else "",
+            "sinceTime": since,
+            "tailLines": "" if tail_lines is None else str(tail_lines),
+            "timestamps": "true" if timestamps else "",
+        }
+        try:
+            response = self._open("GET", "get", "pods", name, "log", query=query)
+        except _RefusedError as error:
+            if error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST):
+                return
+            raise
+        try:
+            yield from response.stream(65536, decode_content=True)
+        except urllib3.exceptions.HTTPError as error:
+            log.debug("log stream ended", pod=name, reason=str(error))
+        finally:
+            response.close()
+
+    def version(self) -> tuple[int, int]:
+        """The API server's version, as (1, 34)."""
+        answer = json.loads(self._request("GET", "/version", {}, None).data)
+        return int(answer["major"]), int("".join(char for char in answer["minor"] if char.isdigit()))
+
+    def may(self, verb: str, resource: str) -> bool:
+        """Whether our credentials allow a verb on a resource, as PERMISSIONS names it."""
+        group, _, rest = resource.rpartition("/") if resource.startswith(("batch/", "apps/")) else ("", "", resource)
+        name, _, subresource = rest.partition("/")
+        attributes = {"namespace": self.namespace, "verb": verb, "group": group, "resource": name, "subresource": subresource}
+        review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": {"resourceAttributes": attributes}}
+        answer = self._request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", {}, review)
+        return bool(json.loads(answer.data)["status"].get("allowed"))
+
+    def _call(
+        self,
+        method: str,
+        verb: str,
+        resource: str,
+        name: str = "",
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Object | None = None,
+        absent: bool = False,
+        exists: bool = False,
+    ) -> Object | None:
+        """A call whose answer is one document. None where `absent` or `exists` says that 404 or "AlreadyExists" is an answer."""
+        try:
+            response = self._request(method, self._path(resource, name), query or {}, body)
+        except _RefusedError as error:
+            if absent and error.status == HTTPStatus.NOT_FOUND:
+                return None
+            if exists and error.reason == "AlreadyExists":
+                return None
+            raise self._explain(error, verb, resource, name or str((body or {}).get("metadata", {}).get("name", ""))) from None
+        document: Object = json.loads(response.data)
+        return document
+
+    def _open(
+        self,
+        method: str,
+        verb: str,
+        resource: str,
+        name: str = "",
+        subresource: str = "",
+        *,
+        query: Mapping[str, str],
+        read_seconds: float = READ_SECONDS,
+    ) -> urllib3.BaseHTTPResponse:
+        """A call whose answer is read piece by piece."""
+        path = self._path(resource, name) + (f"/{subresource}" if subresource else "")
+        try:
+            return self._request(method, path, query, None, stream=True, read_seconds=read_seconds)
+        except _RefusedError as error:
+            if error.status == HTTPStatus.GONE:
+                raise Gone(error.message) from None
+            if error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST):
+                raise
+            raise self._explain(error, verb, f"{resource}/{subresource}" if subresource else resource, name) from None
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Object | None,
+        *,
+        stream: bool = False,
+        read_seconds: float = READ_SECONDS,
+    ) -> urllib3.BaseHTTPResponse:
+        """Ask, and ask again while the server is in trouble. Raises _RefusedError or ClusterDown."""
+        reason, rebuilt = "", False
+        for attempt in range(self._attempts):
+            connection = self._connection
+            try:
+                response = self._send(connection, method, path, query, body, stream=stream, read_seconds=read_seconds)
+            except urllib3.exceptions.HTTPError as error:
+                reason, pause = f"{type(error).__name__}: {error}", None
+            else:
+                if response.status < HTTPStatus.BAD_REQUEST:
+                    self._accepted = True
+                    return response
+                refusal = _refusal(response)
+                if refusal.status == HTTPStatus.UNAUTHORIZED and not rebuilt:
+                    rebuilt = True
+                    self._reconnect(connection)
+                    continue
+                if not refusal.is_worth_a_retry and not (refusal.status == HTTPStatus.UNAUTHORIZED and self._accepted):
+                    raise refusal
+                reason, pause = f"{refusal.status} {refusal.message}", _retry_after(response)
+            if attempt + 1 < self._attempts:
+                self._sleep(pause or min(FIRST_PAUSE_SECONDS * 2.0**attempt, LONGEST_PAUSE_SECONDS))
+        raise ClusterDown(
+            f"the Kubernetes API at {self._connection.host} does not answer: {reason}", remedy="Check the cluster, then run again"
+        )
+
+    def _send(
+        self,
+        connection: Connection,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Object | None,
+        *,
+        stream: bool,
+        read_seconds: float,
+    ) -> urllib3.BaseHTTPResponse:
+        self.calls += 1
+        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        asked = urlencode({key: value for key, value in query.items() if value})
+        return connection.pool.request(
+            method,
+            f"{connection.host}{path}{'?' + asked if asked else ''}",
+            body=None if body is None else json.dumps(body).encode(),
+            headers={**connection.headers(), "Accept": "application/json", "Content-Type": kind},
+            timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=read_seconds),
+            preload_content=not stream,
+            retries=False,
+            redirect=False,
+        )
+
+    def _reconnect(self, refused: Connection) -> None:
+        """Read the credentials again, unless another thread has done so since."""
+        with self._lock:
+            if self._connection is refused:
+                self._connection = self._connect()
+
+    def _path(self, resource: str, name: str) -> str:
+        path = f"{GROUPS[resource]}/namespaces/{self.namespace}/{resource}"
+        return f"{path}/{name}" if name else path
+
+    def _explain(self, error: _RefusedError, verb: str, resource: str, name: str) -> ItoolError:
+        """What a refusal means for whoever runs this."""
+        what = f"{resource} {name}".strip()
+        if error.status == HTTPStatus.UNAUTHORIZED:
+            return ConfigError(
+                f"the Kubernetes API at {self._connection.host} refuses the credentials", remedy="Log in again, or check KUBECONFIG"
+            )
+        if error.status == HTTPStatus.FORBIDDEN and " cannot " in error.message:
+            text = f"not allowed to {verb} {resource} in namespace {self.namespace}: {error.message}"
+            return ConfigError(text, remedy="Use the chart's Role, or ask for these rights; `itoolctl doctor` lists what is missing")
+        if error.status == HTTPStatus.NOT_FOUND and "namespaces" in error.message:
+            return ConfigError(f"namespace {self.namespace} does not exist", remedy="Create it, or set kubernetes.namespace")
+        return ConfigError(f"Kubernetes refuses to {verb} {what} in namespace {self.namespace}: {error.message}")
+
+
+class _RefusedError(Exception):
+    """An answer that is not a success."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.reason, self.message = status, reason, message
+
+    @property
+    def is_worth_a_retry(self) -> bool:
+        """Throttled, in trouble, or in conflict with another writer (a quota's counter, for instance)."""
+        if self.status == HTTPStatus.CONFLICT:
+            return self.reason != "AlreadyExists"
+        return self.status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS) or self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def open_cluster(namespace: str | None = None) -> Cluster:
+    """The cluster that KUBECONFIG, the pod's service account or ~/.kube/config names. Raises ConfigError when there is none."""
+    return Cluster(connect, namespace)
+
+
+def connect() -> Connection:
+    """Find cluster and credentials: an explicit KUBECONFIG first, then the pod's own service account, then the default kubeconfig."""
+    import kubernetes  # noqa: PLC0415 - half a second, and only this backend needs it
+
+    configuration = kubernetes.client.Configuration()
+    configuration.connection_pool_maxsize = CONNECTIONS
+    in_cluster = "KUBECONFIG" not in os.environ and (TOKEN_FOLDER / "token").exists()
+    try:
+        if in_cluster:
+            kubernetes.config.load_incluster_config(client_configuration=configuration)
+            namespace = (TOKEN_FOLDER / "namespace").read_text(encoding="utf-8").strip()
+        else:
+            kubernetes.config.load_kube_config(client_configuration=configuration)
+            _, context = kubernetes.config.list_kube_config_contexts()
+            namespace = context["context"].get("namespace") or "default"
+    except (kubernetes.config.ConfigException, OSError, ValueError) as error:
+        raise ConfigError(f"no Kubernetes cluster is configured: {error}", remedy="Set KUBECONFIG, or use runtime.backend local") from None
+    pool: urllib3.PoolManager = kubernetes.client.ApiClient(configuration).rest_client.pool_manager
+
+    def headers() -> dict[str, str]:
+        settings = configuration.auth_settings().values()
+        return {setting["key"]: setting["value"] for setting in settings if setting["in"] == "header" and setting["value"]}
+
+    return Connection(configuration.host, pool, headers, namespace)
+
+
+def _refusal(response: urllib3.BaseHTTPResponse) -> _RefusedError:
+    try:
+        status = json.loads(response.data)
+        return _RefusedError(response.status, str(status.get("reason", "")), " ".join(str(status.get("message", "")).split()))
+    except (ValueError, AttributeError, urllib3.exceptions.HTTPError):
+        return _RefusedError(response.status, "", HTTPStatus(response.status).phrase if response.status in list(HTTPStatus) else "")
+
+
+def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
+    given = response.headers.get("Retry-After", "")
+    return min(float(given), LONGEST_PAUSE_SECONDS) if given.isdigit() else None
+
+
+def _watch_error(status: Object) -> ItoolError:
+    if status.get("code") == HTTPStatus.GONE:
+        return Gone(str(status.get("message", "")))
+    return ClusterDown(f"the watch ended: {status.get('message', status)}")
+
+
+def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+    """Whole lines of a streamed answer, as they come."""
+    rest = b""
+    for chunk in response.stream(None, decode_content=True):
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (line for line in lines if line.strip())
