@@ -3,6 +3,8 @@
 Observed are the artifacts in the store and the attempts that the runner knows. Nothing else is remembered, so a controller that was
 killed anywhere and started again decides the same.
 
+Where the controller runs vLLM itself, what vLLM serves is part of the decision (`decide_serving.py`).
+
 Retry contract by exit code: 0 done; 64 and 65 never again; 69 again with growing pauses until the service has been away for
 `dependency_patience_seconds`; 75 again at once and without limit, since each one has saved a checkpoint; anything else up to
 `max_attempts` times.
@@ -11,9 +13,10 @@ Retry contract by exit code: 0 done; 64 and 65 never again; 69 again with growin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from itool.artifacts.resolve import Resolution
+from itool.cluster.decide_serving import Serve, ServingState, StopServing, beside_stage, stop
 from itool.cluster.runner import Attempt, Attempts, Task
 from itool.config import RunConfig
 from itool.stages import StageId, stage_ids
@@ -34,13 +37,17 @@ class RetryRules:
 
 @dataclass(frozen=True)
 class Observed:
-    """Everything that a decision may depend on: artifacts, attempts, the time, and how patient to be."""
+    """Everything that a decision may depend on: artifacts, attempts, vLLM's pods, the time, and how patient to be.
+
+    `serving` is None where the controller runs no vLLM: stages on this machine start their own, or `policy.url` names one.
+    """
 
     config: RunConfig
     resolutions: Mapping[StageId, Resolution]
     attempts: Attempts = field(default_factory=dict)
     now: float = 0.0
     rules: RetryRules = RetryRules()
+    serving: ServingState | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class Finish:
     reason: str
 
 
-Action = StartStage | Wait | Fail | Finish
+Action = StartStage | Wait | Fail | Finish | Serve | StopServing
 
 
 def next_actions(observed: Observed) -> list[Action]:
@@ -84,8 +91,26 @@ def next_actions(observed: Observed) -> list[Action]:
     for stage in stage_ids(observed.config):
         resolution = observed.resolutions[stage]
         if resolution.state != "done":
-            return _advance(observed, stage, resolution)
-    return [Finish("every artifact is there")]
+            actions = _advance(observed, stage, resolution)
+            return _beside_serving(observed, observed.serving, stage, actions) if observed.serving else actions
+    reason = "every artifact is there"
+    return [*(stop(observed.serving, reason) if observed.serving else ()), Finish(reason)]
+
+
+def _beside_serving(observed: Observed, serving: ServingState, stage: StageId, actions: list[Action]) -> list[Action]:
+    """The stage's actions and vLLM's. What vLLM waits for keeps the stage from starting; a stage that runs is left alone."""
+    if any(isinstance(action, Fail) for action in actions):
+        return [*stop(serving, f"{stage} failed"), *actions]
+    beside = beside_stage(observed.config, observed.resolutions, serving, stage, observed.now)
+    if any(isinstance(action, StartStage) for action in actions):
+        if beside.failure:
+            return [*stop(serving, f"{stage} failed"), Fail(stage, *beside.failure)]
+        return [*beside.actions, *([Wait(f"{stage} waits for {beside.waits_for}")] if beside.waits_for else actions)]
+    if beside.waits_for:
+        actions = [
+            replace(action, reason=f"{action.reason}; waits for {beside.waits_for}") for action in actions if isinstance(action, Wait)
+        ]
+    return [*beside.actions, *actions]
 
 
 def _advance(observed: Observed, stage: StageId, resolution: Resolution) -> list[Action]:
