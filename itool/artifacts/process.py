@@ -34,6 +34,8 @@ class JobArguments:
     shard: int = 0
     shards: int = 1
     overrides: list[str] = field(default_factory=list)
+    rank: int = 0
+    """Which of the processes that do this stage together. All run the body; 0 alone logs and commits."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,13 +48,32 @@ def parse_arguments(name: str, argv: list[str] | None) -> JobArguments:
     parser = _Parser(prog=f"python -m jobs.{name}", description=f"Stage {name}: reads and writes artifacts under the configuration's root.")
     parser.add_argument("--config", type=Path, help="the run's configuration file (default: all defaults)")
     parser.add_argument("--iteration", type=int, default=0, help="iteration of the loop; 0 is everything before it")
-    parser.add_argument("--shard", type=int, default=0, help="which shard of a sharded stage this process does")
+    parser.add_argument("--shard", type=int, help="which shard this process does (default: JOB_COMPLETION_INDEX, else 0)")
     parser.add_argument("--shards", type=int, default=1, help="how many shards there are")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
     parsed = parser.parse_args(argv)
-    if not 0 <= parsed.shard < parsed.shards:
-        raise ConfigError(f"--shard {parsed.shard} is not one of {parsed.shards} shards: use 0 to {parsed.shards - 1}")
-    return JobArguments(parsed.config, parsed.iteration, parsed.shard, parsed.shards, parsed.overrides)
+    shard = _pod_index() if parsed.shard is None and parsed.shards > 1 else parsed.shard or 0
+    if not 0 <= shard < parsed.shards:
+        raise ConfigError(f"--shard {shard} is not one of {parsed.shards} shards: use 0 to {parsed.shards - 1}")
+    return JobArguments(parsed.config, parsed.iteration, shard, parsed.shards, parsed.overrides, worker_rank())
+
+
+def _pod_index() -> int:
+    """Which pod of an Indexed Job this is; 0 outside of one."""
+    given = os.environ.get("JOB_COMPLETION_INDEX", "0")
+    if not given.isdigit():
+        raise ConfigError(f"JOB_COMPLETION_INDEX = {given!r} is not a number", remedy="Give --shard")
+    return int(given)
+
+
+def worker_count() -> int:
+    """How many processes do this stage together: torchrun's WORLD_SIZE, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def worker_rank() -> int:
+    """Which of them this one is: torchrun's RANK, 0 for a process alone."""
+    return int(os.environ.get("RANK", "0")) if worker_count() > 1 else 0
 
 
 class StopFlag:
@@ -96,11 +117,11 @@ def seconds_since_process_start() -> float:
 
 
 def gpus_in_use() -> int:
-    """How many GPUs this process computes on. Asks torch only if the stage has imported it."""
+    """How many GPUs the stage computes on: one for each of several workers. Asks torch only if the stage has imported it."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return 0
-    return int(torch.cuda.device_count())
+    return worker_count() if worker_count() > 1 else int(torch.cuda.device_count())
 
 
 def exit_code_of(error: BaseException) -> int:

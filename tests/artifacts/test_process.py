@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from itool.artifacts.process import as_itool_error
-from itool.errors import Interrupted, ItoolError, StorageError
+from itool.artifacts.process import as_itool_error, parse_arguments
+from itool.errors import ConfigError, Interrupted, ItoolError, StorageError
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,12 @@ def test_a_full_disk_is_one_error_whoever_reports_it(error: Exception) -> None:
 def test_other_numbers_and_types_stay_what_they_are() -> None:
     assert type(as_itool_error(RuntimeError("connection refused (os error 111)"))) is ItoolError
     assert isinstance(as_itool_error(KeyboardInterrupt()), Interrupted)
+
+
+def test_a_pod_of_an_indexed_job_does_the_shard_of_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")
+    assert parse_arguments("generate", ["--shards", "4"]).shard == 3
+    assert parse_arguments("generate", ["--shards", "4", "--shard", "1"]).shard == 1
+    assert parse_arguments("dpo", []).shard == 0  # a pod of a training that spans nodes has an index too
+    with pytest.raises(ConfigError, match="--shard 3 is not one of 2 shards"):
+        parse_arguments("generate", ["--shards", "2"])
