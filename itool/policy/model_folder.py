@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,15 @@ def read_model_folder(path: Path, *, context_tokens: int) -> ModelFolder:
     config = _read_json(path / "config.json", what="model folder")
     if not any(path.glob("*.safetensors")):
         raise InputError(f"model folder {path} holds no .safetensors weights", remedy="Run the prepare stage again")
-    own_context = int(config.get("max_position_embeddings", context_tokens))
     stops = _stop_ids(path, config)
     if not stops:
         raise InputError(f"model folder {path} names no end-of-turn token", remedy="Set eos_token_id in its config.json")
-    return ModelFolder(path, min(context_tokens, own_context), int(config["vocab_size"]), stops)
+    return ModelFolder(path, usable_context(config, context_tokens), int(config["vocab_size"]), stops)
+
+
+def usable_context(config: Mapping[str, Any], context_tokens: int) -> int:
+    """The longest prompt + response of a model with this config.json: what was asked for, at most the model's own."""
+    return min(context_tokens, int(config.get("max_position_embeddings", context_tokens)))
 
 
 def check_adapter(path: Path) -> None:

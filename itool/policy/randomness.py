@@ -6,8 +6,6 @@ and takes a few numpy operations for a whole batch.
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import numpy.typing as npt
 
@@ -29,11 +27,6 @@ def uniforms(keys: Words, position: int) -> npt.NDArray[np.float32]:
     """One float32 in [0, 1) per key for the token at `position` of each sample."""
     words = _mix(keys + np.array([position + 1], dtype=np.uint64) * _GOLDEN)
     return ((words >> np.uint64(40)).astype(np.float32)) * np.float32(2.0**-24)
-
-
-def derived_seed(seed: int) -> int:
-    """A seed of 62 bits for an engine that counts up from it, one per sample: the ranges of two seeds then hardly ever overlap."""
-    return int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=8).digest(), "big") >> 2
 
 
 def _mix(words: Words) -> Words:

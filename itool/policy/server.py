@@ -38,6 +38,14 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that --max-lora-rank takes."""
 
+SERVER_SETTINGS = {
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound threads would fight with the search for the same cores
+}
+"""Environment of every server, here and in a pod."""
+
 MOST_BATCHED_TOKENS = 8192
 STOP_SECONDS = 10.0
 _LOG_PREFIX = re.compile(r"^\([^)]*\) (?:[A-Z]+ [\d-]+ [\d:]+ \[[^]]*\] )?")
@@ -57,7 +65,10 @@ class LocalVllmServer:
         self._process: subprocess.Popen[bytes] | None = None
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
-        self._arguments = server_arguments(folder, model, port=port, max_requests=policy.max_requests, gpu=has_gpu())
+        context = folder.context_tokens
+        self._arguments = server_arguments(
+            folder.path.absolute(), context, model, port=port, max_requests=policy.max_requests, gpu=has_gpu()
+        )
 
     @property
     def process_id(self) -> int | None:
@@ -137,10 +148,15 @@ def find_vllm_python() -> Path:
     )
 
 
-def server_arguments(folder: ModelFolder, model: ModelConfig, *, port: int, max_requests: int, gpu: bool) -> list[str]:
-    """The server's flags. Adapters are always possible; two slots, so that a new one is proven before the old one goes."""
-    arguments = ["--model", str(folder.path.absolute()), "--served-model-name", BASE_MODEL, "--host", "127.0.0.1", "--port", str(port)]
-    arguments += ["--dtype", model.dtype, "--max-model-len", str(folder.context_tokens), "--generation-config", "vllm"]
+def server_arguments(
+    path: Path, context_tokens: int, model: ModelConfig, *, port: int, max_requests: int, gpu: bool, host: str = "127.0.0.1"
+) -> list[str]:
+    """The server's flags, here and in a pod. Adapters are always possible; two slots, so that a new one is proven before the old one goes.
+
+    `context_tokens` is what the model folder allows, `gpu` says which build of vLLM runs.
+    """
+    arguments = ["--model", str(path), "--served-model-name", BASE_MODEL, "--host", host, "--port", str(port)]
+    arguments += ["--dtype", model.dtype, "--max-model-len", str(context_tokens), "--generation-config", "vllm"]
     arguments += ["--enable-lora", "--max-loras", "2", "--max-lora-rank", str(_lora_rank_limit(model.lora_rank))]
     arguments += ["--lora-target-modules", *LORA_TARGETS]
     if not gpu:
@@ -156,13 +172,7 @@ def server_environment(environment: dict[str, str], *, threads: int, python: Pat
     for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"):
         environment.pop(name, None)
     environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
-    environment |= {
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound threads would fight with the search for the same cores
-        "PATH": f"{python.parent}{os.pathsep}{environment.get('PATH', os.defpath)}",
-    }
+    environment |= {**SERVER_SETTINGS, "PATH": f"{python.parent}{os.pathsep}{environment.get('PATH', os.defpath)}"}
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
     return environment

@@ -8,6 +8,7 @@ default): of the distribution at temperature 1, before any filter.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -23,7 +24,6 @@ from itool.errors import ConfigError, DependencyError, InputError
 from itool.logs import get_logger
 from itool.policy.model_folder import ModelFolder, adapter_digest
 from itool.policy.protocol import Sample
-from itool.policy.randomness import derived_seed
 
 ADAPTER_PREFIX = "adapter-"
 MOST_SAMPLES = 64
@@ -206,6 +206,11 @@ class VllmPolicy:
         if status == 404:
             return DependencyError(f"the vLLM server at {self._url} knows no {self.served_name}: {message}", remedy="It may have restarted")
         return InputError(f"the vLLM server at {self._url} refuses the request (status {status}): {message}")
+
+
+def derived_seed(seed: int) -> int:
+    """A seed of 62 bits for an engine that counts up from it, one per sample: the ranges of two seeds then hardly ever overlap."""
+    return int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=8).digest(), "big") >> 2
 
 
 def _asked_for(token_ids: Sequence[int]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,11 @@ import torch
 
 from itool.config import ModelConfig
 from itool.errors import DependencyError, InputError
-from itool.policy.model_folder import ModelFolder, adapter_digest, read_model_folder
+from itool.policy.model_folder import adapter_digest, read_model_folder
 from itool.policy.prefixes import PrefixCache
-from itool.policy.randomness import derived_seed, stream_keys, uniforms
+from itool.policy.randomness import stream_keys, uniforms
 from itool.policy.server import find_vllm_python, last_meaningful_line, server_arguments, server_environment
+from itool.policy.vllm import derived_seed
 from tests.policy.conftest import STOP, Folders
 
 
@@ -69,20 +69,20 @@ def test_the_prefix_used_longest_ago_is_forgotten_first() -> None:
     assert [prefixes.longest(ids, at_most=31)[0] for ids in (first, second, third)] == [31, 0, 31]
 
 
-FOLDER = ModelFolder(Path("/models/base"), context_tokens=512, vocabulary=96, stop_ids=(2,))
+BASE = Path("/models/base")
 
 
 def test_the_lora_rank_limit_is_the_next_value_that_vllm_takes() -> None:
     for rank, limit in {1: "1", 4: "8", 16: "16", 17: "32", 256: "256", 400: "512"}.items():
-        arguments = server_arguments(FOLDER, ModelConfig(lora_rank=rank), port=1, max_requests=8, gpu=False)
+        arguments = server_arguments(BASE, 512, ModelConfig(lora_rank=rank), port=1, max_requests=8, gpu=False)
         assert arguments[arguments.index("--max-lora-rank") + 1] == limit
 
 
 def test_a_server_without_a_gpu_never_cuts_a_prompt_into_pieces() -> None:
-    arguments = server_arguments(replace(FOLDER, context_tokens=300), ModelConfig(), port=1, max_requests=8, gpu=False)
+    arguments = server_arguments(BASE, 300, ModelConfig(), port=1, max_requests=8, gpu=False)
     assert {"--no-enable-chunked-prefill", "--enforce-eager"} <= set(arguments)
     assert arguments[arguments.index("--max-model-len") + 1] == "300"
-    assert "--enforce-eager" not in server_arguments(FOLDER, ModelConfig(), port=1, max_requests=8, gpu=True)
+    assert "--enforce-eager" not in server_arguments(BASE, 512, ModelConfig(), port=1, max_requests=8, gpu=True)
 
 
 def test_the_server_does_not_inherit_this_pythons_packages() -> None:
