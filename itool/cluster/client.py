@@ -187,6 +187,15 @@ class Cluster:
         answer = self._request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", {}, review)
         return bool(json.loads(answer.data)["status"].get("allowed"))
 
+    def look(self, path: str) -> tuple[HTTPStatus, Object]:
+        """Whether something beyond our own resources is there, by API path: (OK, it), (NOT_FOUND, {}), or (FORBIDDEN, {}) to ask."""
+        try:
+            return HTTPStatus.OK, json.loads(self._request("GET", path, {}, None).data)
+        except _RefusedError as error:
+            if error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN):
+                return HTTPStatus(error.status), {}
+            raise self._explain(error, "get", path, "") from None
+
     def _call(
         self,
         method: str,
