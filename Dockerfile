@@ -40,7 +40,7 @@ ARG TORCH_INDEX_URL
 COPY configs/constraints/torch-${TORCH}.txt /constraints/
 RUN python3 -m venv /opt/pip && /opt/pip/bin/pip --python /opt/venv/bin/python install -q --no-cache-dir --no-deps \
       ${TORCH_INDEX_URL:+--extra-index-url ${TORCH_INDEX_URL}} -r /constraints/torch-${TORCH}.txt \
-    && cd /opt/venv/lib/python3*/site-packages/torch && rm -rf bin include share test \
+    && cd /opt/venv/lib/python3*/site-packages/torch && find bin -type f ! -name torch_shm_manager -delete && rm -rf include share test \
     && find /opt/venv -type d -name tests -prune -exec rm -r {} + && find /opt/venv -name '*.a' -delete && rm -r /opt/pip
 
 # --- the stages: one image in five names, each with its own entry point ----------------------------------------------
