@@ -67,7 +67,7 @@ class Controller:
             while not self.step():
                 self.sleep(self.poll_seconds)
         except BaseException:
-            self.runner.cancel(STOP_GRACE_SECONDS)
+            self.runner.detach(STOP_GRACE_SECONDS)
             self._report_attempts(self.runner.state())
             raise
         assert self._resolutions is not None

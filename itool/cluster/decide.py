@@ -118,7 +118,8 @@ def _advance(observed: Observed, stage: StageId, resolution: Resolution) -> list
         return [Fail(stage, 65, resolution.reason)]
     if resolution.key is None:
         return [Wait(f"{stage} waits: {resolution.reason}", 1.0)]
-    tasks = [Task(stage, resolution.key, shard, resolution.shards) for shard in range(resolution.shards)]
+    shards = 1 if observed.config.runtime.backend == "kubernetes" else resolution.shards  # one Job does all shards
+    tasks = [Task(stage, resolution.key, shard, shards) for shard in range(shards)]
     open_tasks = [task for task in tasks if not _is_finished(observed, task, resolution.shards_done)]
     if not open_tasks:
         return [_without_artifact(observed, tasks[0])]
@@ -132,18 +133,18 @@ def _advance(observed: Observed, stage: StageId, resolution: Resolution) -> list
 
 def _is_finished(observed: Observed, task: Task, stored: tuple[int, ...]) -> bool:
     attempts = observed.attempts.get(task, ())
-    if attempts:
+    if attempts and not attempts[-1].past:
         return attempts[-1].phase == "succeeded"
     return task.shards > 1 and task.shard in stored
 
 
 def _advance_task(observed: Observed, task: Task, reason: str) -> Action:
     attempts = observed.attempts.get(task, ())
-    if not attempts:
-        return StartStage(task, 1, reason)
+    if not attempts or attempts[-1].past:
+        return StartStage(task, attempts[-1].number + 1 if attempts else 1, reason)
     last = attempts[-1]
     if last.phase == "failed":
-        return _after_failure(observed, task, attempts)
+        return _after_failure(observed, task, tuple(attempt for attempt in attempts if not attempt.past))
     return Wait(f"{task.label} {last.phase}{': ' + last.reason if last.reason else ''}")
 
 
@@ -154,8 +155,8 @@ def _after_failure(observed: Observed, task: Task, attempts: tuple[Attempt, ...]
     why = f"attempt {last.number} ended with exit code {code}{': ' + last.reason if last.reason else ''}"
     if code == INTERRUPTED:
         return StartStage(task, last.number + 1, why)
-    if code in FINAL_EXIT_CODES:
-        return Fail(task.stage, code, last.reason or why)
+    if code in FINAL_EXIT_CODES or last.final:
+        return Fail(task.stage, _documented(code), last.reason or why)
     ended_at = last.ended_at if last.ended_at is not None else observed.now
     if code == DEPENDENCY_DOWN:
         trailing = _trailing(attempts, code)
@@ -181,7 +182,7 @@ def _without_artifact(observed: Observed, task: Task) -> Action:
     """Every task ended well and still there is no artifact: shards that were never merged, or a manifest that was removed."""
     attempts = observed.attempts.get(task, ())
     number = attempts[-1].number + 1 if attempts else 1
-    if len([attempt for attempt in attempts if attempt.phase == "succeeded"]) >= observed.rules.max_attempts:
+    if len([attempt for attempt in attempts if attempt.phase == "succeeded" and not attempt.past]) >= observed.rules.max_attempts:
         return Fail(task.stage, 1, f"{task.stage} ends with exit code 0 but leaves no artifact {task.key}")
     return StartStage(task, number, "finished without a manifest: merge again")
 

@@ -123,6 +123,10 @@ class LocalRunner:
             self._signal_all(signal.SIGKILL)
             self._wait_for_all(10.0)
 
+    def detach(self, grace_seconds: float) -> None:
+        """Stages here cannot outlive their controller."""
+        self.cancel(grace_seconds)
+
     def kill(self) -> None:
         """Stop everything now, without a checkpoint."""
         self._signal_all(signal.SIGKILL)

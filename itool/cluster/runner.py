@@ -17,7 +17,10 @@ Phase = Literal["pending", "running", "succeeded", "failed"]
 
 @dataclass(frozen=True, order=True)
 class Task:
-    """One piece of work: a stage, or one shard of it, for exactly one artifact key (other settings are other work)."""
+    """One piece of work: a stage, or one shard of it, for exactly one artifact key (other settings are other work).
+
+    On Kubernetes one Job does all shards of a stage, so the whole stage is the task.
+    """
 
     stage: StageId
     key: str
@@ -42,6 +45,10 @@ class Attempt:
     started_at: float = 0.0
     ended_at: float | None = None
     peak_memory_bytes: int = 0
+    past: bool = False
+    """Over before this controller started: it counts for numbers, not as a failure."""
+    final: bool = False
+    """The runner knows that another try would end in the same way."""
 
     @property
     def over(self) -> bool:
@@ -67,5 +74,8 @@ class Runner(Protocol):
     def cancel(self, grace_seconds: float) -> None:
         """Ask every running attempt to save a checkpoint and stop; kill what still runs after the grace period; return when all ended."""
 
+    def detach(self, grace_seconds: float) -> None:
+        """The controller goes away: leave running attempts to themselves where they live on without it, else stop them as `cancel` does."""
+
     def close(self) -> None:
-        """Give back what the runner holds. Running attempts are stopped."""
+        """Give back what the runner holds."""

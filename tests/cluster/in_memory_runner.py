@@ -50,6 +50,9 @@ class InMemoryRunner:
     def cancel(self, grace_seconds: float) -> None:
         """A killed controller's stages are gone with it."""
 
+    def detach(self, grace_seconds: float) -> None:
+        """As for `cancel`."""
+
     def close(self) -> None:
         """Nothing is held."""
 
