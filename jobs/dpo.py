@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from itool.artifacts.stage import Stage, run_stage
+from itool.artifacts.stage import Stage
 from itool.data.chat import load_tokenizer
 from itool.logs import get_logger
 from itool.records import AcceptedSample, Example, PreferencePair
-from jobs.training import save_training, token_sequences, training_hooks
+from jobs.training import run_training, save_training, token_sequences, training_hooks
 
 if TYPE_CHECKING:
     from itool.train.sequences import TokenSequence
@@ -22,66 +22,42 @@ _log = get_logger(__name__)
 
 def dpo(stage: Stage) -> None:
     """Preferences over steps for the searching methods, as many updates of SFT for the controls; warm-up examples are replayed in both."""
+    from itool.train.preference import train_preferences  # noqa: PLC0415 - imports torch
+    from itool.train.sft import continue_sft  # noqa: PLC0415 - imports torch
+
     model_dir, adapter = stage.path("data", "model/"), stage.path("adapter", "adapter/")
     tokenizer = load_tokenizer(model_dir)
     replay = token_sequences(tokenizer, stage.read(Example, "data", "warmup.jsonl")) if stage.config.dpo.replay_fraction else []
-    if stage.config.method in ("sft_continued", "rejection_sampling"):
-        _continue_sft(stage, model_dir, adapter, tokenizer, replay)
-    else:
-        _prefer(stage, model_dir, adapter, replay)
-
-
-def _prefer(stage: Stage, model_dir: Path, adapter: Path, replay: Sequence[TokenSequence]) -> None:
-    from itool.train.preference import train_preferences  # noqa: PLC0415 - imports torch
-
-    pairs = stage.read(PreferencePair, "pairs", "pairs.jsonl")
+    control = stage.config.method in ("sft_continued", "rejection_sampling")
+    rows = _responses(stage, tokenizer) if control else stage.read(PreferencePair, "pairs", "pairs.jsonl")
+    hooks = training_hooks(stage)
     stage.working()
-    stage.count(incoming=len(pairs), kept=len(pairs))
-    if not pairs:
+    stage.count(incoming=len(rows), kept=len(rows))
+    if not rows:
         _keep_adapter(stage, adapter)
         return
-    log = train_preferences(
+    reference = stage.path("reference", "adapter/") if stage.has("reference") else None
+    train: Any = continue_sft if control else partial(train_preferences, reference=reference)
+    log = train(
         model_dir,
-        pairs,
-        replay,
-        adapter_in=adapter,
-        reference=stage.path("reference", "adapter/") if stage.has("reference") else None,
-        model=stage.config.model,
-        settings=stage.config.dpo,
-        seed=stage.seed,
-        output=stage.output / "adapter",
-        hooks=training_hooks(stage),
-    )
-    save_training(stage, log)
-
-
-def _continue_sft(stage: Stage, model_dir: Path, adapter: Path, tokenizer: Any, replay: Sequence[TokenSequence]) -> None:
-    from itool.train.sft import continue_sft  # noqa: PLC0415 - imports torch
-
-    sequences = _accepted(stage) if stage.has("pairs") else token_sequences(tokenizer, stage.read(Example, "data", "buffer.jsonl"))
-    stage.working()
-    stage.count(incoming=len(sequences), kept=len(sequences))
-    if not sequences:
-        _keep_adapter(stage, adapter)
-        return
-    log = continue_sft(
-        model_dir,
-        sequences,
+        rows,
         replay,
         adapter_in=adapter,
         model=stage.config.model,
         settings=stage.config.dpo,
         seed=stage.seed,
         output=stage.output / "adapter",
-        hooks=training_hooks(stage),
+        hooks=hooks,
     )
     save_training(stage, log)
 
 
-def _accepted(stage: Stage) -> list[TokenSequence]:
-    """Every distinct right sample as a training sequence: what rejection sampling learns from."""
+def _responses(stage: Stage, tokenizer: Any) -> list[TokenSequence]:
+    """What the controls learn from: every distinct right sample (rejection sampling), or the buffer's ground truth (continued SFT)."""
     from itool.train.sequences import TokenSequence  # noqa: PLC0415 - imports torch
 
+    if not stage.has("pairs"):
+        return token_sequences(tokenizer, stage.read(Example, "data", "buffer.jsonl"))
     samples = stage.read(AcceptedSample, "pairs", "samples.jsonl")
     return [TokenSequence(sample.prompt_ids, sample.response_ids, sample.example_id) for sample in samples]
 
@@ -96,7 +72,7 @@ def _keep_adapter(stage: Stage, adapter: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the stage's process; returns its exit code."""
-    return run_stage("dpo", dpo, argv)
+    return run_training("dpo", dpo, argv)
 
 
 if __name__ == "__main__":

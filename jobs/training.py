@@ -1,17 +1,34 @@
-"""What the two training jobs share: examples as token sequences, a stage as the trainer's surroundings, the log as artifacts."""
+"""What the two training jobs share: their main, examples as tokens, a stage as the trainer's surroundings, the log as artifacts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from itool.artifacts.stage import Stage
+from itool.artifacts.process import exit_code_of, worker_count
+from itool.artifacts.stage import Body, Stage, run_stage
 from itool.data.chat import render_prompt, response_ids
+from itool.errors import DependencyError
 from itool.records import Example
+from itool.stages import StageName
 
 if TYPE_CHECKING:
     from itool.train.hooks import TrainingHooks, TrainingLog
     from itool.train.sequences import TokenSequence
+
+
+def run_training(name: StageName, body: Body, argv: list[str] | None) -> int:
+    """`run_stage` for a stage that several processes may do together: they end with 0 only when all do, after rank 0's commit."""
+    code = run_stage(name, body, argv)
+    if code or worker_count() == 1:
+        return code
+    from itool.train.distributed import leave_workers  # noqa: PLC0415 - imports torch
+
+    try:
+        leave_workers()
+    except DependencyError as error:
+        return exit_code_of(error)
+    return 0
 
 
 def token_sequences(tokenizer: Any, examples: Sequence[Example]) -> list[TokenSequence]:
@@ -22,7 +39,8 @@ def token_sequences(tokenizer: Any, examples: Sequence[Example]) -> list[TokenSe
 
 
 def training_hooks(stage: Stage) -> TrainingHooks:
-    """Signals, checkpoints and progress of the stage, as a trainer asks for them."""
+    """Signals, checkpoints, progress and fellow workers of the stage, as a trainer asks for them."""
+    from itool.train.distributed import join_workers  # noqa: PLC0415 - imports torch
     from itool.train.hooks import TrainingHooks  # noqa: PLC0415 - its package imports torch
 
     def show(done: int, total: int, metrics: Mapping[str, float]) -> None:
@@ -33,6 +51,7 @@ def training_hooks(stage: Stage) -> TrainingHooks:
         save_checkpoint=stage.save_checkpoint,
         resume_from=stage.latest_checkpoint(),
         on_progress=show,
+        workers=join_workers(timeout_seconds=stage.config.runtime.worker_timeout_seconds),
     )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from itool.artifacts.stage import Stage, run_stage
+from itool.artifacts.stage import Stage
 from itool.data.chat import load_tokenizer
 from itool.records import DIFFICULTIES, Example
-from jobs.training import save_training, token_sequences, training_hooks
+from jobs.training import run_training, save_training, token_sequences, training_hooks
 
 if TYPE_CHECKING:
     from itool.train.sequences import TokenSequence
@@ -40,7 +40,7 @@ def warmup(stage: Stage) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the stage's process; returns its exit code."""
-    return run_stage("warmup", warmup, argv)
+    return run_training("warmup", warmup, argv)
 
 
 if __name__ == "__main__":

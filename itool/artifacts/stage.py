@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -70,6 +71,7 @@ class Stage:
         self.config = config
         self.shard = arguments.shard
         self.shards = arguments.shards
+        self.rank = arguments.rank
         self.key = resolution.key
         self.output = work / "output"
         self.scratch = work / "scratch"
@@ -260,7 +262,7 @@ def run_stage(name: StageName, body: Body, argv: list[str] | None = None) -> int
         configure_logging()
         arguments = parse_arguments(name, argv)
         config = load_config(arguments.config, arguments.overrides)
-        configure_logging(config.runtime.log_format)
+        configure_logging(config.runtime.log_format, level=logging.ERROR if arguments.rank else logging.INFO)
         _run(name, body, config, arguments, before)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the job's main: every error becomes an exit code and one line
         return exit_code_of(error)
@@ -285,13 +287,15 @@ def _run(name: StageName, body: Body, config: RunConfig, arguments: JobArguments
 
 
 def _attempt(store: Store, stage: Stage, resolution: Resolution, body: Body) -> None:
-    """Run the body and commit what it wrote; a shard that is done already goes straight to joining."""
+    """Run the body and commit what it wrote, rank 0's only; a shard that is done already goes straight to joining."""
     prefix = str(resolution.prefix)
     own = shard_prefix(prefix, stage.shard, stage.shards)
     _log.info("stage started", stage=str(stage.id), run=stage.config.run, key=stage.key, shard=stage.shard, shards=stage.shards)
     manifest = read_manifest(store, own) if stage.shards > 1 else None
     if manifest is None:
         body(stage)
+        if stage.rank:
+            return
         stage.check_dropped()
         _only_jsonl(stage)
         manifest = commit(store, own, stage.output, stage.draft())

@@ -26,7 +26,7 @@ def write_checkpoint(
 ) -> None:
     """Everything that the next update depends on. `plan` identifies data and settings, so that another run's checkpoint is refused."""
     save_adapter(model, folder / "adapter")
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "cpu_rng": torch.get_rng_state(), "cuda_rng": cuda}
     torch.save(state, folder / _STATE)
     (folder / _LOG).write_text(json.dumps({"plan": plan, **asdict(log)}), encoding="utf-8")
@@ -38,7 +38,7 @@ def read_checkpoint(
     """Put model, optimiser and schedule back; returns the log and the random state for `restore_random_state`. Raises ArtifactError."""
     try:
         document = json.loads((folder / _LOG).read_text(encoding="utf-8"))
-        state = torch.load(folder / _STATE, weights_only=True)
+        state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
     except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         raise ArtifactError(f"checkpoint {folder} cannot be read: {error}", remedy="Delete it; the stage then starts anew") from None
     if document.pop("plan") != plan:
@@ -52,5 +52,5 @@ def read_checkpoint(
 def restore_random_state(state: dict[str, Any]) -> None:
     """Continue the random streams (LoRA dropout) where the checkpoint left them."""
     torch.set_rng_state(state["cpu_rng"])
-    if state["cuda_rng"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
+    if state["cuda_rng"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda_rng"])

@@ -6,18 +6,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from itool.train.distributed import ALONE, Workers
+
 
 @dataclass(frozen=True)
 class TrainingHooks:
     """`should_stop` is asked after every update; `save_checkpoint(folder, update)` must have copied the folder when it returns.
 
-    `resume_from` is such a folder; `on_progress(done, total, metrics)` is called after every update.
+    `resume_from` is such a folder; `on_progress(done, total, metrics)` is called after every update. Of several `workers` each has its
+    own hooks: one that wants to stop stops them all, and rank 0 alone saves.
     """
 
     should_stop: Callable[[], bool] = lambda: False
     save_checkpoint: Callable[[Path, int], None] | None = None
     resume_from: Path | None = None
     on_progress: Callable[[int, int, Mapping[str, float]], None] = lambda *_: None
+    workers: Workers = ALONE
 
 
 @dataclass

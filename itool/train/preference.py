@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from itool.config import DpoConfig, ModelConfig
 from itool.errors import InputError
 from itool.records import PreferencePair
 from itool.train import losses
+from itool.train.distributed import Workers
 from itool.train.hooks import TrainingHooks, TrainingLog
 from itool.train.model import load_adapter, load_adapter_weights, load_model, new_adapter, response_logps
 from itool.train.sequences import StepPair, TokenSequence, batch_pairs, bucket, draw, step_pair
@@ -62,6 +62,7 @@ def train_preferences(
         check_fits(base, replay)
     adapted = load_adapter(base, adapter_in, trainable=True) if adapter_in else new_adapter(base, model, seed=seed)
     plan = plan_preferences(len(steps), len(replay), settings, seed)
+    hooks = hooks or TrainingHooks()
     with tempfile.TemporaryDirectory(prefix="itool-dpo-") as scratch:
         trainer = StepDpoTrainer(
             adapted,
@@ -70,11 +71,12 @@ def train_preferences(
             replay=replay,
             plan=plan,
             settings=settings,
+            workers=hooks.workers,
             processing_class=AutoTokenizer.from_pretrained(model_dir, local_files_only=True),
         )
         trainer.freeze_reference(reference)
         identity = fingerprint(steps, replay, plan, settings, model, seed)
-        return run_updates(trainer, settings, hooks or TrainingHooks(), output=output, fingerprint=identity)
+        return run_updates(trainer, settings, hooks, output=output, fingerprint=identity)
 
 
 def plan_preferences(pairs: int, replay: int, settings: DpoConfig, seed: int) -> list[PreferenceUpdate]:
@@ -143,15 +145,16 @@ class StepDpoTrainer(UpdateTrainer, DPOTrainer):  # type: ignore[misc] # TRL shi
         replay: Sequence[TokenSequence],
         plan: Sequence[PreferenceUpdate],
         settings: DpoConfig,
+        workers: Workers,
         **trl_settings: Any,
     ) -> None:
-        self.pairs, self.replay, self.plan, self.settings = pairs, replay, plan, settings
+        self.pairs, self.replay, self.plan, self.settings, self.workers = pairs, replay, plan, settings, workers
         self.reference_logps: list[Tensor] = []
         self.training_log = TrainingLog()
         super().__init__(*arguments, train_dataset=row_numbers(plan), **trl_settings)
 
     def freeze_reference(self, adapter_dir: Path | None) -> None:
-        """Compute every pair's reference log-probabilities once, since the reference never changes, and drop the reference's weights.
+        """Compute once, since the reference never changes, its log-probabilities of this worker's pairs, and drop its weights.
 
         The reference is `adapter_dir`, or None for the adapter that training starts from (TRL's copy of it).
         """
@@ -161,7 +164,7 @@ class StepDpoTrainer(UpdateTrainer, DPOTrainer):  # type: ignore[misc] # TRL shi
         model.set_adapter(REFERENCE)
         model.eval()
         found: list[Tensor] = [torch.empty(0)] * len(self.pairs)
-        used = sorted({index for update in self.plan for index in update.pairs})
+        used = sorted({index for update in self.plan for index in self._share(update)})
         for group in bucket([len(self.pairs[index]) for index in used], self.settings.batch_tokens):
             rows = [used[index] for index in group]
             batch = batch_pairs([self.pairs[index] for index in rows])
@@ -174,27 +177,33 @@ class StepDpoTrainer(UpdateTrainer, DPOTrainer):  # type: ignore[misc] # TRL shi
         model.set_adapter("default")
         model.delete_adapter(REFERENCE)
 
+    def _share(self, update: PreferenceUpdate) -> list[int]:
+        """The pairs of an update that this worker computes."""
+        return [update.pairs[index] for index in self.workers.share([len(self.pairs[pair]) for pair in update.pairs])]
+
     def update_loss(self, model: Any, update: PreferenceUpdate) -> tuple[float, dict[str, float], int]:
         pairs = [self.pairs[index] for index in update.pairs]
         chosen_tokens = sum(len(pair.chosen_ids) for pair in pairs)
-        totals: defaultdict[str, float] = defaultdict(float)
-        for group in bucket([len(pair) for pair in pairs], self.settings.batch_tokens):
-            loss, parts = self.pair_loss(model, [update.pairs[index] for index in group], len(pairs), chosen_tokens)
+        totals = dict.fromkeys((*METRICS, "loss/replay"), 0.0)
+        own = self._share(update)
+        for group in bucket([len(self.pairs[index]) for index in own], self.settings.batch_tokens):
+            loss, parts = self.pair_loss(model, [own[index] for index in group], len(pairs), chosen_tokens)
             self.accelerator.backward(loss)
-            for name, value in parts.items():
+            for name, value in zip(METRICS, parts, strict=True):
                 totals[name] += value
         replayed = [self.replay[index] for index in update.replay]
-        totals["loss/replay"] = sft_backward(self.accelerator, model, replayed, self.settings.batch_tokens) if replayed else 0.0
+        totals["loss/replay"] = sft_backward(self.accelerator, model, replayed, self.settings.batch_tokens, self.workers)
+        totals = dict(zip(totals, self.workers.sum(totals.values()), strict=True))
         loss_value = totals["loss/pairs"] + self.nll_weight * totals["nll/chosen"] + totals["loss/replay"]
-        return loss_value, dict(totals), sum(map(len, pairs)) + sum(map(len, replayed))
+        return loss_value, totals, sum(map(len, pairs)) + sum(map(len, replayed))
 
     @property
     def nll_weight(self) -> float:
         """Weight of the chosen side's NLL; ORPO's own equation has it at 1."""
         return 1.0 if self.settings.loss == "orpo" else self.settings.nll_weight
 
-    def pair_loss(self, model: Any, indices: Sequence[int], total_pairs: int, total_chosen_tokens: int) -> tuple[Tensor, dict[str, float]]:
-        """One bucket's share of the update's loss, and of its metrics; shares add up to means over the update."""
+    def pair_loss(self, model: Any, indices: Sequence[int], total_pairs: int, total_chosen_tokens: int) -> tuple[Tensor, list[float]]:
+        """One bucket's share of the update's loss, and of METRICS; shares add up to means over the update."""
         pairs = [self.pairs[index] for index in indices]
         batch = batch_pairs(pairs)
         tokens = response_logps(model, batch)
@@ -204,8 +213,8 @@ class StepDpoTrainer(UpdateTrainer, DPOTrainer):  # type: ignore[misc] # TRL shi
         per_pair = pair_losses(policy, reference, self.settings, self._smoothing(pairs, tokens.device)).sum() / total_pairs
         chosen_nll = losses.nll(tokens[policy.is_chosen], total_chosen_tokens)
         metrics = _metrics(policy, reference, self.settings.beta) * (len(pairs) / total_pairs)
-        values = torch.cat([torch.stack([per_pair.detach(), chosen_nll.detach()]), metrics]).tolist()
-        return per_pair + self.nll_weight * chosen_nll, dict(zip(("loss/pairs", "nll/chosen", *METRICS), values, strict=True))
+        values: list[float] = torch.cat([torch.stack([per_pair.detach(), chosen_nll.detach()]), metrics]).tolist()
+        return per_pair + self.nll_weight * chosen_nll, values
 
     def _smoothing(self, pairs: Sequence[StepPair], device: torch.device) -> Tensor | None:
         if self.settings.label_smoothing == "none":
@@ -214,11 +223,11 @@ class StepDpoTrainer(UpdateTrainer, DPOTrainer):  # type: ignore[misc] # TRL shi
         return losses.visit_smoothing(visits[:, 0], visits[:, 1])
 
 
-METRICS = ("logps/chosen", "logps/rejected", "margins", "accuracies", "kl_reference")
+METRICS = ("loss/pairs", "nll/chosen", "logps/chosen", "logps/rejected", "margins", "accuracies", "kl_reference")
 
 
 def _metrics(policy: PairLogps, reference: PairLogps, beta: float) -> Tensor:
-    """Means over the batch's pairs in the order of METRICS; a margin is β (h_w - h_l), an accuracy whether it is above zero."""
+    """Means over the batch's pairs: METRICS without the two losses; a margin is β (h_w - h_l), an accuracy whether it is above zero."""
     with torch.no_grad():
         margins = beta * ((policy.chosen - reference.chosen) - (policy.rejected - reference.rejected))
         kl = losses.kl_to_reference(policy.tokens, reference.tokens)

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from itool.config import DpoConfig, ModelConfig, OptimizerConfig, WarmupConfig
+from itool.train.distributed import Workers
 from itool.train.hooks import TrainingHooks, TrainingLog
 from itool.train.losses import nll
 from itool.train.model import load_adapter, load_model, new_adapter, response_logps
@@ -103,21 +104,28 @@ class TokenSftTrainer(UpdateTrainer, SFTTrainer):  # type: ignore[misc] # TRL sh
     """TRL's SFTTrainer over prepared token ids."""
 
     def __init__(
-        self, *arguments: Any, sequences: Sequence[TokenSequence], plan: Sequence[SftUpdate], batch_tokens: int, **settings: Any
+        self,
+        *arguments: Any,
+        sequences: Sequence[TokenSequence],
+        plan: Sequence[SftUpdate],
+        batch_tokens: int,
+        workers: Workers,
+        **settings: Any,
     ) -> None:
-        self.sequences, self.plan, self.batch_tokens = sequences, plan, batch_tokens
+        self.sequences, self.plan, self.batch_tokens, self.workers = sequences, plan, batch_tokens, workers
         self.training_log = TrainingLog()
         super().__init__(*arguments, train_dataset=row_numbers(plan), **settings)
 
     def update_loss(self, model: Any, update: SftUpdate) -> tuple[float, dict[str, float], int]:
         rows = [self.sequences[row] for row in update.rows]
-        loss = sft_backward(self.accelerator, model, rows, self.batch_tokens)
+        [loss] = self.workers.sum([sft_backward(self.accelerator, model, rows, self.batch_tokens, self.workers)])
         return loss, {"phase": update.phase}, sum(map(len, rows))
 
 
-def sft_backward(accelerator: Any, model: Any, rows: Sequence[TokenSequence], batch_tokens: int) -> float:
-    """Forward and backward of the update's mean token loss, bucket by bucket; the cut into buckets does not change it."""
+def sft_backward(accelerator: Any, model: Any, rows: Sequence[TokenSequence], batch_tokens: int, workers: Workers) -> float:
+    """Forward and backward of this worker's part of the update's mean token loss, bucket by bucket; no cut changes what it adds up to."""
     tokens = sum(len(row.response_ids) for row in rows)
+    rows = [rows[index] for index in workers.share([len(row) for row in rows])]
     losses = []
     for group in bucket([len(row) for row in rows], batch_tokens):
         loss = nll(response_logps(model, batch_sequences([rows[index] for index in group])), tokens)
@@ -142,6 +150,7 @@ def _train(
     check_fits(base, rows)
     model = load_adapter(base, adapter_in, trainable=True) if adapter_in else new_adapter(base, config, seed=seed)
     identity = fingerprint(rows, plan, settings, config, seed)
+    hooks = hooks or TrainingHooks()
     with tempfile.TemporaryDirectory(prefix="itool-sft-") as scratch:
         trainer = TokenSftTrainer(
             model,
@@ -149,6 +158,7 @@ def _train(
             sequences=rows,
             plan=plan,
             batch_tokens=settings.batch_tokens,
+            workers=hooks.workers,
             processing_class=AutoTokenizer.from_pretrained(model_dir, local_files_only=True),
         )
-        return run_updates(trainer, settings, hooks or TrainingHooks(), output=output, fingerprint=identity)
+        return run_updates(trainer, settings, hooks, output=output, fingerprint=identity)

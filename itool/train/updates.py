@@ -6,6 +6,7 @@ nobody touches), the forward pass (response positions only), accumulation over l
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import tempfile
@@ -21,8 +22,9 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 
 from itool.config import OptimizerConfig
-from itool.errors import ConfigError, InputError, Interrupted, NumericalError
+from itool.errors import InputError, Interrupted, NumericalError
 from itool.train.checkpoint import read_checkpoint, restore_random_state, write_checkpoint
+from itool.train.distributed import Workers
 from itool.train.hooks import TrainingHooks, TrainingLog
 from itool.train.model import fold_small_adapters, save_adapter
 from itool.train.optimizer import build_optimizer, build_schedule
@@ -37,14 +39,25 @@ class UpdateTrainer:
 
     model: Any
     args: Any
+    accelerator: Any
     optimizer: Any
     lr_scheduler: Any
     plan: Sequence[Any]
     training_log: TrainingLog
+    workers: Workers
 
     def update_loss(self, model: Any, update: Any) -> tuple[float, dict[str, float], int]:
-        """Run forward and backward over one update. Returns its loss, more metrics, and its real tokens."""
+        """Run forward and backward over this worker's share of an update. Returns the whole update's loss, metrics and real tokens."""
         raise NotImplementedError
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Keep accelerate from wrapping the model: several workers add up their gradients themselves (distributed.py)."""
+        super().create_accelerator_and_postprocess()  # type: ignore[misc] # the TRL trainer behind this mixin has it
+        self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+
+    def _wrap_model(self, model: Any, **_settings: Any) -> Any:
+        """Nor does transformers, which would spread one process over all GPUs that it sees."""
+        return model
 
     def _prepare_dataset(self, dataset: Dataset, *_arguments: Any, **_settings: Any) -> Dataset:
         """TRL would tokenise, add an EOS and truncate here. Token ids go in unchanged."""
@@ -62,9 +75,11 @@ class UpdateTrainer:
     def training_step(self, model: Any, update: Any, _items: Any = None) -> Tensor:
         model.train()
         rate = float(self.optimizer.param_groups[0]["lr"])
+        update_number = self.training_log.updates + 1
+        self.workers.seed_update(self.args.seed, update_number)
         loss, metrics, tokens = self.update_loss(model, update)
         self._require_finite("loss", loss)
-        update_number = self.training_log.updates + 1
+        self.workers.sum_gradients(model.parameters())
         self.training_log.metrics.append({"update": update_number, "loss": loss, **metrics, "tokens": tokens, "learning_rate": rate})
         self.training_log.tokens += tokens
         return torch.zeros((), device=self.args.device)
@@ -110,15 +125,17 @@ class _Progress(TrainerCallback):  # type: ignore[misc] # transformers ships no 
         self.lap = time.monotonic()
 
     def _checkpoint_or_stop(self, log: TrainingLog, total: int, now: float) -> None:
-        stop = self.hooks.should_stop()
+        workers = self.hooks.workers
+        stop = workers.any(self.hooks.should_stop())
         if not stop and now - self.saved < self.settings.checkpoint_seconds:
             return
-        if self.hooks.save_checkpoint is not None:
+        if self.hooks.save_checkpoint is not None and workers.rank == 0:
             with tempfile.TemporaryDirectory(prefix="itool-checkpoint-") as folder:
                 self.write(Path(folder))
                 self.hooks.save_checkpoint(Path(folder), log.updates)
         self.saved = time.monotonic()
         if stop:
+            workers.sum([0.0])  # nobody leaves before the checkpoint is stored: a launcher ends the others when one has left
             raise Interrupted(f"training stopped after update {log.updates} of {total}", remedy="Start it again to continue")
 
 
@@ -154,8 +171,6 @@ def run_updates(trainer: Any, settings: OptimizerConfig, hooks: TrainingHooks, *
 
     Raises Interrupted after a checkpoint was saved, NumericalError when a loss or gradient is not finite.
     """
-    if trainer.args.world_size > 1:
-        raise ConfigError(f"training runs in one process, WORLD_SIZE is {trainer.args.world_size}", remedy="Unset it")
     model: PeftModel = trainer.model
     fold_small_adapters(model)
     optimizer = build_optimizer(model.parameters(), settings)
@@ -168,6 +183,7 @@ def run_updates(trainer: Any, settings: OptimizerConfig, hooks: TrainingHooks, *
     )
     if hooks.resume_from is not None:
         trainer.training_log, progress.random_state = read_checkpoint(hooks.resume_from, model, optimizer, schedule, fingerprint)
+    hooks.workers.require_same("where to begin", (fingerprint, trainer.training_log.updates))
     trainer.optimizer, trainer.lr_scheduler = optimizer, schedule
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(progress)

@@ -1,0 +1,73 @@
+"""torchrun and `accelerate launch` with the exit codes of errors.py: on their own both end with 1, whatever their workers ended with.
+
+    python -m itool.train.launch torchrun --nproc-per-node 2 -m jobs.dpo --config run.yaml --iteration 1
+    python -m itool.train.launch accelerate --num_processes 2 -m jobs.dpo --config run.yaml --iteration 1
+
+What follows the first word are that launcher's own arguments. SIGTERM goes on to the workers, and the launcher waits until they have
+saved their checkpoint, however long the update takes; on its own it would kill them after 30 s.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any, NoReturn
+
+import torch.distributed.run as torchrun
+from accelerate.commands import launch as accelerate
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
+
+from itool.artifacts.process import exit_code_of
+from itool.errors import ConfigError, DependencyError, Interrupted
+
+_DAY_SECONDS = 24 * 60 * 60
+
+
+def launch(argv: list[str]) -> int:
+    """Run the workers of this node to their end; returns the exit code that says most about it."""
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_DAY_SECONDS))
+    signal.signal(signal.SIGTERM, _stop)  # the launcher sets its own when workers run; as a container's first process it needs one before
+    try:
+        _start(argv[0] if argv else "", argv[1:])
+    except ChildFailedError as error:
+        return worst_exit_code(error.failures)
+    except SignalException as error:
+        return exit_code_of(Interrupted(f"the workers were stopped by {error.sigval.name}", remedy="Run the same command again to resume"))
+    except RendezvousError as error:
+        return exit_code_of(DependencyError(f"the other nodes did not come: {error}", remedy="Start all of them again"))
+    except (ConfigError, Interrupted) as error:
+        return exit_code_of(error)
+    return 0
+
+
+def _start(launcher: str, arguments: list[str]) -> None:
+    match launcher:
+        case "torchrun":
+            torchrun.run(torchrun.parse_args(arguments))  # type: ignore[no-untyped-call] # torch's launcher ships no types
+        case "accelerate":
+            accelerate.launch_command(accelerate.launch_command_parser().parse_args(arguments))
+        case _:
+            raise ConfigError(f"launcher {launcher!r} is not known", remedy="Use torchrun or accelerate")
+
+
+def worst_exit_code(failures: Mapping[int, Any]) -> int:
+    """The exit code of the worker that failed first; of those that only lost the others (69), or were ended for it, at last.
+
+    `failures` by rank have `exitcode` (negative: the signal) and `timestamp`. A signal n is 128 + n, as in a shell.
+    """
+    codes: list[int] = [failure.exitcode for failure in sorted(failures.values(), key=lambda failure: failure.timestamp)]
+    code = min(codes, key=lambda code: (code == -signal.SIGTERM, code == DependencyError.exit_code))
+    return code if code > 0 else 128 - code
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the signature of a signal handler
+    raise Interrupted("stopped before the workers had started", remedy="Run the same command again")
+
+
+if __name__ == "__main__":
+    sys.exit(launch(sys.argv[1:]))
