@@ -135,8 +135,8 @@ class Controller:
 
 
 def rules_of(config: RunConfig) -> RetryRules:
-    """The patience that the configuration asks for."""
-    return RetryRules(max_attempts=config.runtime.max_attempts)
+    """The patience that the configuration asks for. In a cluster the Job has tried again already when it fails."""
+    return RetryRules(max_attempts=1 if config.runtime.backend == "kubernetes" else config.runtime.max_attempts)
 
 
 def config_key(run: str) -> str:

@@ -71,6 +71,13 @@ def labels(config: RunConfig, component: str, extra: Mapping[str, str] | None = 
     return {**config.kubernetes.labels, **ours, **(extra or {})}
 
 
+def short_name(run: str, length: int) -> str:
+    """A run's name in at most `length` characters; a longer one ends in a hash, so that two runs never share it."""
+    if len(run) <= length:
+        return run
+    return f"{run[: length - 5].rstrip('-')}-{hashlib.sha256(run.encode()).hexdigest()[:4]}"
+
+
 def owner_name(run: str) -> str:
     """The ConfigMap that owns everything which the controller creates for a run."""
     return f"itool-run-{run}"
@@ -84,7 +91,7 @@ def owner_reference(owner: Object) -> Object:
 
 def serving_name(run: str) -> str:
     """The Deployment and the Service of the run's vLLM."""
-    return f"{run[:40].rstrip('-')}-vllm"
+    return f"{short_name(run, 40)}-vllm"
 
 
 def has_managed_serving(config: RunConfig) -> bool:

@@ -1,4 +1,4 @@
-"""A run on this machine, put together: store, lease, local runner, controller, signals."""
+"""A run, put together: store, lease, runner, controller, signals. Stages run here as processes, or in a cluster as Jobs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import FrameType
 from itool.artifacts.resolve import Resolution, resolve
 from itool.artifacts.store import FolderStore, Store, open_store
 from itool.cluster.controller import Controller, config_key, rules_of, store_config
-from itool.cluster.leases import FolderLease, StoreLease
+from itool.cluster.leases import FolderLease, Lease, StoreLease
 from itool.cluster.local import LocalRunner
 from itool.cluster.progress import Silent, Watcher
 from itool.cluster.runner import Task
@@ -22,7 +22,7 @@ from itool.stages import StageId
 
 
 def iterate(config: RunConfig, watcher: Watcher | None = None, *, package: str = "jobs") -> dict[StageId, Resolution]:
-    """Make every artifact of the run that is missing, with processes on this machine. A finished run costs one look at the store.
+    """Make every artifact of the run that is missing. A finished run costs one look at the store.
 
     Raises StageFailed, Interrupted (75) after Ctrl-C or SIGTERM, DependencyError when another controller holds the run.
     """
@@ -34,17 +34,42 @@ def iterate(config: RunConfig, watcher: Watcher | None = None, *, package: str =
     lease.acquire()
     try:
         store_config(store, config)
-        runner = local_runner(config, store, lease.inherited, package)
-        with stop_signals(on_second=runner.kill) as stop_requested:
-            try:
-                controller = Controller(
-                    config, store, runner, lease, watcher or Silent(), stop_requested=stop_requested, rules=rules_of(config)
-                )
-                return controller.run()
-            finally:
-                runner.close()
+        if config.runtime.backend == "kubernetes":
+            return _iterate_in_cluster(config, store, lease, watcher or Silent())
+        return _iterate_here(config, store, lease, watcher or Silent(), package)
     finally:
         lease.release()
+
+
+def _iterate_here(config: RunConfig, store: Store, lease: Lease, watcher: Watcher, package: str) -> dict[StageId, Resolution]:
+    runner = local_runner(config, store, lease.inherited, package)
+    with stop_signals(on_second=runner.kill) as stop_requested:
+        try:
+            return Controller(config, store, runner, lease, watcher, stop_requested=stop_requested, rules=rules_of(config)).run()
+        finally:
+            runner.close()
+
+
+def _iterate_in_cluster(config: RunConfig, store: Store, lease: Lease, watcher: Watcher) -> dict[StageId, Resolution]:
+    from itool.cluster.client import open_cluster  # noqa: PLC0415 - half a second, and only this backend needs it
+    from itool.cluster.kubernetes_runner import open_runner  # noqa: PLC0415
+
+    runner = open_runner(config, open_cluster(config.kubernetes.namespace))
+    with stop_signals(on_second=lambda: None) as stop_requested:
+        try:
+            return Controller(
+                config,
+                store,
+                runner,
+                lease,
+                watcher,
+                stop_requested=stop_requested,
+                rules=rules_of(config),
+                poll_seconds=1.0,
+                sleep=runner.cache.wait,
+            ).run()
+        finally:
+            runner.close()
 
 
 def open_lease(store: Store, run: str) -> FolderLease | StoreLease:

@@ -1,0 +1,257 @@
+"""Runs stages as Kubernetes Jobs: an attempt of a stage is a Job, whose pods Kubernetes starts again by itself (manifests.py).
+
+Everything that it knows lies in the cluster: Jobs carry the stage, key and attempt in their labels, so another controller, here or there,
+goes on with them. A verdict of the controller's own (waited too long for a node, filled its disk twice, cancelled) is written on the Job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from itool.cluster.client import Cluster, Object
+from itool.cluster.manifests import ATTEMPT_LABEL, ITERATION_LABEL, KEY_LABEL, STAGE_LABEL, stage_job, workers_service
+from itool.cluster.pod_states import JobState, PodState, events_by_object, job_state, pod_state
+from itool.cluster.pods import COMPONENT_LABEL, RUN_LABEL, config_object, owner_name, owner_object
+from itool.cluster.runner import Attempt, Attempts, Task
+from itool.cluster.watching import Cache, View
+from itool.config import RunConfig
+from itool.errors import DependencyError
+from itool.logs import get_logger
+from itool.stages import StageId, StageName
+
+log = get_logger(__name__)
+
+JOB_LABEL = "batch.kubernetes.io/job-name"
+VERDICT = "itool/verdict"
+"""Annotation of a Job that the controller ended: {"exit_code", "reason"}."""
+
+RELEASE_VARIABLE = "ITOOL_RELEASE_CONFIGMAP"
+EVENTS_SECONDS = 5.0
+MOST_LOOKED_AT = 4
+DISK_EVICTIONS = 2
+
+
+@dataclass
+class KubernetesRunner:
+    """One run's Jobs. `open` fills the cache before anything else; what is over by then is history."""
+
+    config: RunConfig
+    cluster: Cluster
+    clock: Callable[[], float] = time.time
+    cache: Cache = field(init=False)
+    _past: frozenset[str] = frozenset()
+    _ended: dict[str, tuple[Task, Attempt]] = field(default_factory=dict)
+    _events: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    _events_at: float = float("-inf")
+    _config_map: tuple[str, str] = ("", "")
+
+    def __post_init__(self) -> None:
+        run = f"{RUN_LABEL}={self.config.run}"
+        jobs = View("jobs", f"{run},{COMPONENT_LABEL}=stage", trim=trim_job)
+        pods = View("pods", run, "status.phase!=Succeeded", trim=trim_pod)
+        self.cache = Cache(self.cluster, [jobs, pods])
+
+    def open(self) -> None:
+        """Look at what is there. Raises ConfigError when we may not, DependencyError when the cluster does not answer."""
+        self.cache.start()
+        self._past = frozenset(job["metadata"]["name"] for job in self.cache.items("jobs") if is_over(job))
+
+    def start(self, task: Task, attempt: int) -> None:
+        """Create the attempt's Job; one of that name is this attempt, created before an answer was lost."""
+        owner = self._ensure_owner()
+        if self.config.kubernetes.pod(task.stage.name).nodes > 1:
+            self.cluster.create("services", workers_service(self.config, owner))
+        job = stage_job(self.config, task.stage, task.key, attempt, config_map=self._ensure_config(owner), owner=owner)
+        created = self.cluster.create("jobs", job)
+        if created is not None:
+            self.cache.put("jobs", created)
+
+    def state(self) -> Attempts:
+        """Every attempt whose Job is there. Raises ClusterDown while the cluster does not answer."""
+        pods: dict[str, list[Object]] = defaultdict(list)
+        for pod in self.cache.items("pods"):
+            pods[pod["metadata"]["labels"].get(JOB_LABEL, "")].append(pod)
+        found: dict[Task, list[Attempt]] = defaultdict(list)
+        for job in self.cache.items("jobs"):
+            task, attempt = self._read(job, pods[job["metadata"]["name"]])
+            found[task].append(attempt)
+        return {task: tuple(sorted(attempts, key=lambda attempt: attempt.number)) for task, attempts in found.items()}
+
+    def logs(self, task: Task, attempt: int, offset: int = 0) -> bytes:  # noqa: ARG002
+        """Nothing yet."""
+        return b""
+
+    def cancel(self, grace_seconds: float) -> None:
+        """End every Job that is not over; its pods get SIGTERM and their grace period."""
+        for job in self._active():
+            self._end(job, 75, "cancelled")
+        deadline = self.clock() + grace_seconds
+        while self._active() and self.clock() < deadline:
+            self.cache.wait(1.0)
+
+    def detach(self, grace_seconds: float) -> None:
+        """Jobs live on without a controller."""
+
+    def close(self) -> None:
+        """Stop watching."""
+        self.cache.stop()
+
+    def _active(self) -> list[Object]:
+        return [job for job in self.cache.items("jobs") if not is_over(job)]
+
+    def _read(self, job: Object, pods: Sequence[Object]) -> tuple[Task, Attempt]:
+        """The attempt that a Job is. One that is over is read once."""
+        name = job["metadata"]["name"]
+        if name in self._ended:
+            return self._ended[name]
+        states = [pod_state(pod, self._events.get(pod["metadata"]["name"], ())) for pod in pods]
+        found = job_state(job, states, self._events.get(name, ()))
+        task, number, verdict = task_of(job), int(job["metadata"]["labels"][ATTEMPT_LABEL]), verdict_on(job)
+        attempt = Attempt(number, found.phase, found.exit_code, found.reason, found.started_at, found.ended_at, past=name in self._past)
+        if verdict is not None:
+            code, reason = verdict
+            attempt = replace(attempt, exit_code=code if attempt.over else None, reason=reason, final=True)
+        if attempt.over:
+            self._ended[name] = (task, attempt)
+        elif verdict is None:
+            self._judge(job, found, states)
+        return task, attempt
+
+    def _judge(self, job: Object, found: JobState, states: Sequence[PodState]) -> None:
+        """End a Job that Kubernetes would keep for ever, and look for the events of one that cannot start."""
+        verdict = hopeless(job, found, states, self.clock(), self.config.kubernetes.pending_seconds)
+        if verdict is not None:
+            self._end(job, *verdict)
+        elif found.phase == "pending":
+            self._look_at_events([job["metadata"]["name"], *(state.name for state in states if state.phase == "pending")])
+
+    def _end(self, job: Object, exit_code: int, reason: str) -> None:
+        """Have Kubernetes fail a Job: its pods get their grace period, and it stays as a record. One that Kueue holds back just goes."""
+        name = job["metadata"]["name"]
+        if job["spec"].get("suspend"):
+            self.cluster.delete("jobs", name)
+            return
+        text = json.dumps({"exit_code": exit_code, "reason": reason})
+        changed = self.cluster.patch("jobs", name, {"metadata": {"annotations": {VERDICT: text}}, "spec": {"activeDeadlineSeconds": 1}})
+        if changed is not None:
+            self.cache.put("jobs", changed)
+
+    def _look_at_events(self, names: Sequence[str]) -> None:
+        """What conditions do not say (quota, Pod Security, a volume that is missing) stands in events only."""
+        if self.clock() - self._events_at < EVENTS_SECONDS:
+            return
+        self._events_at = self.clock()
+        try:
+            events = [
+                event for name in names[:MOST_LOOKED_AT] for event in self.cluster.list("events", fields=f"involvedObject.name={name}")[0]
+            ]
+        except DependencyError:
+            return
+        self._events = events_by_object(events)
+
+    def _ensure_owner(self) -> Object:
+        """The run's owner object, created when it is missing."""
+        name = owner_name(self.config.run)
+        for _ in range(2):
+            found = self.cluster.get("configmaps", name) or self.cluster.create("configmaps", owner_object(self.config, self._release()))
+            if found is not None:
+                return found
+        raise DependencyError(f"configmap {name} appears and vanishes", remedy="Is another controller deleting it?")
+
+    def _release(self) -> Object | None:
+        """The chart's ConfigMap, when a chart started this controller: uninstalling it then collects the run's objects."""
+        name = os.environ.get(RELEASE_VARIABLE)
+        return self.cluster.get("configmaps", name) if name else None
+
+    def _ensure_config(self, owner: Object) -> str:
+        """The name of the ConfigMap with the pods' configuration, created when this owner has none yet."""
+        wanted, uid = config_object(self.config, self.cluster.namespace, owner), owner["metadata"]["uid"]
+        name = str(wanted["metadata"]["name"])
+        if self._config_map != (name, uid):
+            self.cluster.create("configmaps", wanted)
+            self._config_map = (name, uid)
+        return name
+
+
+def task_of(job: Object) -> Task:
+    """What a Job works on."""
+    labels = job["metadata"]["labels"]
+    return Task(StageId(int(labels[ITERATION_LABEL]), cast(StageName, labels[STAGE_LABEL])), labels[KEY_LABEL])
+
+
+def is_over(job: Object) -> bool:
+    """Whether a Job is complete or has failed for good."""
+    conditions = (job.get("status") or {}).get("conditions") or []
+    return any(found["type"] in ("Complete", "Failed") and found["status"] == "True" for found in conditions)
+
+
+def verdict_on(job: Object) -> tuple[int, str] | None:
+    """Exit code and reason of a Job that a controller ended."""
+    text = (job["metadata"].get("annotations") or {}).get(VERDICT)
+    if text is None:
+        return None
+    document = json.loads(text)
+    return int(document["exit_code"]), str(document["reason"])
+
+
+def hopeless(job: Object, found: JobState, states: Sequence[PodState], now: float, pending_seconds: float) -> tuple[int, str] | None:
+    """Exit code and reason why a Job should be ended that Kubernetes would wait for or repeat for ever; None while there is hope.
+
+    A pod that fills its own scratch folder is evicted as in a disruption, which the failure policy ignores. A pod that finds no node or
+    image waits without an end; shards may wait for each other, as long as one of them runs.
+    """
+    evictions = [state for state in states if state.phase == "failed" and "Evicted" in state.reason and "exceed" in state.reason]
+    if len(evictions) >= DISK_EVICTIONS:
+        return 74, evictions[-1].reason
+    if (job.get("spec") or {}).get("suspend"):
+        return None
+    running = any(state.phase == "running" for state in states)
+    waiting = [(state.created_at, state.reason) for state in states if state.phase == "pending"]
+    if not states:
+        waiting = [(found.started_at, found.reason)]
+    since, reason = min(waiting, default=(now, ""))
+    sharded = int((job.get("spec") or {}).get("completions") or 1) > 1
+    if now - since < pending_seconds or (running and sharded):
+        return None
+    return 69, f"could not start within {pending_seconds:.0f} s (kubernetes.pending_seconds): {reason}"
+
+
+def trim_job(job: Object) -> Object:
+    """What is asked of a Job."""
+    spec = job.get("spec") or {}
+    kept = ("suspend", "completions", "parallelism", "backoffLimit", "ttlSecondsAfterFinished")
+    return {"metadata": _trim_metadata(job), "spec": {key: spec[key] for key in kept if key in spec}, "status": job.get("status") or {}}
+
+
+def trim_pod(pod: Object) -> Object:
+    """What is asked of a pod."""
+    spec, status = pod.get("spec") or {}, pod.get("status") or {}
+    containers = {
+        kind: [{key: found[key] for key in ("name", "resources", "restartPolicy") if key in found} for found in spec.get(kind) or []]
+        for kind in ("containers", "initContainers")
+    }
+    kept = ("phase", "reason", "message", "conditions", "containerStatuses", "initContainerStatuses", "podIP")
+    return {
+        "metadata": _trim_metadata(pod),
+        "spec": {"nodeName": spec.get("nodeName"), **containers},
+        "status": {key: status[key] for key in kept if key in status},
+    }
+
+
+def _trim_metadata(item: Object) -> Object:
+    metadata = item["metadata"]
+    kept = ("name", "uid", "labels", "annotations", "creationTimestamp", "deletionTimestamp", "resourceVersion")
+    return {"labels": {}} | {key: metadata[key] for key in kept if key in metadata}
+
+
+def open_runner(config: RunConfig, cluster: Cluster) -> KubernetesRunner:
+    """A runner that has looked at the cluster."""
+    runner = KubernetesRunner(config, cluster)
+    runner.open()
+    return runner

@@ -1,0 +1,134 @@
+"""What a cluster holds for a run, kept up to date by watches, so that looking costs no request.
+
+Level first: every view lists, then watches from there, lists again once a minute and whenever a watch cannot go on. A change that a watch
+missed is therefore seen late, never not at all. Objects are cut down to what is asked of them, as a Job may have thousands of pods.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from itool.cluster.client import Cluster, ClusterDown, Gone, Object
+from itool.errors import ItoolError
+from itool.logs import get_logger
+
+log = get_logger(__name__)
+
+LIST_AGAIN_SECONDS = 60.0
+PAUSE_SECONDS = 1.0
+
+
+@dataclass
+class View:
+    """The objects of one resource that fit the selectors, by name. `trim` keeps of each what is needed."""
+
+    resource: str
+    labels: str = ""
+    fields: str = ""
+    trim: Callable[[Object], Object] = lambda item: item
+    _items: dict[str, Object] = field(default_factory=dict)
+    _version: str = ""
+    _listed_at: float = float("-inf")
+    _error: ItoolError | None = None
+    _written: set[str] = field(default_factory=set)
+
+
+class Cache:
+    """Views of one namespace. `start` fills them before it returns; afterwards a thread per view keeps them true."""
+
+    def __init__(self, cluster: Cluster, views: list[View], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._cluster = cluster
+        self._views = {view.resource: view for view in views}
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._changes = 0
+        self._seen = 0
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """List everything once, then watch. Raises what the first list raises."""
+        for view in self._views.values():
+            self._list(view)
+        self._threads = [threading.Thread(target=self._follow, args=(view,), daemon=True) for view in self._views.values()]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Stop looking. Threads that wait for the server end with their time-out; nobody needs to wait for them."""
+        self._stopping.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def items(self, resource: str) -> list[Object]:
+        """What is there now. Raises ClusterDown (or the refusal) while the server cannot be asked."""
+        view = self._views[resource]
+        with self._changed:
+            if view._error is not None:
+                raise view._error
+            return list(view._items.values())
+
+    def put(self, resource: str, item: Object) -> None:
+        """Take in an object that was just written, before a watch tells of it."""
+        view = self._views[resource]
+        with self._changed:
+            view._items[item["metadata"]["name"]] = view.trim(item)
+            view._written.add(item["metadata"]["name"])
+
+    def wait(self, seconds: float) -> None:
+        """Return when something has changed since the last wait, at the latest after `seconds`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._changes != self._seen or self._stopping.is_set(), timeout=seconds)
+            self._seen = self._changes
+
+    def _follow(self, view: View) -> None:
+        """A thread's life: watch, list again when it is time, and never give up."""
+        while not self._stopping.is_set():
+            try:
+                if not view._version or self._clock() - view._listed_at >= LIST_AGAIN_SECONDS:
+                    self._list(view)
+                self._watch(view)
+            except Gone:
+                view._version = ""
+            except ItoolError as error:
+                if view._error is None:
+                    log.warning("cluster cannot be watched", resource=view.resource, error=str(error))
+                with self._changed:
+                    view._error = error
+                    self._notify()
+                view._version = ""
+                self._stopping.wait(PAUSE_SECONDS)
+
+    def _list(self, view: View) -> None:
+        view._written.clear()
+        items, version = self._cluster.list(view.resource, view.labels, view.fields)
+        with self._changed:
+            newer = {name: view._items[name] for name in view._written if name in view._items}
+            view._items = {item["metadata"]["name"]: view.trim(item) for item in items} | newer
+            view._version, view._listed_at, view._error = version, self._clock(), None
+            self._notify()
+
+    def _watch(self, view: View) -> None:
+        for kind, item in self._cluster.watch(view.resource, view._version, view.labels, view.fields):
+            if self._stopping.is_set():
+                return
+            with self._changed:
+                view._version = item["metadata"]["resourceVersion"]
+                if kind == "BOOKMARK":
+                    continue
+                name = item["metadata"]["name"]
+                if kind == "DELETED":
+                    view._items.pop(name, None)
+                else:
+                    view._items[name] = view.trim(item)
+                self._notify()
+
+    def _notify(self) -> None:
+        self._changes += 1
+        self._changed.notify_all()
+
+
+__all__ = ["Cache", "ClusterDown", "View"]
