@@ -26,7 +26,9 @@ async def _evaluate(stage: Stage) -> None:
     total = sum(map(len, sets.values()))
     summaries: dict[str, dict[str, Any]] = {}
     done = 0
-    async with open_policy(model_dir, stage.path("adapter", "adapter/"), config.model, config.policy) as policy:
+    async with open_policy(
+        model_dir, stage.path("adapter", "adapter/"), config.model, config.policy, should_stop=stage.should_stop
+    ) as policy:
         stage.working()
         for name, examples in sets.items():
             before = done

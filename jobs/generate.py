@@ -44,7 +44,9 @@ async def _search(stage: Stage, examples: Sequence[Example]) -> tuple[list[Searc
     model_dir, config = stage.path("data", "model/"), stage.config
     tokenizer = load_tokenizer(model_dir)
     trees, dropped = _resume(stage.latest_checkpoint())
-    async with open_policy(model_dir, stage.path("adapter", "adapter/"), config.model, config.policy) as policy:
+    async with open_policy(
+        model_dir, stage.path("adapter", "adapter/"), config.model, config.policy, should_stop=stage.should_stop
+    ) as policy:
         stage.working()
         done: Collection[str] = trees.keys() | dropped.keys()
         blocks = search_examples(

@@ -50,7 +50,9 @@ def _perplexities(stage: Stage, examples: Sequence[Example]) -> list[Score]:
 async def _pass_rates(stage: Stage, examples: Sequence[Example]) -> list[Score]:
     model_dir, config = stage.path("data", "model/"), stage.config
     tokenizer = load_tokenizer(model_dir)
-    async with open_policy(model_dir, stage.path("adapter", "adapter/"), config.model, config.policy) as policy:
+    async with open_policy(
+        model_dir, stage.path("adapter", "adapter/"), config.model, config.policy, should_stop=stage.should_stop
+    ) as policy:
         stage.working()
         counts = await pass_counts(
             policy,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from tempfile import gettempdir
@@ -17,12 +17,19 @@ from itool.policy.vllm import VllmPolicy
 
 @asynccontextmanager
 async def open_policy(
-    model_dir: Path, adapter_dir: Path | None, model: ModelConfig, policy: PolicyConfig, *, threads: int = 0
+    model_dir: Path,
+    adapter_dir: Path | None,
+    model: ModelConfig,
+    policy: PolicyConfig,
+    *,
+    threads: int = 0,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> AsyncIterator[Policy]:
     """The policy that `policy.backend` names, ready to answer inside `async with`, and gone after it.
 
     `model_dir` is a materialised base model, `adapter_dir` a LoRA adapter as PEFT writes it (None: the base alone), `threads` the CPU
-    threads of the engine (0: its own choice). Raises InputError when a folder cannot be used, DependencyError when a server does not start.
+    threads of the engine (0: its own choice). `should_stop` is asked while servers in a cluster are waited for. Raises InputError when a
+    folder cannot be used, DependencyError when a server does not start.
     """
     if policy.backend == "embedded":
         from itool.policy.embedded import EmbeddedPolicy  # noqa: PLC0415 - torch, only where this policy runs
@@ -39,7 +46,7 @@ async def open_policy(
             log_path = Path(gettempdir()) / f"itool-vllm-{os.getpid()}.log"
             server = await stack.enter_async_context(LocalVllmServer(folder, log_path, model=model, policy=policy, threads=threads))
             url, failure = server.url, server.failure
-        yield await stack.enter_async_context(VllmPolicy(url, folder, adapter_dir, policy=policy, failure=failure))
+        yield await stack.enter_async_context(VllmPolicy(url, folder, adapter_dir, policy=policy, failure=failure, should_stop=should_stop))
 
 
 def _never_fails() -> str | None:

@@ -1,8 +1,11 @@
-"""The policy behind an OpenAI-compatible vLLM server: token ids in, token ids out, many requests in flight.
+"""The policy behind OpenAI-compatible vLLM servers: token ids in, token ids out, many requests in flight.
 
 The adapter is loaded at run time under a name that is its content digest: a name that was used before would serve stale prefix-cache
-blocks. Every request asks for the adapter by that name. Log-probabilities are vLLM's raw ones (`--logprobs-mode raw_logprobs`, its
-default): of the distribution at temperature 1, before any filter.
+blocks. Every request asks for the adapter by that name. With `policy.adapters: load` there is one server and this client loads the
+adapter; with `wait` the servers behind the URL fetch adapters themselves, and only those are asked that list it.
+
+Log-probabilities are vLLM's raw ones (`--logprobs-mode raw_logprobs`, its default): of the distribution at temperature 1, before any
+filter.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from itool.errors import ConfigError, DependencyError, InputError
 from itool.logs import get_logger
 from itool.policy.model_folder import ModelFolder, adapter_digest
 from itool.policy.protocol import Sample
+from itool.policy.replicas import Replicas, Resolve, Unavailable
+from itool.policy.server import BASE_MODEL
 
 ADAPTER_PREFIX = "adapter-"
 MOST_SAMPLES = 64
@@ -31,6 +36,8 @@ MOST_SAMPLES = 64
 
 RETRIES = 5
 FIRST_PAUSE_SECONDS = 0.5
+LOOK_SECONDS = 10.0
+"""Longest answer to the question which adapters a server lists; a busy CPU build takes seconds."""
 
 PLAIN_SAMPLING = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """No filter between the model and the draw, whatever the server's own defaults are."""
@@ -38,14 +45,11 @@ PLAIN_SAMPLING = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 
 _log = get_logger("policy.vllm")
 
 
-class _Unavailable(Exception):  # noqa: N818 - a state, and never seen outside this file
-    """The server did not answer, or answered that it is in trouble: worth a retry."""
-
-
 class VllmPolicy:
     """See protocol.Policy. `failure` tells why a local server is gone (None: it runs), which ends the retries at once.
 
-    Entering it loads and proves the adapter. Raises DependencyError when the server does not answer within the retries.
+    Entering it proves the adapter, and loads it before unless the servers do. Raises DependencyError when no server answers within the
+    retries, or within `policy.startup_seconds` where servers come back by themselves; Interrupted when `should_stop` while it waits.
     """
 
     def __init__(
@@ -56,7 +60,9 @@ class VllmPolicy:
         *,
         policy: PolicyConfig,
         failure: Callable[[], str | None] = lambda: None,
+        should_stop: Callable[[], bool] = lambda: False,
         transport: httpx.AsyncBaseTransport | None = None,
+        resolve: Resolve | None = None,
     ) -> None:
         self._folder = folder
         self._adapter_dir = adapter_dir
@@ -65,24 +71,22 @@ class VllmPolicy:
         self._slots = asyncio.Semaphore(policy.max_requests)
         key = os.environ.get("VLLM_API_KEY")
         self._client = httpx.AsyncClient(
-            base_url=self._url,
             timeout=httpx.Timeout(policy.timeout_seconds, connect=min(10.0, policy.timeout_seconds)),
             limits=httpx.Limits(max_connections=policy.max_requests + 2, max_keepalive_connections=policy.max_requests + 2),
             headers={"Authorization": f"Bearer {key}"} if key else {},
             transport=transport,
-            trust_env=not self._url.startswith("http://127.0.0.1:"),
+            trust_env=policy.adapters == "load" and not self._url.startswith("http://127.0.0.1:"),
         )
+        self._replicas: Replicas | None = None
+        if policy.adapters == "wait":
+            self._replicas = Replicas(
+                self._url, self._trouble, patience_seconds=policy.startup_seconds, should_stop=should_stop, resolve=resolve
+            )
         self.served_name = ""
 
     async def __aenter__(self) -> Self:
         try:
-            base, adapters = await self._served_models()
-            self.served_name = base
-            if self._adapter_dir is not None:
-                await self._use_adapter(self._adapter_dir, adapters)
-            await self._canary()
-            if self._adapter_dir is not None:
-                await self._unload([name for name in adapters if name.startswith(ADAPTER_PREFIX) and name != self.served_name])
+            await (self._load_adapter() if self._replicas is None else self._await_adapter())
         except BaseException:
             await self._client.aclose()
             raise
@@ -135,6 +139,29 @@ class VllmPolicy:
 
     # The adapter
 
+    async def _load_adapter(self) -> None:
+        """Load the adapter on the one server, prove it, and only then unload the others."""
+        base, adapters = await self._served_models()
+        self.served_name = base
+        if self._adapter_dir is not None:
+            await self._use_adapter(self._adapter_dir, adapters)
+        await self._canary()
+        if self._adapter_dir is not None:
+            await self._unload([name for name in adapters if name.startswith(ADAPTER_PREFIX) and name != self.served_name])
+
+    async def _await_adapter(self) -> None:
+        """Wait until a server lists the adapter; others join as they do."""
+        self.served_name = adapter_name(self._adapter_dir) if self._adapter_dir is not None else BASE_MODEL
+        await self._canary()
+
+    async def _trouble(self, server: str) -> str | None:
+        """Why a server cannot be asked for the adapter; None when it can."""
+        try:
+            models = (await self._ask_once(server, "GET", "/v1/models", None, seconds=LOOK_SECONDS))["data"]
+        except Unavailable as trouble:
+            return str(trouble)
+        return None if any(model["id"] == self.served_name for model in models) else f"does not list {self.served_name} yet"
+
     async def _served_models(self) -> tuple[str, list[str]]:
         """The base model's name and the names of the adapters that are loaded."""
         models = (await self._request("GET", "/v1/models"))["data"]
@@ -144,7 +171,7 @@ class VllmPolicy:
         return bases[0], [model["id"] for model in models if model.get("parent") is not None]
 
     async def _use_adapter(self, adapter_dir: Path, loaded: Sequence[str]) -> None:
-        self.served_name = ADAPTER_PREFIX + adapter_digest(adapter_dir)[:12]
+        self.served_name = adapter_name(adapter_dir)
         if self.served_name in loaded:
             return
         await self._request("POST", "/v1/load_lora_adapter", {"lora_name": self.served_name, "lora_path": str(adapter_dir.absolute())})
@@ -166,37 +193,48 @@ class VllmPolicy:
         """The choices of one completion, in order. `seed` only where something is drawn: the CPU build dies of seeds too often."""
         body = {"model": self.served_name, "prompt": list(prompt_ids), "return_token_ids": True, **PLAIN_SAMPLING, **fields}
         async with self._slots:
-            answer = await self._request("POST", "/v1/completions", body)
+            answer = await self._request("POST", "/v1/completions", body, key=self._conversation(prompt_ids))
         choices: list[dict[str, Any]] = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
         return choices
 
-    async def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Ask, and ask again with growing pauses while the server is unavailable; then DependencyError."""
+    def _conversation(self, prompt_ids: Sequence[int]) -> bytes:
+        """What all requests of one search tree begin with: everything up to the last turn that ended, else the whole prompt."""
+        ends = [index for index, token in enumerate(prompt_ids) if token in self._folder.stop_ids]
+        return repr(list(prompt_ids[: ends[-1] + 1] if ends else prompt_ids)).encode()
+
+    async def _request(self, method: str, path: str, body: dict[str, Any] | None = None, *, key: bytes = b"") -> dict[str, Any]:
+        """Ask one of the servers, or the only one again and again with growing pauses; then DependencyError."""
+        if self._replicas is not None:
+            return await self._replicas.ask(key, lambda server: self._ask_once(server, method, path, body))
         retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(_Unavailable),
+            retry=tenacity.retry_if_exception_type(Unavailable),
             stop=self._is_hopeless,
             wait=tenacity.wait_exponential(multiplier=FIRST_PAUSE_SECONDS),
             reraise=True,
         )
         try:
-            return await retrying(self._ask_once, method, path, body)
-        except _Unavailable as trouble:
+            return await retrying(self._ask_once, self._url, method, path, body)
+        except Unavailable as trouble:
             reason = self._failure() or f"the vLLM server at {self._url} failed {RETRIES} times: {trouble}"
             raise DependencyError(reason, remedy="Start again: finished work is kept") from None
 
     def _is_hopeless(self, state: tenacity.RetryCallState) -> bool:
         return state.attempt_number >= RETRIES or self._failure() is not None
 
-    async def _ask_once(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    async def _ask_once(
+        self, server: str, method: str, path: str, body: dict[str, Any] | None, *, seconds: float | None = None
+    ) -> dict[str, Any]:
+        timeout = httpx.USE_CLIENT_DEFAULT if seconds is None else seconds
         try:
-            response = await self._client.request(method, path, json=body)
+            response = await self._client.request(method, f"{server}{path}", json=body, timeout=timeout)
         except httpx.TransportError as error:
-            raise _Unavailable(f"{type(error).__name__} {error}".strip()) from None
+            raise Unavailable(f"{type(error).__name__} {error}".strip()) from None
         if response.is_success:
             return dict(response.json()) if response.headers.get("content-type", "").startswith("application/json") else {}
         message = _error_message(response)
-        if response.status_code >= 500 or response.status_code in {408, 429}:
-            raise _Unavailable(f"status {response.status_code}: {message}")
+        forgot = response.status_code == httpx.codes.NOT_FOUND and self._replicas is not None  # it restarted; its adapter comes back
+        if response.status_code >= 500 or response.status_code in {408, 429} or forgot:
+            raise Unavailable(f"status {response.status_code}: {message}")
         raise self._refusal(response.status_code, message)
 
     def _refusal(self, status: int, message: str) -> Exception:
@@ -206,6 +244,11 @@ class VllmPolicy:
         if status == 404:
             return DependencyError(f"the vLLM server at {self._url} knows no {self.served_name}: {message}", remedy="It may have restarted")
         return InputError(f"the vLLM server at {self._url} refuses the request (status {status}): {message}")
+
+
+def adapter_name(adapter_dir: Path) -> str:
+    """The name of an adapter on every server: its content, so that no cache can mix two up."""
+    return ADAPTER_PREFIX + adapter_digest(adapter_dir)[:12]
 
 
 def derived_seed(seed: int) -> int:
