@@ -1,0 +1,193 @@
+"""How a run stands, as rows: what lies in the store beside what Kubernetes says of its Jobs and pods. Pure, so that a test reads it.
+
+It needs no controller: the artifacts, the labels of Jobs and pods, their states and events say everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from itool.artifacts.resolve import Resolution, State
+from itool.cluster.kubernetes_runner import JOB_LABEL, verdict_on
+from itool.cluster.manifests import ATTEMPT_LABEL, ITERATION_LABEL, KEY_LABEL, STAGE_LABEL
+from itool.cluster.pod_states import PodState, events_by_object, job_state, pod_state
+from itool.cluster.pods import COMPONENT_LABEL, Object, has_managed_serving
+from itool.cluster.progress import Progress
+from itool.cluster.wish import Proof
+from itool.config import RunConfig
+from itool.stages import StageId
+
+RowState = State | Literal["running", "pending", "failed"]
+
+
+@dataclass(frozen=True)
+class RunObjects:
+    """What Kubernetes and the store's small documents said of a run at one moment (`at`, seconds since the epoch)."""
+
+    at: float
+    jobs: Sequence[Object] = ()
+    pods: Sequence[Object] = ()
+    events: Sequence[Object] = ()
+    progress: Mapping[str, Progress] = field(default_factory=dict)
+    proofs: Mapping[str, Proof] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PodRow:
+    """One pod. `age_seconds` counts from its start, or its creation while it waits; `adapter` is what a vLLM pod proved to serve."""
+
+    pod: str
+    state: str
+    reason: str = ""
+    shard: int | None = None
+    node: str | None = None
+    age_seconds: float | None = None
+    progress: str | None = None
+    ready: bool = False
+    adapter: str | None = None
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One stage of one iteration. `pods` are the newest attempt's that have not succeeded; `pod` and `node` when there is just one."""
+
+    stage: str
+    name: str
+    iteration: int
+    state: RowState
+    reason: str = ""
+    key: str | None = None
+    seconds: float | None = None
+    startup_seconds: float | None = None
+    attempt: int | None = None
+    pod: str | None = None
+    node: str | None = None
+    age_seconds: float | None = None
+    progress: str | None = None
+    pods: tuple[PodRow, ...] = ()
+
+
+def stage_rows(resolutions: Mapping[StageId, Resolution], objects: RunObjects) -> list[StageRow]:
+    """Every stage in running order. A stage that is done needs no Job any more; of the others the newest attempt's Job speaks."""
+    jobs, reading = _by_label(objects.jobs, KEY_LABEL), _Reading(objects)
+    rows = []
+    for stage, found in resolutions.items():
+        own = jobs.get(found.key or "", [])
+        row = _row(stage, found)
+        rows.append(row if found.done or not own else reading.with_job(row, max(own, key=_attempt), found))
+    return rows
+
+
+def job_rows(objects: RunObjects) -> list[StageRow]:
+    """What the Jobs alone say, when the store cannot be asked: the newest of every stage, in the order of their creation."""
+    newest: dict[StageId, Object] = {}
+    for job in sorted(objects.jobs, key=lambda job: str(job["metadata"].get("creationTimestamp"))):
+        if KEY_LABEL in job["metadata"]["labels"]:
+            newest[_stage_of(job)] = job
+    reading = _Reading(objects)
+    return [reading.with_job(_row(stage, Resolution(stage, "missing", "")), job, None) for stage, job in newest.items()]
+
+
+def component_rows(config: RunConfig, component: Literal["serving", "controller"], objects: RunObjects) -> list[PodRow] | None:
+    """The pods of vLLM, each with the adapter that it proved to serve, or of the controller. None where the run has no vLLM of its own."""
+    if component == "serving" and not has_managed_serving(config):
+        return None
+    events = events_by_object(objects.events)
+    pods = [pod for pod in objects.pods if pod["metadata"].get("labels", {}).get(COMPONENT_LABEL) == component]
+    return [_pod_row(pod_state(pod, events.get(pod["metadata"]["name"], ())), objects) for pod in pods]
+
+
+def _row(stage: StageId, found: Resolution) -> StageRow:
+    manifest = found.manifest
+    return StageRow(
+        stage=str(stage),
+        name=stage.name,
+        iteration=stage.iteration,
+        state=found.state,
+        reason="" if found.done and found.reason == "up to date" else found.reason,
+        key=found.key,
+        seconds=manifest.seconds if manifest else None,
+        startup_seconds=manifest.startup_seconds if manifest else None,
+    )
+
+
+class _Reading:
+    """The objects, sorted once by whom they belong to."""
+
+    def __init__(self, objects: RunObjects) -> None:
+        self._objects = objects
+        self._pods = _by_label(objects.pods, JOB_LABEL)
+        self._events = events_by_object(objects.events)
+
+    def with_job(self, row: StageRow, job: Object, found: Resolution | None) -> StageRow:
+        """A stage's row with what its Job and the Job's pods say. `found` knows which shards are stored."""
+        name = job["metadata"]["name"]
+        states = [pod_state(pod, self._events.get(pod["metadata"]["name"], ())) for pod in self._pods.get(name, [])]
+        now, verdict = job_state(job, states, self._events.get(name, ())), verdict_on(job)
+        if now.phase == "succeeded":
+            return replace(row, reason="its Job ended well but left no artifact" if found else "its Job ended well", attempt=_attempt(job))
+        open_pods = [state for state in states if state.phase in ("running", "pending")]
+        shown = open_pods or [state for state in states if state.phase == "failed"]
+        pods = tuple(_pod_row(state, self._objects) for state in sorted(shown, key=lambda state: (state.shard or 0, state.created_at)))
+        only = pods[0] if len(pods) == 1 else None
+        return replace(
+            row,
+            state=now.phase,
+            reason=verdict[1] if verdict else now.reason or _earlier(states),
+            attempt=_attempt(job),
+            pod=only.pod if only else None,
+            node=only.node if only else None,
+            age_seconds=None if now.phase == "failed" else max(self._objects.at - now.started_at, 0.0),
+            progress=f"{len(found.shards_done)}/{found.shards} shards" if found and found.shards > 1 else only.progress if only else None,
+            pods=pods,
+        )
+
+
+def _pod_row(state: PodState, objects: RunObjects) -> PodRow:
+    progress, proof = objects.progress.get(state.name), objects.proofs.get(state.name)
+    since = state.started_at if state.started_at is not None else state.created_at
+    return PodRow(
+        pod=state.name,
+        state=state.phase,
+        reason=proof.problem if proof and proof.problem else state.reason,
+        shard=state.shard,
+        node=state.node,
+        age_seconds=max((state.ended_at or objects.at) - since, 0.0),
+        progress=progress_text(progress) if progress and state.phase == "running" else None,
+        ready=state.ready,
+        adapter=(proof.adapter or None) if proof else None,
+    )
+
+
+def progress_text(progress: Progress) -> str:
+    """`12/40 updates`."""
+    return f"{progress.done:.0f}/{progress.total:.0f} {progress.unit}".rstrip()
+
+
+def _earlier(states: Sequence[PodState]) -> str:
+    """What happened to the pods before the one that runs now."""
+    failed = sorted((state for state in states if state.phase == "failed"), key=lambda state: state.ended_at or state.created_at)
+    if not failed:
+        return ""
+    times = "1 pod" if len(failed) == 1 else f"{len(failed)} pods"
+    return f"{times} failed before: {failed[-1].reason}"
+
+
+def _attempt(job: Object) -> int:
+    return int(job["metadata"]["labels"][ATTEMPT_LABEL])
+
+
+def _stage_of(job: Object) -> StageId:
+    labels = job["metadata"]["labels"]
+    return StageId(int(labels[ITERATION_LABEL]), labels[STAGE_LABEL])
+
+
+def _by_label(objects: Sequence[Object], label: str) -> dict[str, list[Object]]:
+    found: dict[str, list[Object]] = {}
+    for item in objects:
+        value = (item["metadata"].get("labels") or {}).get(label)
+        if value is not None:
+            found.setdefault(value, []).append(item)
+    return found

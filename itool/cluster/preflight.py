@@ -1,0 +1,212 @@
+"""Is everything in the cluster that a run needs? One finding per check, with the setting, its value and a remedy; nothing is created.
+
+`itoolctl doctor` (and with it `helm test`) prints them all; `itoolctl iterate` asks them before it creates anything and stops at the
+first that is missing. What an account may not look at (a controller may not read Secrets) is left to the API server's dry run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Literal, Protocol
+
+from itool.cluster.client import PERMISSIONS
+from itool.cluster.manifests import stage_job
+from itool.cluster.pods import Object, has_managed_serving
+from itool.config import RunConfig
+from itool.errors import ConfigError, DependencyError, ItoolError
+from itool.stages import StageId, loop_stages
+
+OLDEST_VERSION = (1, 29)
+"""Native sidecars, `backoffLimitPerIndex` and `podReplacementPolicy` are on by default from here on."""
+
+SECRET_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+KUEUE = "kueue.x-k8s.io"
+_NOBODY: Object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "dry-run", "uid": "00000000-0000-0000-0000-000000000000"}}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `missing` means that a run will fail, `note` that something optional or tight should be known."""
+
+    name: str
+    state: Literal["ok", "note", "missing"]
+    finding: str
+    remedy: str = ""
+    exit_code: int = 1
+
+
+class Asks(Protocol):
+    """The part of `client.Cluster` that the checks need."""
+
+    namespace: str
+
+    def version(self) -> tuple[int, int]:
+        """The API server's version."""
+
+    def look(self, path: str) -> tuple[HTTPStatus, Object]:
+        """OK, NOT_FOUND or FORBIDDEN, and the object."""
+
+    def may(self, verb: str, resource: str) -> bool:
+        """Whether these credentials allow it."""
+
+    def create(self, resource: str, body: Object, *, dry_run: bool = False) -> Object | None:
+        """Create, or only let the API server say whether it would."""
+
+
+def require(cluster: Asks, config: RunConfig) -> None:
+    """Raise the first thing that is missing, as ConfigError (64) or DependencyError (69)."""
+    for check in cluster_checks(cluster, config):
+        if check.state == "missing":
+            error = DependencyError if check.exit_code == DependencyError.exit_code else ConfigError
+            raise error(check.finding, remedy=check.remedy or None)
+
+
+def cluster_checks(cluster: Asks, config: RunConfig) -> Iterator[Check]:
+    """Every finding; the later ones are only asked when the cluster, the namespace and the rights are there."""
+    for check in (_version, _namespace, _permissions):
+        found = _explained(check, cluster, config)
+        yield found
+        if found.state == "missing":
+            return
+    for check in (_secret, _service_accounts, _priority_classes, _queue, _jobs):
+        yield _explained(check, cluster, config)
+
+
+def _explained(check: Callable[[Asks, RunConfig], Check], cluster: Asks, config: RunConfig) -> Check:
+    try:
+        return check(cluster, config)
+    except ItoolError as error:
+        return Check(check.__name__.strip("_").replace("_", " "), "missing", str(error), exit_code=error.exit_code)
+
+
+def _version(cluster: Asks, _config: RunConfig) -> Check:
+    version = cluster.version()
+    text = "Kubernetes " + ".".join(str(part) for part in version)
+    if version >= OLDEST_VERSION:
+        return Check("cluster", "ok", text)
+    oldest = ".".join(str(part) for part in OLDEST_VERSION)
+    return _wrong(
+        "cluster", f"{text} is too old: sidecar containers and retries per shard need {oldest}", f"Use a cluster of {oldest} or newer"
+    )
+
+
+def _namespace(cluster: Asks, config: RunConfig) -> Check:
+    namespace = cluster.namespace
+    status, found = cluster.look(f"/api/v1/namespaces/{namespace}")
+    if status == HTTPStatus.NOT_FOUND:
+        key = "kubernetes.namespace" if config.kubernetes.namespace else "the kubeconfig's namespace"
+        return _wrong(
+            "namespace", f"{key} = {namespace!r} does not exist", f"Create it with `kubectl create namespace {namespace}`, or correct it"
+        )
+    enforced = found.get("metadata", {}).get("labels", {}).get("pod-security.kubernetes.io/enforce")
+    return Check("namespace", "ok", f"{namespace}{f', Pod Security {enforced}' if enforced else ''}")
+
+
+def _permissions(cluster: Asks, _config: RunConfig) -> Check:
+    asked = [(verb, resource) for resource, verbs in PERMISSIONS.items() for verb in verbs]
+    with ThreadPoolExecutor(8) as pool:
+        allowed = list(pool.map(lambda pair: cluster.may(*pair), asked))
+    denied = [f"{verb} {resource}" for (verb, resource), may in zip(asked, allowed, strict=True) if not may]
+    if not denied:
+        return Check("permissions", "ok", f"all {len(asked)} that a controller uses in namespace {cluster.namespace}")
+    text = f"not allowed in namespace {cluster.namespace}: {', '.join(denied)}"
+    return _wrong("permissions", text, "Bind the chart's Role to this account (docs/security.md lists it), or use another kubeconfig")
+
+
+def _secret(cluster: Asks, config: RunConfig) -> Check:
+    name = config.kubernetes.credentials_secret
+    if name is None:
+        return Check("credentials", "ok", "no Secret named: pods use workload identity")
+    status, secret = cluster.look(f"/api/v1/namespaces/{cluster.namespace}/secrets/{name}")
+    setting = f"kubernetes.credentials_secret = {name!r}"
+    if status == HTTPStatus.FORBIDDEN:
+        return Check("credentials", "note", f"{setting} cannot be looked at by this account; `itoolctl status` shows when it is missing")
+    create = f"Create it with `kubectl create secret generic {name} --namespace {cluster.namespace} " + " ".join(
+        f"--from-literal={key}=..." for key in SECRET_KEYS
+    )
+    if status == HTTPStatus.NOT_FOUND:
+        return _wrong("credentials", f"{setting} does not exist in namespace {cluster.namespace}", f"{create}`")
+    lacking = [key for key in SECRET_KEYS if key not in (secret.get("data") or {})]
+    if lacking:
+        return _wrong("credentials", f"{setting} has no key {', '.join(lacking)}", "Add it, or name another Secret")
+    return Check("credentials", "ok", f"Secret {name}")
+
+
+def _service_accounts(cluster: Asks, config: RunConfig) -> Check:
+    wanted = {"job_service_account": config.kubernetes.job_service_account}
+    if has_managed_serving(config):
+        wanted["serving_service_account"] = config.kubernetes.serving_service_account
+    for key, name in wanted.items():
+        status, _ = cluster.look(f"/api/v1/namespaces/{cluster.namespace}/serviceaccounts/{name}")
+        if status == HTTPStatus.NOT_FOUND:
+            text = f"kubernetes.{key} = {name!r} does not exist in namespace {cluster.namespace}"
+            return _wrong("accounts", text, f"Create it with `kubectl create serviceaccount {name}`, or correct it")
+    return Check("accounts", "ok", ", ".join(dict.fromkeys(wanted.values())))
+
+
+def _priority_classes(cluster: Asks, config: RunConfig) -> Check:
+    pods = {"pods": config.kubernetes.pods, "serving": config.kubernetes.serving}
+    pods |= {f"stages.{name}": pod for name, pod in config.kubernetes.stages.items()}
+    named = {f"kubernetes.{key}.priority_class": pod.priority_class for key, pod in pods.items() if pod.priority_class}
+    for key, name in named.items():
+        status, _ = cluster.look(f"/apis/scheduling.k8s.io/v1/priorityclasses/{name}")
+        if status == HTTPStatus.NOT_FOUND:
+            return _wrong("priority", f"{key} = {name!r} does not exist", "See `kubectl get priorityclasses`, or leave the setting out")
+    return Check("priority", "ok", ", ".join(dict.fromkeys(named.values())) or "the cluster's default")
+
+
+def _queue(cluster: Asks, config: RunConfig) -> Check:
+    name = config.kubernetes.queue
+    if name is None:
+        return Check("queue", "ok", "none: Jobs go to the scheduler at once")
+    setting = f"kubernetes.queue = {name!r}"
+    status, group = cluster.look(f"/apis/{KUEUE}")
+    if status == HTTPStatus.NOT_FOUND:
+        return _wrong(
+            "queue", f"{setting} needs Kueue, which is not installed: no API {KUEUE}", "Install Kueue, or leave kubernetes.queue out"
+        )
+    version = group.get("preferredVersion", {}).get("version", "v1beta1")
+    status, _ = cluster.look(f"/apis/{KUEUE}/{version}/namespaces/{cluster.namespace}/localqueues/{name}")
+    if status == HTTPStatus.NOT_FOUND:
+        text = f"{setting} does not exist in namespace {cluster.namespace}"
+        return _wrong("queue", text, "See `kubectl get localqueues`, or leave kubernetes.queue out")
+    return Check("queue", "ok", f"Kueue's local queue {name}")
+
+
+def _jobs(cluster: Asks, config: RunConfig) -> Check:
+    """Let the API server say what it would not accept: quotas, admission policies, Pod Security, ill-formed volumes or affinities."""
+    objects = list(dry_run_objects(config))
+    pods_too = cluster.may("create", "pods")
+    for label, resource, body in objects:
+        try:
+            cluster.create(resource, body, dry_run=True)
+            if pods_too:
+                cluster.create("pods", _pod_of(body), dry_run=True)
+        except DependencyError:
+            raise
+        except ItoolError as error:
+            return _wrong("dry run", f"{label}: {error}", "Correct the kubernetes section, or ask who set this rule")
+    names = ", ".join(label for label, _, _ in objects)
+    return Check("dry run", "ok", f"accepted {'with their pods' if pods_too else '(pods not tried, this account creates none)'}: {names}")
+
+
+def dry_run_objects(config: RunConfig) -> Iterator[tuple[str, str, Object]]:
+    """What a run creates: a Job of every stage, and vLLM's Deployment. Label, resource, object."""
+    names = dict.fromkeys(["prepare", "warmup", *loop_stages(config), "evaluate", "report"])
+    for name in names:
+        stage = StageId(int(name in loop_stages(config)), name)
+        yield name, "jobs", stage_job(config, stage, "0" * 16, 0, config_map="dry-run", owner=_NOBODY)
+
+
+def _pod_of(body: dict[str, Any]) -> Object:
+    """The pod that a Job or Deployment would make."""
+    template = body["spec"]["template"]
+    metadata = {"name": f"{body['metadata']['name']}-dry-run", **template["metadata"]}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+
+
+def _wrong(name: str, finding: str, remedy: str) -> Check:
+    return Check(name, "missing", finding, remedy, ConfigError.exit_code)

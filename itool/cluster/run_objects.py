@@ -1,0 +1,89 @@
+"""Reads what Kubernetes knows of a run: Jobs and pods by their labels, events of what is in trouble, progress from the logs. Never writes.
+
+Works from a laptop or in a pod, with or without a living controller; three lists and a handful of log tails, however large the run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from itool.artifacts.store import Store
+from itool.cluster.kubernetes_runner import JOB_LABEL, is_over
+from itool.cluster.manifests import STAGE_CONTAINER
+from itool.cluster.overview import RunObjects
+from itool.cluster.pod_states import pod_state
+from itool.cluster.pods import COMPONENT_LABEL, RUN_LABEL, Object
+from itool.cluster.progress import Progress, parse_progress
+from itool.cluster.wish import Proof, read_proof
+from itool.errors import ItoolError
+
+MOST_LOOKED_AT = 8
+TAIL_LINES = 30
+
+
+class Reads(Protocol):
+    """The part of `client.Cluster` that looking at a run needs."""
+
+    def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[Sequence[Object], str]:
+        """Objects that fit the selectors."""
+
+    def pod_log(self, name: str, container: str, *, tail_lines: int | None = None) -> Iterable[bytes]:
+        """Chunks of a container's log."""
+
+
+def read_objects(cluster: Reads, store: Store, run: str, clock: Callable[[], float] = time.time) -> RunObjects:
+    """What there is now. Jobs before pods, so that the pods of every Job that is seen are seen too."""
+    labels = f"{RUN_LABEL}={run}"
+    jobs, _ = cluster.list("jobs", labels)
+    pods, _ = cluster.list("pods", labels, "status.phase!=Succeeded")
+    running = [pod["metadata"]["name"] for pod in _of(pods, "stage") if pod_state(pod).phase == "running"]
+    serving = [pod["metadata"]["name"] for pod in _of(pods, "serving")]
+    with ThreadPoolExecutor(MOST_LOOKED_AT) as pool:
+        progress = dict(zip(running, pool.map(lambda name: last_progress(cluster, name), running[:MOST_LOOKED_AT]), strict=False))
+        proofs = dict(zip(serving, pool.map(lambda name: _proof(store, run, name), serving), strict=True))
+    return RunObjects(
+        at=clock(),
+        jobs=jobs,
+        pods=pods,
+        events=_events(cluster, jobs, pods),
+        progress={name: found for name, found in progress.items() if found},
+        proofs={name: found for name, found in proofs.items() if found},
+    )
+
+
+def last_progress(cluster: Reads, pod: str) -> Progress | None:
+    """How far a stage pod says it is; None when it does not say, or its log cannot be read now."""
+    try:
+        output = b"".join(cluster.pod_log(pod, STAGE_CONTAINER, tail_lines=TAIL_LINES))
+    except ItoolError:
+        return None
+    return next((found for line in reversed(output.splitlines()) if (found := parse_progress(line))), None)
+
+
+def _events(cluster: Reads, jobs: Sequence[Object], pods: Sequence[Object]) -> list[Object]:
+    """Events of what is in trouble: by name while these are few, else the namespace's warnings."""
+    names = [pod["metadata"]["name"] for pod in pods if _is_in_trouble(pod)]
+    with_pods = {pod["metadata"]["labels"].get(JOB_LABEL) for pod in pods}
+    names += [job["metadata"]["name"] for job in jobs if job["metadata"]["name"] not in with_pods and not is_over(job)]
+    if len(names) > MOST_LOOKED_AT:
+        return list(cluster.list("events", fields="type=Warning")[0])
+    return [event for name in names for event in cluster.list("events", fields=f"involvedObject.name={name}")[0]]
+
+
+def _of(pods: Sequence[Object], component: str) -> list[Object]:
+    return [pod for pod in pods if pod["metadata"]["labels"].get(COMPONENT_LABEL) == component]
+
+
+def _is_in_trouble(pod: Object) -> bool:
+    state = pod_state(pod)
+    return state.phase == "pending" or (state.phase == "running" and not state.ready)
+
+
+def _proof(store: Store, run: str, pod: str) -> Proof | None:
+    try:
+        return read_proof(store, run, pod)
+    except ItoolError:
+        return None

@@ -1,0 +1,110 @@
+"""How a run stands: reads store, lease and cluster (or this machine's logs), and keeps what could be read when one of them is away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from itool.artifacts.resolve import Observed, Resolution, observe, resolve_observed
+from itool.artifacts.store import Store
+from itool.cluster.attempt_logs import last_word
+from itool.cluster.overview import PodRow, RunObjects, StageRow, component_rows, job_rows, stage_rows
+from itool.cluster.run_objects import Reads, read_objects
+from itool.cluster.session import open_lease
+from itool.config import RunConfig
+from itool.errors import ItoolError
+from itool.stages import StageId
+
+State = Literal["done", "running", "failed", "stopped", "unknown"]
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run at one moment. `controller` is who works on it; `serving` is None where the run has no vLLM of its own."""
+
+    run: str
+    backend: str
+    state: State
+    controller: dict[str, Any] | None = None
+    stages: Sequence[StageRow] = ()
+    serving: Sequence[PodRow] | None = None
+    controller_pods: Sequence[PodRow] = ()
+    problem: str | None = None
+
+    @property
+    def done(self) -> int:
+        """How many stages are done."""
+        return sum(row.state == "done" for row in self.stages)
+
+
+@dataclass
+class StatusReader:
+    """Reads the same run again and again. `cluster` is None for a run on this machine. Manifests are read once."""
+
+    config: RunConfig
+    store: Store
+    cluster: Reads | None = None
+    error: ItoolError | None = None
+    _known: Observed | None = None
+
+    def read(self) -> RunStatus:
+        """The run as it stands. What could not be read is left out; `error` then says why, and the status names it."""
+        self.error = None
+        objects = self._objects()
+        found = self._stored()
+        if found is None:
+            return RunStatus(self.config.run, self.config.runtime.backend, "unknown", None, job_rows(objects), problem=str(self.error))
+        resolutions, holder = found
+        rows = stage_rows(resolutions, objects) if self.cluster else self._with_logs(stage_rows(resolutions, objects), holder is not None)
+        return RunStatus(
+            run=self.config.run,
+            backend=self.config.runtime.backend,
+            state=run_state(rows, active=holder is not None),
+            controller=holder,
+            stages=rows,
+            serving=component_rows(self.config, "serving", objects),
+            controller_pods=component_rows(self.config, "controller", objects) or (),
+            problem=str(self.error) if self.error else None,
+        )
+
+    def _objects(self) -> RunObjects:
+        if self.cluster is None:
+            return RunObjects(at=0.0)
+        try:
+            return read_objects(self.cluster, self.store, self.config.run)
+        except ItoolError as error:
+            self.error = error
+            return RunObjects(at=0.0)
+
+    def _stored(self) -> tuple[Mapping[StageId, Resolution], dict[str, Any] | None] | None:
+        try:
+            self._known = observe(self.store, self.config, known=self._known)
+            return resolve_observed(self.config, self._known), open_lease(self.store, self.config.run).holder()
+        except ItoolError as error:
+            self.error = error
+            return None
+
+    def _with_logs(self, rows: list[StageRow], active: bool) -> list[StageRow]:
+        """On this machine: the first stage that is not done runs, with the progress of its log, or failed with its log's last word."""
+        index = next((index for index, row in enumerate(rows) if row.state != "done"), None)
+        word = last_word(self.config, rows[index].name, rows[index].iteration) if index is not None else None
+        if index is None or word is None:
+            return rows
+        row = rows[index]
+        if active:
+            now = replace(row, state="running", attempt=word.attempt, progress=word.progress)
+        else:
+            reason = f"{row.reason}; last attempt: {word.message}" if word.message else row.reason
+            now = replace(row, attempt=word.attempt, reason=reason)
+        return [*rows[:index], now, *rows[index + 1 :]]
+
+
+def run_state(rows: Sequence[StageRow], *, active: bool) -> State:
+    """One word for a run. A Job may run on although no controller is there; the next one picks its result up."""
+    states = {row.state for row in rows}
+    if states == {"done"}:
+        return "done"
+    if active or "running" in states:
+        return "running"
+    return "failed" if states & {"failed", "damaged"} else "stopped"

@@ -1,0 +1,133 @@
+"""A run as rows: artifacts from the store beside Jobs and pods as Kubernetes shows them. Ages are counted by hand from 12:00:00."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from itool.artifacts.resolve import Resolution
+from itool.cluster.overview import RunObjects, component_rows, job_rows, stage_rows
+from itool.cluster.progress import Progress
+from itool.cluster.run_status import run_state
+from itool.cluster.wish import Proof
+from itool.config import merge_config
+from itool.stages import StageId
+
+NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC).timestamp()
+WARMUP, GENERATE = StageId(0, "warmup"), StageId(1, "generate")
+KEY = "0123456789abcdef"
+
+
+def job(stage: StageId, attempt: int = 1, key: str = KEY, *conditions: dict[str, Any], **annotations: str) -> dict[str, Any]:
+    labels = {"itool/iteration": str(stage.iteration), "itool/stage": stage.name, "itool/attempt": str(attempt), "itool/key": key}
+    metadata = {"name": f"r-{stage.name}-{attempt}", "labels": labels, "creationTimestamp": f"2026-11-21T11:5{attempt}:00Z"}
+    status = {"startTime": f"2026-11-21T11:5{attempt}:00Z", "conditions": list(conditions)}
+    return {"metadata": metadata | {"annotations": annotations}, "spec": {}, "status": status}
+
+
+def pod(name: str, of: dict[str, Any], *, phase: str = "Running", shard: int | None = None, **status: Any) -> dict[str, Any]:
+    state = {"running": {"startedAt": "2026-11-21T11:58:30Z"}} if phase == "Running" else {}
+    labels = {"batch.kubernetes.io/job-name": of["metadata"]["name"], "app.kubernetes.io/component": "stage"}
+    annotations = {} if shard is None else {"batch.kubernetes.io/job-completion-index": str(shard)}
+    metadata = {"name": name, "labels": labels, "annotations": annotations, "creationTimestamp": "2026-11-21T11:58:00Z"}
+    conditions = [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": str(phase == "Running")}]
+    shown = {"phase": phase, "conditions": conditions, "containerStatuses": [{"name": "stage", "state": state}], **status}
+    return {"metadata": metadata, "spec": {"nodeName": "node-1", "containers": []}, "status": shown}
+
+
+def failed(name: str, of: dict[str, Any], code: int, words: str) -> dict[str, Any]:
+    ended = {"terminated": {"exitCode": code, "reason": "Error", "message": words, "finishedAt": "2026-11-21T11:57:00Z"}}
+    return pod(name, of, phase="Failed", containerStatuses=[{"name": "stage", "state": ended}])
+
+
+def test_a_running_stage_shows_attempt_pod_node_age_and_progress() -> None:
+    made = job(WARMUP, attempt=2)
+    objects = RunObjects(NOW, [job(WARMUP), made], [pod("w", made)], progress={"w": Progress(12, 40, "updates")})
+    [row] = stage_rows({WARMUP: Resolution(WARMUP, "missing", "has not run yet", KEY)}, objects)
+    assert (row.state, row.attempt, row.pod, row.node, row.progress, row.reason) == ("running", 2, "w", "node-1", "12/40 updates", "")
+    assert row.age_seconds == 480.0  # since the Job's start at 11:52:00
+    assert row.pods[0].age_seconds == 90.0
+
+
+def test_a_stage_without_a_job_says_what_it_waits_for_and_jobs_of_other_settings_do_not_count() -> None:
+    objects = RunObjects(NOW, [job(WARMUP, key="f" * 16)])
+    [row] = stage_rows({WARMUP: Resolution(WARMUP, "stale", "warmup.epochs 2 -> 3", KEY)}, objects)
+    assert (row.state, row.reason, row.attempt) == ("stale", "warmup.epochs 2 -> 3", None)
+
+
+def test_a_done_stage_is_done_whatever_its_jobs_say() -> None:
+    objects = RunObjects(NOW, [job(WARMUP)])
+    [row] = stage_rows({WARMUP: Resolution(WARMUP, "done", "up to date", KEY)}, objects)
+    assert (row.state, row.reason, row.attempt) == ("done", "", None)
+
+
+def test_shards_show_how_many_are_stored_and_one_row_for_each_open_pod() -> None:
+    made = job(GENERATE)
+    waiting = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "1 Insufficient nvidia.com/gpu."}]
+    pods = [pod("g2", made, shard=2, phase="Pending", conditions=waiting, containerStatuses=[]), pod("g1", made, shard=1)]
+    resolution = Resolution(GENERATE, "missing", "has not run yet", KEY, shards=3, shards_done=(0,))
+    [row] = stage_rows({GENERATE: resolution}, RunObjects(NOW, [made], [*pods, failed("g1-first", made, 1, "error: no luck")]))
+    assert (row.state, row.progress, row.pod) == ("running", "1/3 shards", None)
+    assert row.reason == "unschedulable: 1 Insufficient nvidia.com/gpu."
+    assert [(found.pod, found.shard, found.state) for found in row.pods] == [("g1", 1, "running"), ("g2", 2, "pending")]
+
+
+def test_a_pod_that_follows_a_failed_one_says_why() -> None:
+    made = job(WARMUP)
+    objects = RunObjects(NOW, [made], [failed("w1", made, 69, "error: S3 at http://s3 does not answer"), pod("w2", made)])
+    [row] = stage_rows({WARMUP: Resolution(WARMUP, "missing", "", KEY)}, objects)
+    assert (row.state, row.pod, row.reason) == ("running", "w2", "1 pod failed before: S3 at http://s3 does not answer")
+
+
+def test_a_job_that_the_controller_ended_gives_its_reason() -> None:
+    verdict = {"itool/verdict": json.dumps({"exit_code": 69, "reason": "could not start within 25 s"})}
+    made = job(WARMUP, 1, KEY, {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "too long"}, **verdict)
+    [row] = stage_rows({WARMUP: Resolution(WARMUP, "missing", "", KEY)}, RunObjects(NOW, [made]))
+    assert (row.state, row.reason, row.age_seconds) == ("failed", "could not start within 25 s", None)
+
+
+def test_a_job_that_ended_well_without_an_artifact_is_said_so() -> None:
+    made = job(WARMUP, 1, KEY, {"type": "Complete", "status": "True"})
+    [row] = stage_rows({WARMUP: Resolution(WARMUP, "missing", "has not run yet", KEY)}, RunObjects(NOW, [made]))
+    assert (row.state, row.reason, row.attempt) == ("missing", "its Job ended well but left no artifact", 1)
+
+
+def test_vllm_pods_show_the_adapter_that_they_proved_or_why_they_refuse_it() -> None:
+    config = merge_config({}, ["root=s3://b/p", "runtime.backend=kubernetes", "policy.backend=vllm"], origin="test")
+    pods = [pod(name, job(WARMUP)) for name in ("v1", "v2")]
+    for found in pods:
+        found["metadata"]["labels"] = {"app.kubernetes.io/component": "serving"}
+    proofs = {
+        "v1": Proof(generation=3, adapter="adapter-0123"),
+        "v2": Proof(generation=3, problem="the adapter's rank is 64", exit_code=64),
+    }
+    rows = component_rows(config, "serving", RunObjects(NOW, pods=pods, proofs=proofs))
+    assert rows is not None
+    assert [(row.adapter, row.reason) for row in rows] == [("adapter-0123", ""), (None, "the adapter's rank is 64")]
+    assert (
+        component_rows(
+            config.model_copy(update={"policy": config.policy.model_copy(update={"url": "http://v"})}), "serving", RunObjects(NOW)
+        )
+        is None
+    )
+
+
+def test_without_the_store_the_newest_jobs_speak_alone() -> None:
+    objects = RunObjects(NOW, [job(WARMUP, 2), job(WARMUP, 1), job(GENERATE, 3, "f" * 16)])
+    assert [(row.stage, row.attempt, row.state) for row in job_rows(objects)] == [
+        ("i0/warmup", 2, "pending"),
+        ("i1/generate", 3, "pending"),
+    ]
+
+
+def test_one_word_for_a_run() -> None:
+    [waits] = stage_rows({WARMUP: Resolution(WARMUP, "missing", "", KEY)}, RunObjects(NOW))
+    [runs] = stage_rows({WARMUP: Resolution(WARMUP, "missing", "", KEY)}, RunObjects(NOW, [job(WARMUP)], [pod("w", job(WARMUP))]))
+    [done] = stage_rows({WARMUP: Resolution(WARMUP, "done", "", KEY)}, RunObjects(NOW))
+    [damaged] = stage_rows({WARMUP: Resolution(WARMUP, "damaged", "a byte flipped", KEY)}, RunObjects(NOW))
+    assert run_state([done], active=True) == "done"
+    assert run_state([done, waits], active=True) == "running"
+    assert run_state([done, runs], active=False) == "running"
+    assert run_state([done, waits], active=False) == "stopped"
+    assert run_state([done, damaged], active=False) == "failed"
