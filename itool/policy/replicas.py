@@ -119,6 +119,7 @@ class Replicas:
         if server in self._servers:
             _log.warning("vllm server lost", server=server, reason=reason)
             self._servers = tuple(other for other in self._servers if other != server)
+            self._looked_at = min(self._looked_at, time.monotonic() - LOOK_AGAIN_SECONDS + PAUSE_SECONDS)  # it may be back soon
         self._reason = f"{server}: {reason}"
 
     async def _pause(self) -> None:

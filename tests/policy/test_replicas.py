@@ -91,7 +91,7 @@ def test_all_servers_share_the_conversations(pair: tuple[FakeVllm, FakeVllm], ad
     first, second = pair
     ask(Name(first, second), adapter, draw_all)
     assert asked(first) + asked(second) == 41  # and the canary
-    assert min(asked(first), asked(second)) > 8
+    assert min(asked(first), asked(second)) > 5
 
 
 def test_a_conversation_stays_with_its_server_as_it_grows(pair: tuple[FakeVllm, FakeVllm], adapter: Path) -> None:
@@ -116,8 +116,9 @@ def test_only_servers_that_list_the_adapter_are_asked_and_the_others_join_later(
         assert asked(second) == 0
         second.adapters = [adapter_name(adapter)]
         await asyncio.sleep(0.25)
+        await draw(policy, prompts(1)[0])  # one request looks again; others would not wait for it
         await draw_all(policy)
-        assert asked(second) > 8
+        assert asked(second) > 5
 
     ask(Name(first, second), adapter, question)
     assert not [entry for entry in second.log if entry[0] in ("load", "unload")]
