@@ -23,13 +23,18 @@ from itool.errors import DependencyError, StorageError
 
 TTL_SECONDS = 60.0
 ORPHAN_WAIT_SECONDS = 45.0
+LOOK_AGAIN_SECONDS = 2.0
+
+
+class LeaseHeld(DependencyError):  # noqa: N818 - says what is the case, like the errors around it
+    """Another controller acts on the run."""
 
 
 class Lease(Protocol):
     """The right to act on a run."""
 
     def acquire(self) -> None:
-        """Take it. Raises DependencyError (69) that names the holder when another controller acts on the run."""
+        """Take it. Raises LeaseHeld (69), which names the holder, when another controller acts on the run."""
 
     def renew(self) -> bool:
         """Keep it; True when somebody asked this controller to stop. Raises DependencyError when it was lost."""
@@ -40,6 +45,20 @@ class Lease(Protocol):
     @property
     def inherited(self) -> tuple[int, ...]:
         """File descriptors that stages must inherit to keep the lease alive."""
+
+
+def acquire_within(
+    lease: Lease, seconds: float, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+) -> None:
+    """Take a lease, waiting for its holder to give it up or to be missed. Raises LeaseHeld when that takes longer."""
+    deadline = clock() + seconds
+    while True:
+        try:
+            return lease.acquire()
+        except LeaseHeld:
+            if clock() >= deadline:
+                raise
+        sleep(min(LOOK_AGAIN_SECONDS, max(deadline - clock(), 0.0)))
 
 
 def holder_document() -> dict[str, Any]:
@@ -220,6 +239,6 @@ def _lives(holder: dict[str, Any]) -> bool:
     return True
 
 
-def _held(run: str, holder: dict[str, Any]) -> DependencyError:
+def _held(run: str, holder: dict[str, Any]) -> LeaseHeld:
     who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
-    return DependencyError(f"run {run} is held by another controller ({who})", remedy="Wait for it, or stop it with `itoolctl cancel`")
+    return LeaseHeld(f"run {run} is held by another controller ({who})", remedy="Wait for it, or stop it with `itoolctl cancel`")

@@ -13,7 +13,7 @@ from types import FrameType
 from itool.artifacts.resolve import Resolution, resolve
 from itool.artifacts.store import FolderStore, Store, open_store
 from itool.cluster.controller import Controller, config_key, rules_of, store_config
-from itool.cluster.leases import FolderLease, Lease, StoreLease
+from itool.cluster.leases import FolderLease, Lease, StoreLease, acquire_within
 from itool.cluster.local import LocalRunner
 from itool.cluster.progress import Silent, Watcher
 from itool.cluster.runner import Task
@@ -21,7 +21,9 @@ from itool.config import RunConfig
 from itool.stages import StageId
 
 
-def iterate(config: RunConfig, watcher: Watcher | None = None, *, package: str = "jobs") -> dict[StageId, Resolution]:
+def iterate(
+    config: RunConfig, watcher: Watcher | None = None, *, package: str = "jobs", wait_lease_seconds: float = 0.0
+) -> dict[StageId, Resolution]:
     """Make every artifact of the run that is missing. A finished run costs one look at the store.
 
     Raises StageFailed, Interrupted (75) after Ctrl-C or SIGTERM, DependencyError when another controller holds the run.
@@ -31,7 +33,7 @@ def iterate(config: RunConfig, watcher: Watcher | None = None, *, package: str =
     if all(resolution.done for resolution in resolutions.values()):
         return resolutions
     lease = open_lease(store, config.run)
-    lease.acquire()
+    acquire_within(lease, wait_lease_seconds)
     try:
         store_config(store, config)
         if config.runtime.backend == "kubernetes":

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from itool.artifacts.store import FolderStore
-from itool.cluster.leases import FolderLease, StoreLease
+from itool.cluster.leases import FolderLease, LeaseHeld, StoreLease, acquire_within
 from itool.errors import DependencyError, StorageError
 
 
@@ -105,3 +105,20 @@ def test_a_holder_is_asked_to_stop_through_the_store(tmp_path: Path) -> None:
     other.acquire()
     clock.now += 25
     assert other.renew() is False
+
+
+def test_a_controller_may_wait_for_the_lease_but_not_for_ever(tmp_path: Path) -> None:
+    store, clock = FolderStore(tmp_path), Clock()
+    StoreLease(store, "demo", clock=clock, identity={"pid": 1, "host": "a"}).acquire()  # and then dies: free after 60 s
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        clock.now += seconds
+
+    second = StoreLease(store, "demo", clock=clock)
+    with pytest.raises(LeaseHeld):
+        acquire_within(second, 5.0, clock, sleep)
+    assert waits == [2.0, 2.0, 1.0]
+    acquire_within(second, 300.0, clock, sleep)
+    assert clock.now == pytest.approx(1061.0)
