@@ -138,7 +138,7 @@ class EvaluateConfig(Section):
 class PolicyConfig(Section):
     """What answers during search and evaluation."""
 
-    backend: Literal["embedded", "vllm"] = "embedded"
+    backend: Literal["embedded", "vllm"] = Field("embedded", description="the model in the stage's own process, or a vLLM server")
     url: str | None = Field(None, description="an OpenAI-compatible vLLM server; without it a local one is started")
     adapters: Literal["load", "wait"] = Field(
         "load", description="load: over HTTP, from a folder that the server sees; wait: the server fetches adapters itself"
@@ -152,7 +152,7 @@ class PolicyConfig(Section):
 class StoreConfig(Section):
     """S3 access beyond `root`; credentials come from the environment, as boto3 finds them."""
 
-    endpoint_url: str | None = None
+    endpoint_url: str | None = Field(None, description="URL of an S3-compatible store; null: AWS")
     region: str | None = None
     path_style: bool = False
     checksums: Literal["when_supported", "when_required"] = "when_required"
@@ -173,11 +173,11 @@ class RuntimeConfig(Section):
 class RunConfig(Section):
     """One training run."""
 
-    run: Annotated[str, Field(pattern=RUN_NAME)] = "demo"
+    run: Annotated[str, Field(pattern=RUN_NAME)] = Field("demo", description="the run's name, a DNS label; its artifacts lie below root/run")
     root: str = Field("runs", description="artifacts: a folder or s3://bucket/prefix")
     reuse_from: Annotated[str, Field(pattern=RUN_NAME)] | None = Field(None, description="another run whose equal artifacts are reused")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 17
-    iterations: Annotated[int, Field(ge=0)] = 3
+    iterations: Annotated[int, Field(ge=0)] = Field(3, description="iterations after the warm-up; a higher number extends the run")
     method: Method = "mcts_dpo"
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)

@@ -43,7 +43,7 @@ class ServingConfig(PodConfig):
     """The vLLM deployment that answers during search and evaluation (policy.backend vllm)."""
 
     image: str | None = Field(None, description="vLLM's image, by digest; null: <image_repository>/vllm-cpu:<image_tag>")
-    replicas: Count = 1
+    replicas: Count = Field(1, description="vLLM pods; all shards of `generate` share them")
     gpu_sharing: Literal["exclusive", "timeshare"] = Field(
         "exclusive", description="timeshare: serving is scaled to 0 while a stage needs the GPU"
     )
@@ -57,10 +57,10 @@ class KubernetesConfig(Section):
 
     namespace: DnsLabel | None = Field(None, description="null: the controller's own namespace, or the kubeconfig's")
     image_repository: str = Field("localhost/itool", description="images are <image_repository>/<target>:<image_tag>")
-    image_tag: str = "dev"
+    image_tag: str = Field("dev", description="tag of all images that `images` does not name")
     images: dict[Target, str] = Field(default_factory=dict, description="whole image references by target, best by digest")
-    image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
-    image_pull_secrets: list[str] = Field(default_factory=list)
+    image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = Field("IfNotPresent", description="when nodes pull an image")
+    image_pull_secrets: list[str] = Field(default_factory=list, description="Secrets with registry credentials")
     store_endpoint_url: str | None = Field(None, description="the S3 endpoint as pods reach it; null: store.endpoint_url")
     credentials_secret: str | None = Field(
         None, description="Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY; null: workload identity"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from itool.cli.options import Output, OutputOption, print_json
@@ -28,8 +30,13 @@ def stages(output: OutputOption = Output.text) -> None:
     typer.echo(columns(["stage", "purpose", "GPU", "shards", "writes"], rows))
 
 
-def schema() -> None:
+def schema(chart: Annotated[bool, typer.Option("--chart", help="Of the chart's values instead.")] = False) -> None:
     """Print the JSON Schema of the configuration file."""
     from itool.config import RunConfig  # noqa: PLC0415
 
+    if chart:
+        from itool.cluster.chart_values import schema_document  # noqa: PLC0415
+
+        print_json(schema_document())
+        return
     print_json({"$schema": "https://json-schema.org/draft/2020-12/schema"} | RunConfig.model_json_schema())

@@ -147,6 +147,7 @@ def test_json_goes_to_stdout_alone(finished: Itoolctl) -> None:
     assert len(json.loads(finished("artifacts", "ls", "-o", "json").stdout)) == 8
     assert json.loads(finished("stages", "-o", "json").stdout)[0]["name"] == "prepare"
     assert "properties" in json.loads(finished("schema").stdout)
+    assert "serviceAccounts" in json.loads(finished("schema", "--chart").stdout)["properties"]
 
 
 def test_plan_says_which_stages_a_changed_setting_reruns(finished: Itoolctl) -> None:

@@ -1,0 +1,238 @@
+"""What the chart may be given: its own settings and, under `run`, the run's configuration exactly as `--config` reads it.
+
+This is the one source of three files of `helm/itool`: `python -m itool.cluster.chart_values helm/itool` writes values.yaml, its JSON Schema
+and the table in the README, and a test fails when one is stale. A setting that `RunConfig` has (images, the credentials Secret, pods) has
+no second place here. Keys are camelCase, as Helm's users expect; those below `run` keep the names of the configuration file.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from itool.config import RunConfig
+from itool.config_section import Section
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Cidr = Annotated[str, Field(pattern=r"^[0-9a-fA-F:.]+/[0-9]{1,3}$")]
+Peers = list[dict[str, Any]]
+
+RUN_KEYS_OF_TEMPLATES = frozenset(
+    {"run", "root", "iterations", "policy.backend", "policy.url", "store.endpoint_url"}
+    | {f"kubernetes.image_{part}" for part in ("repository", "tag", "pull_policy", "pull_secrets")}
+    | {f"kubernetes.{part}" for part in ("images", "store_endpoint_url", "credentials_secret", "queue", "labels")}
+    | {"kubernetes.stages", "kubernetes.serving.replicas"}
+)
+"""What the templates read of `run`. values.yaml shows these with their defaults, so that no template repeats a default."""
+
+TABLE = re.compile(r"(?<=<!-- values -->\n).*(?=<!-- end of values -->)", re.DOTALL)
+
+
+class ChartSection(Section):
+    """Base of the chart's own sections: camelCase in YAML."""
+
+    model_config = ConfigDict(alias_generator=to_camel)
+
+
+class ServiceAccount(ChartSection):
+    """One identity in the cluster."""
+
+    create: bool = Field(True, description="create it; false: it exists already, under `name`")
+    name: str | None = Field(None, description="null: named after the release")
+    annotations: dict[str, str] = Field(
+        default_factory=dict, description="workload identity, e.g. eks.amazonaws.com/role-arn or iam.gke.io/gcp-service-account"
+    )
+
+
+class ServiceAccounts(ChartSection):
+    """Three identities, because three kinds of pods need three different rights."""
+
+    controller: ServiceAccount = Field(default_factory=ServiceAccount, description="the only one with a token for the API server")
+    jobs: ServiceAccount = Field(default_factory=ServiceAccount, description="stage pods: S3, no API server")
+    serving: ServiceAccount = Field(default_factory=ServiceAccount, description="vLLM pods: S3, no API server")
+
+
+class Rbac(ChartSection):
+    """The controller's rights."""
+
+    create: bool = Field(True, description="create the Role and its binding; false: somebody has bound these rights already")
+
+
+class Controller(ChartSection):
+    """The controller's pod, and the pods of the checks, which run the same image."""
+
+    resources: dict[str, Any] = Field(
+        default_factory=lambda: {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}},
+        description="requests and limits",
+    )
+    node_selector: dict[str, str] = Field(default_factory=dict, description="where it may run")
+    tolerations: list[dict[str, Any]] = Field(default_factory=list, description="taints that it tolerates")
+    affinity: dict[str, Any] = Field(default_factory=dict, description="where it would rather run")
+    priority_class: str | None = Field(None, description="priority class")
+
+
+class StoreNetwork(ChartSection):
+    """How every pod reaches S3."""
+
+    ports: list[Port] = Field(
+        default_factory=list, description="ports of the S3 pods or hosts, behind any Service; empty: the port of the endpoint's URL"
+    )
+    peers: Peers = Field(
+        default_factory=list, description="where S3 is (NetworkPolicyPeers); empty: any address that is not the API server's"
+    )
+
+
+class ApiServerNetwork(ChartSection):
+    """How the controller, and nobody else, reaches the API server."""
+
+    ports: list[Port] = Field(default_factory=lambda: [443, 6443], description="its ports, in front of and behind its Service")
+    cidrs: list[Cidr] = Field(
+        default_factory=list,
+        description="its addresses; needed when S3 answers on one of its ports, so that S3's opening leaves them out. Empty: any address",
+    )
+
+
+class NetworkPolicy(ChartSection):
+    """Default deny for all pods of the run, and the openings that it needs."""
+
+    enabled: bool = Field(True, description="create the policies; the cluster's network must enforce them")
+    dns_peers: Peers = Field(default_factory=list, description="where DNS is (NetworkPolicyPeers); empty: port 53 of any address")
+    store: StoreNetwork = Field(default_factory=StoreNetwork)
+    api_server: ApiServerNetwork = Field(default_factory=ApiServerNetwork)
+    extra_egress: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="more openings for all pods (NetworkPolicyEgressRules): a model hub, a policy.url, the cloud's identity service",
+    )
+
+
+class PodMonitor(ChartSection):
+    """Prometheus reads vLLM's metrics (policy.backend vllm without a url)."""
+
+    enabled: bool = Field(False, description="needs the PodMonitor CRD of the Prometheus operator")
+    interval: Annotated[str, Field(pattern=r"^[0-9]+(ms|s|m|h)$")] = Field("30s", description="time between two readings")
+    labels: dict[str, str] = Field(default_factory=dict, description="labels by which Prometheus selects it")
+    peers: Peers = Field(
+        default_factory=lambda: [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+        description="who may read /metrics (NetworkPolicyPeers)",
+    )
+
+
+class Preflight(ChartSection):
+    """A hook that runs before an installation or upgrade creates anything."""
+
+    enabled: bool = Field(True, description="check the configuration and write, read and delete one object in S3")
+
+
+class ChartValues(ChartSection):
+    """All values of the chart."""
+
+    run: RunConfig = Field(
+        default_factory=RunConfig,
+        description="The run: the document that `itoolctl --config` reads. Below stand the keys that the chart reads itself; "
+        "all keys, with types and defaults: `itoolctl schema`",
+    )
+    service_accounts: ServiceAccounts = Field(default_factory=ServiceAccounts)
+    rbac: Rbac = Field(default_factory=Rbac)
+    controller: Controller = Field(default_factory=Controller)
+    network_policy: NetworkPolicy = Field(default_factory=NetworkPolicy)
+    pod_monitor: PodMonitor = Field(default_factory=PodMonitor)
+    preflight: Preflight = Field(default_factory=Preflight)
+    from_parent: dict[str, Any] = Field(
+        default_factory=dict, alias="global", description="Helm hands it to subcharts; iTool reads nothing from it"
+    )
+
+
+@dataclass(frozen=True)
+class Value:
+    """One key of values.yaml. `default` is None for a section and for null; `section` tells them apart."""
+
+    path: tuple[str, ...]
+    description: str
+    section: bool
+    default: Any = None
+
+
+def schema_document() -> dict[str, Any]:
+    """The JSON Schema of the values, in the plain form that lets Helm explain each mistake in a single line with its key."""
+    schema: dict[str, Any] = _plain(ChartValues.model_json_schema(by_alias=True))
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
+
+
+def values(model: type[BaseModel] = ChartValues, path: tuple[str, ...] = ()) -> Iterator[Value]:
+    """Every key of values.yaml in its order, sections before their keys; of `run` only what the templates read."""
+    defaults = model()
+    for name, field in model.model_fields.items():
+        key = (*path, field.alias or name)
+        default = getattr(defaults, name)
+        section = isinstance(default, BaseModel)
+        if key[0] == "run" and len(key) > 1 and not _templates_read(".".join(key[1:])):
+            continue
+        described = field.description or (section and (type(default).__doc__ or "").partition("\n")[0]) or ""
+        yield Value(key, described, section, None if section else default)
+        if section:
+            yield from values(type(default), key)
+
+
+def values_yaml() -> str:
+    """values.yaml: each key with its default, under a `# --` comment that says what it is."""
+    lines = ["# Written by `make chart` from itool/cluster/chart_values.py; edit there."]
+    for value in values():
+        indent = "  " * (len(value.path) - 1)
+        lines += [""] if len(value.path) == 1 else []
+        comment = textwrap.wrap(value.description, 130, initial_indent=f"{indent}# -- ", subsequent_indent=f"{indent}# ")
+        lines += [*comment, f"{indent}{value.path[-1]}:" + ("" if value.section else f" {json.dumps(value.default)}")]
+    return "\n".join(lines) + "\n"
+
+
+def values_table() -> str:
+    """The README's table of values, in Markdown."""
+    rows = [
+        f"| `{'.'.join(value.path)}` | `{json.dumps(value.default)}` | {html.escape(value.description, quote=False)} |"
+        for value in values()
+        if not value.section
+    ]
+    return "\n".join(["| key | default | what |", "|---|---|---|", *rows]) + "\n"
+
+
+def main(chart: Path) -> None:
+    """Write the three files of the chart."""
+    (chart / "values.schema.json").write_text(json.dumps(schema_document(), indent=2) + "\n", encoding="utf-8")
+    (chart / "values.yaml").write_text(values_yaml(), encoding="utf-8")
+    readme = chart / "README.md"
+    readme.write_text(TABLE.sub(lambda _: values_table(), readme.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _templates_read(path: str) -> bool:
+    return any(key == path or key.startswith(f"{path}.") for key in RUN_KEYS_OF_TEMPLATES)
+
+
+def _plain(node: Any) -> Any:
+    """A schema without titles; `anyOf: [X, null]` is folded into X where X is a plain type, and a mapping with fixed keys lists them."""
+    if isinstance(node, list):
+        return [_plain(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    plain = {key: _plain(value) for key, value in node.items() if not (key == "title" and isinstance(value, str))}
+    match plain.get("anyOf"):
+        case [{"type": str()} as option, {"type": "null"}] if "enum" not in option:
+            del plain["anyOf"]
+            plain |= option | {"type": [option["type"], "null"]}
+    match plain:
+        case {"propertyNames": {"enum": [*names]}, "additionalProperties": dict() as value}:
+            del plain["propertyNames"]
+            plain |= {"properties": dict.fromkeys(names, value), "additionalProperties": False}
+    return plain
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

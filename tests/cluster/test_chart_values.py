@@ -1,0 +1,63 @@
+"""The chart's values, their schema and the README's table are what the pydantic models say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from itool.cluster.chart_values import TABLE, ChartValues, schema_document, values, values_table, values_yaml
+from itool.config import RunConfig, load_config
+
+REPOSITORY = Path(__file__).parents[2]
+CHART = REPOSITORY / "helm" / "itool"
+
+
+def test_the_three_files_are_fresh() -> None:
+    found = TABLE.search((CHART / "README.md").read_text())
+    assert json.loads((CHART / "values.schema.json").read_text()) == schema_document(), "run `make chart`"
+    assert (CHART / "values.yaml").read_text() == values_yaml(), "run `make chart`"
+    assert found is not None
+    assert found[0] == values_table(), "run `make chart`"
+
+
+def test_the_defaults_are_those_of_the_models() -> None:
+    document = yaml.safe_load(values_yaml())
+    assert ChartValues.model_validate(document) == ChartValues()
+    assert set(document) == {field.alias or name for name, field in ChartValues.model_fields.items()}
+
+
+def test_every_value_says_what_it_is() -> None:
+    assert [".".join(value.path) for value in values() if not value.description] == []
+
+
+def test_the_schema_accepts_what_the_program_accepts() -> None:
+    check = jsonschema.Draft202012Validator(schema_document())
+    check.check_schema(check.schema)
+    for name in ("demo", "smollm2", "paper"):
+        complete = yaml.safe_load(load_config(REPOSITORY / "configs" / f"{name}.yaml").as_yaml())
+        assert [error.message for error in check.iter_errors({"run": complete})] == []
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"run": {"iterations": "3"}}, "'3' is not of type 'integer'"),
+        ({"run": {"data": {"count": 0}}}, "0 is less than the minimum of 1"),
+        ({"run": {"data": {"count": "many"}}}, "'many' is not of type 'integer', 'null'"),
+        ({"run": {"kubernetes": {"credentials_secret": 3}}}, "3 is not of type 'string', 'null'"),
+        ({"controller": {"image": "x"}}, "Additional properties are not allowed ('image' was unexpected)"),
+        ({"networkPolicy": {"apiServer": {"cidrs": ["10.0.0.1"]}}}, "'10.0.0.1' does not match"),
+    ],
+)
+def test_the_schema_refuses_what_the_program_refuses(document: dict[str, Any], message: str) -> None:
+    (error,) = jsonschema.Draft202012Validator(schema_document()).iter_errors(document)
+    assert message in error.message
+
+
+def test_run_is_the_configuration_itself() -> None:
+    assert ChartValues.model_fields["run"].annotation is RunConfig

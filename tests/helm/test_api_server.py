@@ -1,0 +1,69 @@
+"""What only a real API server can say: that it accepts every object, and that the Secret which the values name is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from helm.render import PROFILES, REPOSITORY
+from tests.helm.rendering import CHART, SMALLEST, deep_merge
+
+pytestmark = pytest.mark.cluster
+
+
+def kubectl(*arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["kubectl", *arguments], input=given, capture_output=True, text=True, check=False, timeout=60)
+
+
+def dry_run(namespace: str = "default", **changes: Any) -> subprocess.CompletedProcess[str]:
+    """`helm install`, as far as a cluster can be asked without creating anything."""
+    if not os.environ.get("KUBECONFIG"):
+        pytest.skip("KUBECONFIG is not set")
+    values = json.dumps(deep_merge(SMALLEST, changes))
+    command = ["helm", "install", "demo", str(CHART), "--namespace", namespace, "--dry-run=server", "-f", "-"]
+    return subprocess.run(command, input=values, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def namespace() -> Iterator[str]:
+    """An empty namespace that enforces Pod Security "restricted"."""
+    if not os.environ.get("KUBECONFIG"):
+        pytest.skip("KUBECONFIG is not set")
+    name = f"itool-chart-{secrets.token_hex(3)}"
+    labels = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}
+    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+    created = kubectl("create", "-f", "-", given=json.dumps(body))
+    assert created.returncode == 0, created.stderr
+    yield name
+    kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.mark.parametrize("profile", sorted(PROFILES))
+def test_the_plain_manifests_are_accepted_without_a_warning(namespace: str, profile: str) -> None:
+    done = kubectl("apply", "--namespace", namespace, "--dry-run=server", "--recursive", "-f", str(REPOSITORY / "k8s" / profile))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == len(list((REPOSITORY / "k8s" / profile).rglob("*.yaml")))
+
+
+def test_a_missing_secret_is_one_line_with_the_command_that_creates_it(namespace: str) -> None:
+    line = dry_run(namespace, run={"kubernetes": {"credentials_secret": "nowhere"}}).stderr
+    assert f'run.kubernetes.credentials_secret = "nowhere" is not in namespace {namespace}, or lacks AWS_ACCESS_KEY_ID' in line
+    assert f"kubectl create secret generic nowhere --namespace {namespace} --from-literal=AWS_ACCESS_KEY_ID=" in line
+
+
+def test_a_secret_without_the_keys_is_refused_and_a_complete_one_accepted(namespace: str) -> None:
+    kubectl("create", "secret", "generic", "s3", "--namespace", namespace, "--from-literal=AWS_ACCESS_KEY_ID=a")
+    assert "lacks AWS_ACCESS_KEY_ID or AWS_SECRET_ACCESS_KEY" in dry_run(namespace, run={"kubernetes": {"credentials_secret": "s3"}}).stderr
+    kubectl("patch", "secret", "s3", "--namespace", namespace, "-p", '{"stringData": {"AWS_SECRET_ACCESS_KEY": "b"}}')
+    done = dry_run(namespace, run={"kubernetes": {"credentials_secret": "s3"}})
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_pod_monitor_without_its_definition_is_refused(namespace: str) -> None:
+    assert "podMonitor.enabled = true, but the cluster has no PodMonitor" in dry_run(namespace, podMonitor={"enabled": True}).stderr

@@ -1,0 +1,149 @@
+"""The chart as a whole: its layout, its pods' security, its secrets, its version, its plain manifests."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import itool.cluster.preflight
+from helm.render import PROFILES, REPOSITORY, manifests
+from itool.config import parse_config
+from tests.helm.rendering import CHART, POD_MONITOR, pod_specs, refusal, render
+
+EVERYTHING: dict[str, Any] = {
+    "run": {"policy": {"backend": "vllm"}, "kubernetes": {"serving": {"replicas": 2}, "stages": {"dpo": {"nodes": 2}}}},
+    "podMonitor": {"enabled": True},
+    "networkPolicy": {"extraEgress": [{"ports": [{"protocol": "TCP", "port": 443}]}]},
+}
+
+
+def test_each_template_has_a_test_file_of_its_name() -> None:
+    templates = {
+        path.relative_to(CHART / "templates") for path in (CHART / "templates").rglob("*") if path.is_file() and path.name[0] != "_"
+    }
+    named = {"test_" + re.sub(r"[/-]", "_", str(path.with_suffix(""))).lower() for path in templates}
+    assert {path.stem for path in Path(__file__).parent.glob("test_*.py")} - {"test_chart", "test_api_server"} == named
+
+
+def test_each_template_renders_one_object_when_all_is_wanted() -> None:
+    templates = {str(path.relative_to(CHART / "templates")) for path in (CHART / "templates").rglob("*.yaml")}
+    assert set(render(EVERYTHING, "--api-versions", POD_MONITOR)) == templates - {"checks.yaml"}
+
+
+def test_every_pod_passes_pod_security_restricted_with_a_read_only_root() -> None:
+    pods = pod_specs(render())
+    assert len(pods) == 3
+    for pod in pods.values():
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        (container,) = pod["containers"]
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert {volume["name"]: set(volume) - {"name"} for volume in pod["volumes"]} == {"config": {"configMap"}, "scratch": {"emptyDir"}}
+
+
+def test_only_the_controller_and_the_test_get_a_token() -> None:
+    tokens = {template: pod["automountServiceAccountToken"] for template, pod in pod_specs(render()).items()}
+    assert tokens == {"controller/job.yaml": True, "tests/doctor.yaml": True, "preflight/job.yaml": False}
+
+
+def test_the_settings_of_pods_reach_every_pod() -> None:
+    changes = {
+        "run": {
+            "kubernetes": {
+                "image_pull_secrets": ["registry"],
+                "images": {"controller": "registry.example/itool@sha256:0"},
+                "labels": {"team": "a"},
+            }
+        },
+        "controller": {
+            "nodeSelector": {"zone": "b"},
+            "tolerations": [{"key": "c"}],
+            "priorityClass": "d",
+            "resources": {"limits": {"cpu": "1"}},
+        },
+    }
+    for pod in pod_specs(render(changes)).values():
+        assert pod["imagePullSecrets"] == [{"name": "registry"}]
+        assert (pod["nodeSelector"], pod["tolerations"], pod["priorityClassName"]) == ({"zone": "b"}, [{"key": "c"}], "d")
+        assert pod["containers"][0]["image"] == "registry.example/itool@sha256:0"
+        assert pod["containers"][0]["resources"]["limits"] == {"cpu": "1", "memory": "512Mi"}
+    assert all(manifest["metadata"]["labels"]["team"] == "a" for manifest in render(changes).values())
+
+
+def test_a_configured_label_cannot_replace_ours() -> None:
+    rendered = render({"run": {"kubernetes": {"labels": {"itool/run": "other"}}}})
+    assert {manifest["metadata"]["labels"]["itool/run"] for manifest in rendered.values()} == {"demo"}
+
+
+def test_names_stay_short_and_numbers_stay_strings() -> None:
+    rendered = render({"run": {"run": "17"}}, release="r" * 53)
+    assert max(len(manifest["metadata"]["name"]) for manifest in rendered.values()) <= 63
+    assert rendered["controller/job.yaml"]["spec"]["template"]["metadata"]["labels"]["itool/run"] == "17"
+
+
+def test_credentials_are_named_never_given() -> None:
+    rendered = render({"run": {"kubernetes": {"credentials_secret": "s3"}}})
+    assert "Secret" not in {manifest["kind"] for manifest in rendered.values()}
+    for pod in pod_specs(rendered).values():
+        assert pod["containers"][0]["envFrom"][0]["secretRef"]["name"] == "s3"
+        assert not [variable for variable in pod["containers"][0]["env"] if "AWS" in variable["name"]]
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    keys = {key for section in [schema, *schema["$defs"].values()] for key in section.get("properties", {})}
+    assert {key for key in keys if re.search("secret|password|credential|access_key", key)} == {"credentials_secret", "image_pull_secrets"}
+    assert "'secret_access_key' not allowed" in refusal({"run": {"store": {"secret_access_key": "x"}}})
+
+
+def test_chart_program_and_doctor_agree_on_versions() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    project = (REPOSITORY / "pyproject.toml").read_text()
+    assert f'version = "{chart["appVersion"]}"' in project
+    assert chart["kubeVersion"] == ">={}.{}.0-0".format(*itool.cluster.preflight.OLDEST_VERSION)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"runs": 3}, "- at '': additional properties 'runs' not allowed"),
+        ({"run": {"dpo": {"bta": 1}}}, "- at '/run/dpo': additional properties 'bta' not allowed"),
+        ({"run": {"iterations": "two"}}, "- at '/run/iterations': got string, want integer"),
+        ({"run": {"run": "Bad_Name"}}, "- at '/run/run': 'Bad_Name' does not match pattern '^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$'"),
+        ({"run": {"kubernetes": {"image_tag": 1.2}}}, "- at '/run/kubernetes/image_tag': got number, want string"),
+        (
+            {"run": {"kubernetes": {"pods": {"memory_limit": "2GB"}}}},
+            "- at '/run/kubernetes/pods/memory_limit': '2GB' does not match pattern",
+        ),
+        ({"run": {"kubernetes": {"stages": {"train": {}}}}}, "- at '/run/kubernetes/stages': additional properties 'train' not allowed"),
+        ({"run": {"method": "ppo"}}, "- at '/run/method': value must be one of 'mcts_dpo'"),
+        ({"controller": {"priorityClass": 3}}, "- at '/controller/priorityClass': got number, want null or string"),
+    ],
+)
+def test_an_unknown_or_ill_typed_value_is_refused_in_a_line_that_names_the_key(changes: dict[str, Any], line: str) -> None:
+    assert line in refusal(changes)
+
+
+def test_a_cluster_that_is_too_old_is_refused() -> None:
+    assert "chart requires kubeVersion: >=1.29.0-0 which is incompatible with Kubernetes v1.28" in refusal({}, "--kube-version", "1.28")
+
+
+@pytest.mark.parametrize("profile", sorted(PROFILES))
+def test_the_plain_manifests_are_what_the_chart_renders(profile: str) -> None:
+    rendered = {path: yaml.safe_load(text) for path, text in manifests(profile).items()}
+    files = sorted((REPOSITORY / "k8s" / profile).rglob("*.yaml"))
+    kept = {str(path.relative_to(REPOSITORY / "k8s")): yaml.safe_load(path.read_text()) for path in files}
+    assert kept == rendered, "k8s/ is stale: run `make k8s`"
+
+
+@pytest.mark.parametrize("profile", sorted(PROFILES))
+def test_a_profile_is_a_valid_configuration(profile: str) -> None:
+    text = manifests(profile)[f"{profile}/config-map.yaml"]
+    config = parse_config(yaml.safe_load(yaml.safe_load(text)["data"]["config.yaml"]))
+    assert (config.runtime.backend, config.policy.backend) == ("kubernetes", "vllm")
