@@ -79,6 +79,8 @@ LABEL org.opencontainers.image.title="iTool evaluate"
 
 # --- a vLLM server without GPU (with GPUs the upstream image is used) ------------------------------------------------
 FROM torch AS vllm-cpu
+ENV TORCH_COMPILE_DISABLE=1
+RUN apt-get update -q && apt-get install -qy --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/log/*
 COPY configs/constraints/vllm.txt /constraints/
 RUN python3 -m venv /opt/pip && /opt/pip/bin/pip --python /opt/venv/bin/python install -q --no-cache-dir --no-deps -r /constraints/vllm.txt \
     && find /opt/venv -type d -name tests -prune -exec rm -r {} + && rm -r /opt/pip
