@@ -6,6 +6,7 @@ state. Whether it starts processes or Kubernetes Jobs is the runner's affair.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from itool.artifacts import resolve as artifacts
 from itool.artifacts.resolve import Resolution
 from itool.artifacts.store import Store
 from itool.cluster.decide import Action, Fail, Finish, Observed, RetryRules, StartStage, next_actions
-from itool.cluster.leases import Lease
+from itool.cluster.leases import Lease, LeaseLost
 from itool.cluster.progress import ProgressTail, Silent, Watcher
 from itool.cluster.runner import Attempts, Runner, Task
 from itool.config import RunConfig
@@ -61,57 +62,60 @@ class Controller:
     def run(self) -> dict[StageId, Resolution]:
         """Work until every artifact is there, and return them. The lease must be held.
 
-        Raises StageFailed, Interrupted (75) when asked to stop, DependencyError when the lease or, for too long, the store is lost.
+        Raises StageFailed, Interrupted (75) when asked to stop, LeaseLost, DependencyError when store or cluster are away for too long.
         """
         try:
             while not self.step():
                 self.sleep(self.poll_seconds)
         except BaseException:
             self.runner.detach(STOP_GRACE_SECONDS)
-            self._report_attempts(self.runner.state())
+            with contextlib.suppress(DependencyError):
+                self._report_attempts(self.runner.state())
             raise
         assert self._resolutions is not None
         return self._resolutions
 
     def step(self) -> bool:
-        """One round; True when the run is finished."""
-        if self.lease.renew() or self.stop_requested():
-            self.watcher.stopping()
-            raise Interrupted(f"run {self.config.run} was asked to stop")
-        observed = self._observe()
-        if observed is None:
+        """One round; True when the run is finished. A store or a cluster that is down makes a round that did nothing."""
+        try:
+            if self.stop_requested() or self.lease.renew():
+                self.watcher.stopping()
+                raise Interrupted(f"run {self.config.run} was asked to stop")
+            actions = next_actions(self._observe())
+            self._announce(actions)
+            self._apply(actions)
+        except LeaseLost:
+            raise
+        except DependencyError as error:
+            self._wait_out(error)
             return False
-        actions = next_actions(observed)
-        self._announce(actions)
+        self._down_since = None
+        return any(isinstance(action, Finish) for action in actions)
+
+    def _apply(self, actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, Fail):
                 raise StageFailed(action)
             if isinstance(action, StartStage):
                 self.runner.start(action.task, action.attempt)
-        return any(isinstance(action, Finish) for action in actions)
 
-    def _observe(self) -> Observed | None:
-        """Attempts first, artifacts second: what an ended attempt has written is then surely seen. None while the store is down."""
+    def _observe(self) -> Observed:
+        """Attempts first, artifacts second: what an ended attempt has written is then surely seen. The store is read after such an end."""
         attempts = self.runner.state()
         self._report_attempts(attempts)
-        phases = frozenset((task, attempt.number, attempt.phase) for task, tries in attempts.items() for attempt in tries if attempt.over)
-        if self._resolutions is None or phases != self._seen:
-            try:
-                self._known = artifacts.observe(self.store, self.config, known=self._known)
-            except DependencyError as error:
-                self._wait_for_store(error)
-                return None
-            self._down_since = None
+        ended = frozenset((task, attempt.number) for task, tries in attempts.items() for attempt in tries if attempt.over)
+        if self._resolutions is None or ended != self._seen:
+            self._known = artifacts.observe(self.store, self.config, known=self._known)
             self._resolutions = artifacts.resolve_observed(self.config, self._known)
-            self._seen = phases
+            self._seen = ended
         return Observed(self.config, self._resolutions, attempts, self.clock(), self.rules)
 
-    def _wait_for_store(self, error: DependencyError) -> None:
-        """A store may be away for a while; running stages are left alone meanwhile."""
+    def _wait_out(self, error: DependencyError) -> None:
+        """Store and cluster may be away for a while; what runs is left alone meanwhile."""
         now = self.clock()
         if self._down_since is None:
             self._down_since = now
-            log.warning("store is down", error=str(error))
+            log.warning("waiting for a service", error=str(error))
         if now - self._down_since >= self.rules.dependency_patience_seconds:
             raise error
         self.sleep(1.0)
@@ -125,6 +129,8 @@ class Controller:
     def _report_attempts(self, attempts: Attempts) -> None:
         for task, tries in attempts.items():
             last = tries[-1]
+            if last.past:
+                continue
             if last.over and (task, last.number) not in self._reported:
                 self._reported.add((task, last.number))
                 self.watcher.ended(task, last)

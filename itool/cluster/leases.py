@@ -7,6 +7,7 @@ generation holds the run, renews its expiry, and is replaced when that has passe
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -30,6 +31,10 @@ class LeaseHeld(DependencyError):  # noqa: N818 - says what is the case, like th
     """Another controller acts on the run."""
 
 
+class LeaseLost(DependencyError):  # noqa: N818
+    """Another controller has taken the run over: this one must not act any more."""
+
+
 class Lease(Protocol):
     """The right to act on a run."""
 
@@ -37,7 +42,10 @@ class Lease(Protocol):
         """Take it. Raises LeaseHeld (69), which names the holder, when another controller acts on the run."""
 
     def renew(self) -> bool:
-        """Keep it; True when somebody asked this controller to stop. Raises DependencyError when it was lost."""
+        """Keep it; True when somebody asked this controller to stop. Raises LeaseLost, or DependencyError while nobody can say.
+
+        While the store is down nobody else can take the run either; after that it is still ours unless somebody was quicker.
+        """
 
     def release(self) -> None:
         """Give it back."""
@@ -160,16 +168,17 @@ class StoreLease:
         newest, _ = self._newest()
         if newest > self._generation:
             self._generation = None
-            raise DependencyError(f"another controller has taken over run {self.run}", remedy="Follow it with `itoolctl status`")
+            raise LeaseLost(f"another controller has taken over run {self.run}", remedy="Follow it with `itoolctl status`")
         self.store.write(self._key(self._generation), self._document())
         self._renewed_at = self.clock()
         return self.store.size(self._stop_key(self._generation)) is not None
 
     def release(self) -> None:
-        """Mark it free. The object stays, so that generations only grow."""
+        """Mark it free. The object stays, so that generations only grow. While the store is down the lease just expires."""
         if self._generation is not None:
-            self.store.write(self._key(self._generation), json.dumps({**self.identity, "released": True}).encode())
-            self.store.delete(self._stop_key(self._generation))
+            with contextlib.suppress(DependencyError):
+                self.store.write(self._key(self._generation), json.dumps({**self.identity, "released": True}).encode())
+                self.store.delete(self._stop_key(self._generation))
             self._generation = None
 
     @property
