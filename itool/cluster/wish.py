@@ -52,9 +52,10 @@ class Proof(_Document):
 
 def read_wish(store: Store, run: str) -> Wish | None:
     """The wish as it stands; None before the first. Raises DependencyError when the store is down, ArtifactError when it is unreadable."""
-    if store.size(_wish_key(run)) is None:
+    try:
+        data = store.read(_wish_key(run))
+    except ArtifactError:  # there is none; one request instead of two, as every pod asks every second
         return None
-    data = store.read(_wish_key(run))
     try:
         return Wish.model_validate_json(data)
     except ValidationError:
@@ -73,11 +74,8 @@ def write_wish(store: Store, run: str, model: StoredArtifact, adapter: StoredArt
 
 def read_proof(store: Store, run: str, pod: str) -> Proof | None:
     """What a pod has proved last; None before the first proof, and for one that cannot be read (the pod will write it again)."""
-    key = _proof_key(run, pod)
-    if store.size(key) is None:
-        return None
     try:
-        return Proof.model_validate_json(store.read(key))
+        return Proof.model_validate_json(store.read(_proof_key(run, pod)))
     except (ValidationError, ArtifactError):
         return None
 
