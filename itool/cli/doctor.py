@@ -7,14 +7,15 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from itool.cli.options import ConfigOption, Output, OutputOption, RootOption, SetOption, build_config, print_json
+from itool.cli.options import BackendOption, ConfigOption, Output, OutputOption, RootOption, SetOption, build_config, note, print_json
+from itool.cluster.check import Check
 
 if TYPE_CHECKING:
     from itool.config import RunConfig
@@ -24,29 +25,71 @@ FREE_DISK_BYTES = 2 << 30
 FREE_MEMORY_BYTES = 4 << 30
 
 
-@dataclass(frozen=True)
-class Check:
-    """One finding. `missing` means that a run will fail, `note` that something optional or tight should be known."""
+def doctor(
+    *,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    root: RootOption = None,
+    backend: BackendOption = None,
+    preflight: Annotated[
+        bool, typer.Option("--preflight", help="Only the configuration and the store: what a pod without an API token can check.")
+    ] = False,
+    output: OutputOption = Output.text,
+) -> None:
+    """Check what a run needs: on this machine, or with --backend kubernetes in the cluster. Nothing is created but one small object.
 
-    name: str
-    state: Literal["ok", "note", "missing"]
-    finding: str
-    remedy: str = ""
-
-
-def doctor(config: ConfigOption = None, sets: SetOption = None, root: RootOption = None, output: OutputOption = Output.text) -> None:
-    """Check what a run needs: Python, packages, disk, memory, the store, vLLM, the base model. Exit code 1 when something is missing."""
-    settings = build_config(config, sets, root=root)
-    probes: list[Callable[[RunConfig], Check]] = [_python, _packages, _disk, _memory, _store, _vllm, _base_model]
-    checks = [probe(settings) for probe in probes]
+    Ends with the code of the first thing that is missing: 64 a setting, 69 a service that does not answer, 1 something on this machine.
+    """
+    settings = build_config(config, sets, root=root, backend=backend)
+    found = []
+    for check in _checks(settings, preflight=preflight):
+        found.append(check)
+        if output is Output.text:
+            typer.echo(f"{check.state:<8} {check.name:<11} {check.line}")
     if output is Output.json:
-        print_json([asdict(check) for check in checks])
+        print_json([asdict(check) for check in found])
+    missing = [check for check in found if check.state == "missing"]
+    if missing:
+        note(f"itoolctl: {missing[0].line}")
+        raise typer.Exit(missing[0].exit_code)
+
+
+def _checks(config: RunConfig, *, preflight: bool) -> Iterator[Check]:
+    """What is worth asking, in the order in which a run would need it."""
+    if preflight:
+        yield from (_credentials(config), _store(config))
+    elif config.runtime.backend == "kubernetes":
+        yield from (_python(config), _store(config))
+        yield from _cluster(config)
     else:
-        for check in checks:
-            remedy = f". {check.remedy}" if check.remedy else ""
-            typer.echo(f"{check.state:<8} {check.name:<11} {check.finding}{remedy}")
-    if any(check.state == "missing" for check in checks):
-        raise typer.Exit(1)
+        yield from (probe(config) for probe in (_python, _packages, _disk, _memory, _store, _vllm, _base_model))
+
+
+def _cluster(config: RunConfig) -> Iterator[Check]:
+    from itool.cluster.client import open_cluster  # noqa: PLC0415
+    from itool.cluster.preflight import cluster_checks  # noqa: PLC0415
+    from itool.errors import ConfigError  # noqa: PLC0415
+
+    try:
+        cluster = open_cluster(config.kubernetes.namespace)
+    except ConfigError as error:
+        yield Check("cluster", "missing", str(error), exit_code=error.exit_code)
+        return
+    yield from cluster_checks(cluster, config)
+
+
+def _credentials(config: RunConfig) -> Check:
+    """Whether the Secret that is named has reached this pod."""
+    from itool.cluster.preflight import SECRET_KEYS  # noqa: PLC0415
+    from itool.errors import ConfigError  # noqa: PLC0415
+
+    name = config.kubernetes.credentials_secret
+    lacking = [key for key in SECRET_KEYS if name and not os.environ.get(key)]
+    if not lacking:
+        return Check("credentials", "ok", f"from Secret {name}" if name else "no Secret named: workload identity")
+    finding = f"kubernetes.credentials_secret = {name!r} does not exist in this namespace, or has no {', '.join(lacking)}"
+    remedy = f"Create it with `kubectl create secret generic {name} " + " ".join(f"--from-literal={key}=..." for key in SECRET_KEYS)
+    return Check("credentials", "missing", finding, f"{remedy}`", ConfigError.exit_code)
 
 
 def _python(_config: RunConfig) -> Check:
@@ -100,7 +143,7 @@ def _memory(_config: RunConfig) -> Check:
 def _store(config: RunConfig) -> Check:
     """Create, create again, read and delete a small object: what every run relies on."""
     from itool.artifacts.store import open_store  # noqa: PLC0415
-    from itool.errors import ItoolError  # noqa: PLC0415
+    from itool.errors import ConfigError, ItoolError  # noqa: PLC0415
 
     key, data = f"doctor-{secrets.token_hex(6)}", b"round trip"
     try:
@@ -109,10 +152,11 @@ def _store(config: RunConfig) -> Check:
         same = store.read(key) == data
         store.delete(key)
     except ItoolError as error:
-        return Check("store", "missing", str(error))
+        return Check("store", "missing", str(error), exit_code=error.exit_code)
     if created and same and not again:
         return Check("store", "ok", f"{store.root}: created, read and deleted an object; conditional writes work")
-    return Check("store", "missing", f"{store.root} replaces an object that must only be created", "Use a store with conditional writes")
+    finding = f"root = {store.root} replaces an object that must only be created"
+    return Check("store", "missing", finding, "Use a store with conditional writes", ConfigError.exit_code)
 
 
 def _vllm(config: RunConfig) -> Check:

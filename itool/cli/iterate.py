@@ -5,10 +5,12 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from itool.cli.options import (
+    BackendOption,
     ConfigOption,
     CountOption,
     MethodOption,
@@ -21,6 +23,9 @@ from itool.cli.options import (
     note,
 )
 
+if TYPE_CHECKING:
+    from itool.config import RunConfig
+
 
 def iterate(
     *,
@@ -30,21 +35,28 @@ def iterate(
     method: MethodOption = None,
     run: RunOption = None,
     root: RootOption = None,
+    backend: BackendOption = None,
+    wait_lease: Annotated[
+        float, typer.Option("--wait-lease", min=0, metavar="SECONDS", help="How long to wait for another controller to give up the run.")
+    ] = 0.0,
     output: OutputOption = Output.text,
 ) -> None:
-    """Run the training iterations: everything that is missing, nothing twice. Ctrl-C stops after a checkpoint; the same command resumes."""
+    """Run the training iterations: everything that is missing, nothing twice. Ctrl-C stops after a checkpoint; the same command resumes.
+
+    With --backend kubernetes the stages are Jobs: Ctrl-C leaves them running, the same command follows them, `itoolctl cancel` stops them.
+    """
     from itool.cli.display import open_display  # noqa: PLC0415 - every import below costs time that --help does not have
     from itool.cli.report import find_report, result_text  # noqa: PLC0415
     from itool.cluster.session import iterate as iterate_here  # noqa: PLC0415
     from itool.errors import Interrupted  # noqa: PLC0415
 
-    settings = build_config(config, sets, run=run, root=root, n=n, method=method)
+    settings = build_config(config, sets, run=run, root=root, n=n, method=method, backend=backend)
     started = time.monotonic()
     try:
         with open_display(settings) as display:
-            resolutions = iterate_here(settings, display)
+            resolutions = iterate_here(settings, display, wait_lease_seconds=wait_lease)
     except Interrupted:
-        raise Interrupted(f"run {settings.run} stopped", remedy=f"Resume with: itoolctl {shlex.join(sys.argv[1:])}") from None
+        raise _interrupted(settings) from None
     seconds = time.monotonic() - started
     if not display.attempts_ended:
         note(f"Nothing to do: all {len(resolutions)} stages of run {settings.run} are up to date ({seconds:.1f} s).")
@@ -56,3 +68,15 @@ def iterate(
     if display.attempts_ended:
         typer.echo(f"this command: {display.attempts_ended} stage processes in {seconds:.0f} s")
     typer.echo(f"report: {found.html}")
+
+
+def _interrupted(settings: RunConfig) -> Exception:
+    """What goes on without us, and the command that resumes."""
+    from itool.errors import Interrupted  # noqa: PLC0415
+
+    resume = f"Resume with: itoolctl {shlex.join(sys.argv[1:])}"
+    if settings.runtime.backend == "local":
+        return Interrupted(f"run {settings.run} stopped", remedy=resume)
+    return Interrupted(
+        f"nobody acts on run {settings.run} any more; Jobs that run go on, `itoolctl cancel {settings.run}` stops them", remedy=resume
+    )

@@ -12,7 +12,7 @@ import traceback
 
 import typer
 
-from itool.cli import artifacts, compare, doctor, iterate, logs, plan, report, stages, status
+from itool.cli import artifacts, cancel, compare, doctor, iterate, logs, plan, report, runs, stages, status
 from itool.errors import ItoolError
 
 app = typer.Typer(
@@ -26,8 +26,8 @@ app = typer.Typer(
 app.command("iterate")(iterate.iterate)
 app.command("plan")(plan.plan)
 app.command("status")(status.status)
-app.command("runs")(status.runs)
-app.command("cancel")(status.cancel)
+app.command("runs")(runs.runs)
+app.command("cancel")(cancel.cancel)
 app.command("logs")(logs.logs)
 app.command("report")(report.report)
 app.command("compare")(compare.compare)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from itool.config import RunConfig
 
 DEFAULT_ROOT = "runs"
+ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
 class Output(StrEnum):
@@ -21,6 +23,13 @@ class Output(StrEnum):
 
     text = "text"
     json = "json"
+
+
+class Backend(StrEnum):
+    """Where stages run."""
+
+    local = "local"
+    kubernetes = "kubernetes"
 
 
 class Method(StrEnum):
@@ -40,6 +49,9 @@ RunOption = Annotated[str | None, typer.Option("--run", "-r", metavar="NAME", he
 RootOption = Annotated[
     str | None, typer.Option("--root", metavar="ROOT", envvar="ITOOL_ROOT", help="Artifacts: a folder or s3://bucket/prefix.")
 ]
+BackendOption = Annotated[
+    Backend | None, typer.Option("--backend", help="Where stages run: processes on this machine, or Jobs in a cluster.")
+]
 CountOption = Annotated[int | None, typer.Option("--n", "-n", min=0, help="Number of iterations.")]
 MethodOption = Annotated[Method | None, typer.Option("--method", "-m", help="What an iteration does.")]
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="json for scripts.")]
@@ -54,6 +66,7 @@ def build_config(
     root: str | None = None,
     n: int | None = None,
     method: Method | None = None,
+    backend: Backend | None = None,
 ) -> RunConfig:
     """The configuration of a command that may start something: file, then --set, then the short options.
 
@@ -61,7 +74,7 @@ def build_config(
     """
     from itool.config import load_config  # noqa: PLC0415 - pydantic, only when a command runs
 
-    named = {"run": run, "root": root, "iterations": n, "method": method.value if method else None}
+    named = {"run": run, "root": root, "iterations": n, "method": method, "runtime.backend": backend}
     overrides = [*(sets or []), *(f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None)]
     stored = _stored_document(run, root) if config is None and run is not None else None
     if stored is None:
@@ -71,18 +84,20 @@ def build_config(
     return merge_config(stored, [f"root={json.dumps(root or DEFAULT_ROOT)}", *overrides], origin=f"stored configuration of run {run}")
 
 
-def existing_config(run: str | None, root: str | None, config: Path | None = None, sets: list[str] | None = None) -> RunConfig:
+def existing_config(
+    run: str | None, root: str | None, config: Path | None = None, sets: list[str] | None = None, backend: Backend | None = None
+) -> RunConfig:
     """The configuration of a run that exists. Raises InputError when there is no such run."""
     from itool.errors import InputError  # noqa: PLC0415
 
     if config is not None:
-        return build_config(config, sets, run=run, root=root)
+        return build_config(config, sets, run=run, root=root, backend=backend)
     name = run or _only_run(root)
     if _stored_document(name, root) is None:
         known = run_names(root)
         remedy = f"There {'is' if len(known) == 1 else 'are'} {', '.join(known)}" if known else "Start one with `itoolctl iterate`"
         raise InputError(f"there is no run {name} in {root or DEFAULT_ROOT}", remedy=remedy)
-    return build_config(None, sets, run=name, root=root)
+    return build_config(None, sets, run=name, root=root, backend=backend)
 
 
 def open_root(root: str | None) -> Store:
@@ -140,4 +155,6 @@ def _stored_document(run: str, root: str | None) -> dict[str, Any] | None:
         document = None
     if not isinstance(document, dict):
         raise InputError(f"{store.root}/{key} is not a configuration", remedy="Give the run's file with --config")
+    if any(name in os.environ for name in ENDPOINT_VARIABLES):  # the run's own endpoint may be one that only pods reach
+        document["store"] = {**(document.get("store") or {}), "endpoint_url": None}
     return document

@@ -1,130 +1,128 @@
-"""`itoolctl status`, `runs` and `cancel`: what is there, what works on it, and how to stop it."""
+"""`itoolctl status`: how far a run is, what works on it, and the reason of every wait and failure."""
 
 from __future__ import annotations
 
+import sys
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from itool.cli.options import ConfigOption, Output, OutputOption, RootOption, RunArgument, existing_config, note, print_json, run_names
+from itool.cli.options import BackendOption, ConfigOption, Output, OutputOption, RootOption, RunArgument, existing_config
+from itool.cli.options import print_json as print_document
 from itool.cli.tables import columns, duration
 
 if TYPE_CHECKING:
-    from itool.artifacts.resolve import Resolution
+    from itool.cluster.overview import PodRow, StageRow
+    from itool.cluster.run_status import RunStatus, StatusReader
     from itool.config import RunConfig
-    from itool.stages import StageId
 
-CANCEL_WAIT_SECONDS = 90.0
+STATUS_VERSION = 1
+"""Version of the JSON document (docs/cli.md). It rises when a field changes its meaning or goes; a new field does not raise it."""
+
+WATCH_SECONDS = 2.0
+SHOWN_PODS = 8
+FOLDED_ITERATIONS = 3
+HEADER = ("stage", "state", "time", "attempt", "pod", "node", "age", "progress", "reason")
+CLEAR_SCREEN = "\x1b[H\x1b[2J"
 
 
-def status(run: RunArgument = None, config: ConfigOption = None, root: RootOption = None, output: OutputOption = Output.text) -> None:
-    """Show how far a run is: every stage, who works on it, the progress of what runs."""
-    from itool.artifacts.resolve import resolve  # noqa: PLC0415
+def status(
+    *,
+    run: RunArgument = None,
+    config: ConfigOption = None,
+    root: RootOption = None,
+    backend: BackendOption = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing it until the run is finished or Ctrl-C.")] = False,
+    output: OutputOption = Output.text,
+) -> None:
+    """Show how far a run is: every stage, its pods, vLLM, and why something waits or failed.
+
+    Ends with 69 when the store or the cluster did not answer; what could be read is shown all the same.
+    """
+    reader = open_reader(existing_config(run, root, config, backend=backend))
+    shown = ""
+    while True:
+        found = reader.read()
+        text = as_text(found) if output is Output.text else ""
+        if output is Output.json:
+            print_document(as_document(found))
+        elif text != shown:
+            typer.echo((CLEAR_SCREEN if watch and sys.stdout.isatty() else "") + text)
+        shown = text
+        if not watch or found.state == "done":
+            break
+        time.sleep(WATCH_SECONDS)
+    if reader.error is not None:
+        raise reader.error
+
+
+def open_reader(settings: RunConfig) -> StatusReader:
+    """Who reads the run's status: with its cluster, or from this machine's logs."""
     from itool.artifacts.store import open_store  # noqa: PLC0415
-    from itool.cluster.session import open_lease  # noqa: PLC0415
+    from itool.cluster.client import open_cluster  # noqa: PLC0415
+    from itool.cluster.run_status import StatusReader  # noqa: PLC0415
 
-    settings = existing_config(run, root, config)
-    store = open_store(settings.root, settings.store)
-    holder = open_lease(store, settings.run).holder()
-    resolutions = resolve(store, settings)
-    rows = [_row(stage, found) for stage, found in resolutions.items()]
-    _mark_current(settings, rows, active=holder is not None)
-    if output is Output.json:
-        print_json({"run": settings.run, "controller": holder, "stages": rows})
-        return
-    shown = [[row["stage"], row["state"], _time(row["seconds"]), row["attempt"], row["progress"], row["reason"]] for row in rows]
-    typer.echo(columns(["stage", "state", "time", "attempt", "progress", ""], shown, right=["time", "attempt"]))
-    done = sum(found.done for found in resolutions.values())
+    cluster = open_cluster(settings.kubernetes.namespace) if settings.runtime.backend == "kubernetes" else None
+    return StatusReader(settings, open_store(settings.root, settings.store), cluster)
+
+
+def as_document(found: RunStatus) -> dict[str, Any]:
+    """The status as JSON."""
+    return {"schema": STATUS_VERSION} | asdict(found) | {"done": found.done, "total": len(found.stages)}
+
+
+def as_text(found: RunStatus) -> str:
+    """The status as a table and a line that sums it up."""
+    rows = [cells for line in folded(found.stages) for cells in line]
+    rows += [_pod_cells("vLLM", row) for row in found.serving or ()]
+    rows += [_pod_cells("controller", row) for row in found.controller_pods if row.state != "succeeded"]
+    used = [index for index, name in enumerate(HEADER) if name in ("stage", "state", "reason") or any(row[index] for row in rows)]
+    header = [HEADER[index] for index in used]
+    table = columns(header, [[row[index] for index in used] for row in rows], right=["time", "attempt", "age"])
+    holder = found.controller
     worker = f"process {holder.get('pid')} on {holder.get('host')} works on it" if holder else "nothing works on it"
-    typer.echo(f"\nrun {settings.run}: {done} of {len(rows)} stages done; {worker}")
+    line = f"run {found.run}: {found.state}, {found.done} of {len(found.stages)} stages done; {worker}"
+    return f"{table}\n\n{line}" + (f"\n{found.problem}" if found.problem else "")
 
 
-def runs(root: RootOption = None, output: OutputOption = Output.text) -> None:
-    """List the runs under a root."""
-    from itool.artifacts.resolve import resolve  # noqa: PLC0415
-    from itool.artifacts.store import open_store  # noqa: PLC0415
-    from itool.cluster.session import open_lease  # noqa: PLC0415
-
-    rows: list[dict[str, Any]] = []
-    for name in run_names(root):
-        settings = existing_config(name, root)
-        store = open_store(settings.root, settings.store)
-        resolutions = resolve(store, settings)
-        done = sum(found.done for found in resolutions.values())
-        active = open_lease(store, name).holder() is not None
-        rows.append(
-            {
-                "run": name,
-                "method": settings.method,
-                "iterations": settings.iterations,
-                "done": done,
-                "stages": len(resolutions),
-                "active": active,
-            }
-        )
-    if output is Output.json:
-        print_json(rows)
-        return
-    if not rows:
-        note("There is no run yet. Start one with `itoolctl iterate`.")
-        return
-    shown = [
-        [row["run"], row["method"], row["iterations"], f"{row['done']}/{row['stages']}", "running" if row["active"] else ""] for row in rows
-    ]
-    typer.echo(columns(["run", "method", "iterations", "stages", ""], shown, right=["iterations", "stages"]))
+def folded(stages: Sequence[StageRow]) -> Iterator[list[list[str | None]]]:
+    """The rows of every stage; of many iterations in a row that are all done, or all waiting, one line."""
+    iterations = [list(rows) for _, rows in groupby(stages, key=lambda row: row.iteration)]
+    for state, group in groupby(iterations, key=_common_state):
+        members = list(group)
+        if state is None or len(members) < FOLDED_ITERATIONS:
+            yield from ([line for row in rows for line in _stage_cells(row)] for rows in members)
+            continue
+        rows = [row for member in members for row in member]
+        spent = sum(row.seconds or 0.0 for row in rows)
+        name = f"i{rows[0].iteration} .. i{rows[-1].iteration}"
+        yield [[name, state, duration(spent) if spent else None, *[None] * 5, f"{len(rows)} stages"]]
 
 
-def cancel(run: RunArgument = None, root: RootOption = None) -> None:
-    """Stop a run after its stages have saved a checkpoint. Artifacts stay; `itoolctl iterate` resumes."""
-    from itool.artifacts.store import open_store  # noqa: PLC0415
-    from itool.cluster.session import open_lease  # noqa: PLC0415
-    from itool.errors import DependencyError  # noqa: PLC0415
-
-    settings = existing_config(run, root)
-    lease = open_lease(open_store(settings.root, settings.store), settings.run)
-    if not lease.request_stop():
-        note(f"Nothing works on run {settings.run}.")
-        return
-    deadline = time.monotonic() + CANCEL_WAIT_SECONDS
-    while lease.holder() is not None:
-        if time.monotonic() > deadline:
-            raise DependencyError(f"run {settings.run} was asked to stop but still runs", remedy="Wait, and see `itoolctl status`")
-        time.sleep(0.1)
-    note(f"Run {settings.run} has stopped. `itoolctl iterate` resumes it.")
+def _common_state(rows: Sequence[StageRow]) -> str | None:
+    states = {row.state for row in rows}
+    return states.pop() if states in ({"done"}, {"waiting"}) and rows[0].iteration else None
 
 
-def _row(stage: StageId, found: Resolution) -> dict[str, Any]:
-    return {
-        "stage": str(stage),
-        "name": stage.name,
-        "iteration": stage.iteration,
-        "state": found.state,
-        "reason": "" if found.done and found.reason == "up to date" else found.reason,
-        "key": found.key,
-        "seconds": found.manifest.seconds if found.manifest else None,
-        "startup_seconds": found.manifest.startup_seconds if found.manifest else None,
-        "attempt": None,
-        "progress": None,
-    }
+def _stage_cells(row: StageRow) -> Iterator[list[str | None]]:
+    seconds = None if row.seconds is None else duration(row.seconds)
+    attempt = None if row.attempt is None else str(row.attempt)
+    pod = row.pod or (f"{len(row.pods)} pods" if row.pods else None)
+    yield [row.stage, row.state, seconds, attempt, pod, row.node, _age(row.age_seconds), row.progress, row.reason]
+    if len(row.pods) > 1:
+        yield from (_pod_cells(f"  shard {pod.shard}" if pod.shard is not None else "  pod", pod) for pod in row.pods[:SHOWN_PODS])
+    if len(row.pods) > SHOWN_PODS:
+        yield [f"  and {len(row.pods) - SHOWN_PODS} more", *[None] * 8]
 
 
-def _mark_current(config: RunConfig, rows: list[dict[str, Any]], *, active: bool) -> None:
-    """The first stage that is not done is where the run stands: running with its progress, or failed with its log's last word."""
-    from itool.cluster.attempt_logs import last_word  # noqa: PLC0415
-
-    current = next((row for row in rows if row["state"] != "done"), None)
-    if current is None:
-        return
-    word = last_word(config, current["name"], current["iteration"])
-    if word is None:
-        return
-    current["attempt"] = word.attempt
-    if active:
-        current.update(state="running", progress=word.progress)
-    elif word.message:
-        current["reason"] = f"{current['reason']}; last attempt: {word.message}"
+def _pod_cells(name: str, row: PodRow) -> list[str | None]:
+    state = "ready" if row.ready else row.state
+    return [name, state, None, None, row.pod, row.node, _age(row.age_seconds), row.progress or row.adapter, row.reason]
 
 
-def _time(seconds: float | None) -> str | None:
+def _age(seconds: float | None) -> str | None:
     return None if seconds is None else duration(seconds)

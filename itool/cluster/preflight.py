@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+from itool.cluster.check import Check
 from itool.cluster.client import PERMISSIONS
 from itool.cluster.manifests import stage_job
 from itool.cluster.pods import Object, has_managed_serving
@@ -25,17 +25,6 @@ OLDEST_VERSION = (1, 29)
 SECRET_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 KUEUE = "kueue.x-k8s.io"
 _NOBODY: Object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "dry-run", "uid": "00000000-0000-0000-0000-000000000000"}}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One finding. `missing` means that a run will fail, `note` that something optional or tight should be known."""
-
-    name: str
-    state: Literal["ok", "note", "missing"]
-    finding: str
-    remedy: str = ""
-    exit_code: int = 1
 
 
 class Asks(Protocol):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from itool.artifacts.resolve import Resolution, resolve
 from itool.artifacts.store import FolderStore, Store, open_store
@@ -19,6 +20,9 @@ from itool.cluster.progress import Silent, Watcher
 from itool.cluster.runner import Task
 from itool.config import RunConfig
 from itool.stages import StageId
+
+if TYPE_CHECKING:
+    from itool.cluster.client import Cluster
 
 
 def iterate(
@@ -32,12 +36,16 @@ def iterate(
     resolutions = resolve(store, config)
     if all(resolution.done for resolution in resolutions.values()):
         return resolutions
+    cluster = checked_cluster(config) if config.runtime.backend == "kubernetes" else None
+    if cluster is not None:  # named, so that whoever looks at the run from elsewhere finds it
+        named = config.kubernetes.model_copy(update={"namespace": cluster.namespace})
+        config = config.model_copy(update={"kubernetes": named})
     lease = open_lease(store, config.run)
     acquire_within(lease, wait_lease_seconds)
     try:
         store_config(store, config)
-        if config.runtime.backend == "kubernetes":
-            return _iterate_in_cluster(config, store, lease, watcher or Silent())
+        if cluster is not None:
+            return _iterate_in_cluster(config, store, lease, watcher or Silent(), cluster)
         return _iterate_here(config, store, lease, watcher or Silent(), package)
     finally:
         lease.release()
@@ -52,11 +60,20 @@ def _iterate_here(config: RunConfig, store: Store, lease: Lease, watcher: Watche
             runner.close()
 
 
-def _iterate_in_cluster(config: RunConfig, store: Store, lease: Lease, watcher: Watcher) -> dict[StageId, Resolution]:
+def checked_cluster(config: RunConfig) -> Cluster:
+    """The cluster, when everything that the run needs is there. Raises what is missing before anything is created."""
     from itool.cluster.client import open_cluster  # noqa: PLC0415 - half a second, and only this backend needs it
+    from itool.cluster.preflight import require  # noqa: PLC0415
+
+    cluster = open_cluster(config.kubernetes.namespace)
+    require(cluster, config)
+    return cluster
+
+
+def _iterate_in_cluster(config: RunConfig, store: Store, lease: Lease, watcher: Watcher, cluster: Cluster) -> dict[StageId, Resolution]:
     from itool.cluster.kubernetes_runner import open_runner  # noqa: PLC0415
 
-    runner = open_runner(config, open_cluster(config.kubernetes.namespace))
+    runner = open_runner(config, cluster)
     with stop_signals(on_second=lambda: None) as stop_requested:
         try:
             return Controller(

@@ -141,9 +141,9 @@ def test_json_goes_to_stdout_alone(finished: Itoolctl) -> None:
     status = json.loads(finished("status", "demo", "-o", "json").stdout)
     assert {stage["state"] for stage in status["stages"]} == {"done"}
     assert status["controller"] is None
-    assert json.loads(finished("runs", "-o", "json").stdout) == [
-        {"run": "demo", "method": "mcts_dpo", "iterations": 1, "done": 8, "stages": 8, "active": False}
-    ]
+    [run] = json.loads(finished("runs", "-o", "json").stdout)
+    assert (run["run"], run["state"], run["iterations_done"], run["done"], run["stages"]) == ("demo", "done", 1, 8, 8)
+    assert (run["best_iteration"], run["best_accuracy"], run["controller"]) == (1, 0.6, None)
     assert len(json.loads(finished("artifacts", "ls", "-o", "json").stdout)) == 8
     assert json.loads(finished("stages", "-o", "json").stdout)[0]["name"] == "prepare"
     assert "properties" in json.loads(finished("schema").stdout)
