@@ -28,8 +28,11 @@ RUN python3 -m venv /opt/pip && /opt/pip/bin/pip --python /opt/venv/bin/python i
 COPY --from=source /source /opt/venv
 USER 10001:10001
 ENTRYPOINT ["itoolctl"]
-ARG VERSION=0
-ARG REVISION=unknown
+ARG VERSION
+ARG REVISION
+# Does it start? Also, buildah's cache looks at the values of arguments at RUN only.
+RUN itoolctl --help >/dev/null
+ENV ITOOL_CODE_VERSION=${REVISION:+$VERSION+g$REVISION}
 LABEL org.opencontainers.image.title="iTool controller" org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" org.opencontainers.image.revision="${REVISION}"
 
@@ -52,8 +55,10 @@ RUN python3 -m venv /opt/pip && /opt/pip/bin/pip --python /opt/venv/bin/python i
     && find /opt/venv -type d -name tests -prune -exec rm -r {} + && rm -r /opt/pip
 COPY --from=source /source /opt/venv
 USER 10001:10001
-ARG VERSION=0
-ARG REVISION=unknown
+ARG VERSION
+ARG REVISION
+RUN python -m jobs.warmup --help >/dev/null
+ENV ITOOL_CODE_VERSION=${REVISION:+$VERSION+g$REVISION}
 LABEL org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" org.opencontainers.image.revision="${REVISION}"
 
@@ -86,7 +91,4 @@ RUN python3 -m venv /opt/pip && /opt/pip/bin/pip --python /opt/venv/bin/python i
     && find /opt/venv -type d -name tests -prune -exec rm -r {} + && rm -r /opt/pip
 USER 10001:10001
 ENTRYPOINT ["python", "-m", "vllm.entrypoints.openai.api_server"]
-ARG VERSION=0
-ARG REVISION=unknown
-LABEL org.opencontainers.image.title="iTool vLLM server (CPU)" org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" org.opencontainers.image.revision="${REVISION}"
+LABEL org.opencontainers.image.title="vLLM server (CPU)" org.opencontainers.image.licenses="Apache-2.0" org.opencontainers.image.version="0.32.0"

@@ -5,6 +5,11 @@ VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 RUN_FLAGS ?=
 CONSTRAINTS := configs/constraints
+IMAGE_REPOSITORY ?= localhost/itool
+IMAGE_TAG ?= dev
+IMAGES ?= controller warmup score generate dpo evaluate vllm-cpu
+IMAGE_SOURCES := Dockerfile .dockerignore configs/constraints itool jobs pyproject.toml README.md
+TORCH ?= cpu
 MISSING := a package is missing (pip's message stands above): point pip at an index or a folder of wheels, e.g. PIP_FIND_LINKS=/wheels make demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -71,6 +76,22 @@ chart: install-dev  ## write the chart's values.yaml, schema and table from the 
 
 k8s: chart  ## render the chart into k8s/ (needs helm)
 	$(VENV)/bin/python -m helm.render
+
+# The revision is the commit that last changed what images are made of, so that other commits leave the images as they are.
+# vllm-cpu stays on the CPU whatever TORCH is. A builder that is there but does not answer (docker without its daemon) is passed over.
+image_arguments = --build-arg TORCH=$(if $(filter vllm-cpu,$*),cpu,$(TORCH)) \
+  $(foreach name,BASE_IMAGE TORCH_INDEX_URL,$(if $($(name)),--build-arg $(name)=$($(name)))) \
+  --build-arg VERSION=$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
+  --build-arg REVISION=$(shell git log -1 --format=%H -- $(IMAGE_SOURCES))$(if $(shell git status --porcelain -- $(IMAGE_SOURCES)),-dirty)
+
+.PHONY: images
+images: $(IMAGES:%=image-%)  ## build the container images: docker, podman, buildah or BUILD_IMAGE=COMMAND (docs/images.md)
+
+image-%:
+	@image=$(IMAGE_REPOSITORY)/$*:$(IMAGE_TAG); if [ -n "$(BUILD_IMAGE)" ]; then $(BUILD_IMAGE) . $* $$image $(image_arguments); exit; fi; \
+	for builder in docker podman buildah; do $$builder info >/dev/null 2>&1 || continue; \
+	  BUILDAH_LAYERS=true $$builder build --target $* --tag $$image $(image_arguments) .; exit; done; \
+	echo "no builder answers: start docker, install podman or buildah, or name your own with BUILD_IMAGE=COMMAND" >&2; exit 1
 
 .PHONY: clean
 clean:  ## remove the environments and caches; runs/ and models/ stay
