@@ -21,10 +21,9 @@ def test_it_iterates_with_the_mounted_configuration() -> None:
     assert pod["serviceAccountName"] == "demo-controller"
 
 
-def test_it_knows_the_object_that_owns_what_it_creates_and_its_own_place() -> None:
+def test_it_knows_the_object_that_owns_what_it_creates_and_a_folder_that_it_may_write() -> None:
     environment = {variable["name"]: variable for variable in job()["spec"]["template"]["spec"]["containers"][0]["env"]}
     assert environment["ITOOL_RELEASE_CONFIGMAP"]["value"] == "demo-config"
-    assert environment["POD_NAMESPACE"]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.namespace"
     assert environment["TMPDIR"]["value"] == "/scratch"
 
 

@@ -53,20 +53,12 @@ volumeMounts:
     mountPath: /scratch
 {{- end }}
 
-{{/* Folders that may be written, and the pod's own names. */}}
+{{/* Folders that may be written. */}}
 {{- define "itool.env" -}}
 {{- range list "HOME" "TMPDIR" "XDG_CACHE_HOME" "XDG_CONFIG_HOME" "XDG_STATE_HOME" }}
 - name: {{ . }}
   value: /scratch
 {{- end }}
-- name: POD_NAME
-  valueFrom:
-    fieldRef:
-      fieldPath: metadata.name
-- name: POD_NAMESPACE
-  valueFrom:
-    fieldRef:
-      fieldPath: metadata.namespace
 {{- end }}
 
 {{/* The configuration and the scratch folder. Takes the name of the ConfigMap. */}}
