@@ -87,6 +87,10 @@ image_arguments = --build-arg TORCH=$(if $(filter vllm-cpu,$*),cpu,$(TORCH)) \
 .PHONY: images
 images: $(IMAGES:%=image-%)  ## build the container images: docker, podman, buildah or BUILD_IMAGE=COMMAND (docs/images.md)
 
+.PHONY: image-names
+image-names:
+	@echo $(IMAGES:%=$(IMAGE_REPOSITORY)/%:$(IMAGE_TAG))
+
 image-%:
 	@image=$(IMAGE_REPOSITORY)/$*:$(IMAGE_TAG); if [ -n "$(BUILD_IMAGE)" ]; then $(BUILD_IMAGE) . $* $$image $(image_arguments); exit; fi; \
 	for builder in docker podman buildah; do $$builder info >/dev/null 2>&1 || continue; \
