@@ -13,6 +13,7 @@ A process that torchrun did not start is alone: nothing is exchanged, and torch.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ import torch.distributed as dist
 
 from itool.artifacts.process import worker_count, worker_rank
 from itool.errors import ConfigError, DependencyError
+
+_PLACE = re.compile(r"^\[[^\]]*\]\s*")  # gloo begins with the line of its source
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,6 @@ def _exchange() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DependencyError(
-            f"worker {worker_rank()} lost the others: {reason}", remedy="Their logs say why; start all of them again"
-        ) from None
+        reason = _PLACE.sub("", str(error)).split(". ")[0]
+        what = f"worker {worker_rank()} lost the others: {reason}"
+        raise DependencyError(what, remedy="Their logs say why; start all of them again") from None

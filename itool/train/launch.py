@@ -22,7 +22,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 
-from itool.artifacts.process import exit_code_of
+from itool.artifacts.process import STOP_SIGNALS, exit_code_of
 from itool.errors import ConfigError, DependencyError, Interrupted
 
 _DAY_SECONDS = 24 * 60 * 60
@@ -31,7 +31,8 @@ _DAY_SECONDS = 24 * 60 * 60
 def launch(argv: list[str]) -> int:
     """Run the workers of this node to their end; returns the exit code that says most about it."""
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_DAY_SECONDS))
-    signal.signal(signal.SIGTERM, _stop)  # the launcher sets its own when workers run; as a container's first process it needs one before
+    for number in STOP_SIGNALS:  # torch sets its own when workers run; a container's first process ignores what nobody handles
+        signal.signal(number, _stop)
     try:
         _start(argv[0] if argv else "", argv[1:])
     except ChildFailedError as error:

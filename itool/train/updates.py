@@ -59,6 +59,9 @@ class UpdateTrainer:
         """Nor does transformers, which would spread one process over all GPUs that it sees."""
         return model
 
+    def _send_telemetry(self) -> None:
+        """TRL would report every training to its makers; a user's cluster may reach nobody."""
+
     def _prepare_dataset(self, dataset: Dataset, *_arguments: Any, **_settings: Any) -> Dataset:
         """TRL would tokenise, add an EOS and truncate here. Token ids go in unchanged."""
         return dataset
@@ -167,7 +170,7 @@ def row_numbers(plan: Sequence[Any]) -> Dataset:
 
 
 def run_updates(trainer: Any, settings: OptimizerConfig, hooks: TrainingHooks, *, output: Path, fingerprint: str) -> TrainingLog:
-    """Train to the end of the plan, from a checkpoint when there is one, and save the adapter under `output`.
+    """Train to the end of the plan, from a checkpoint when there is one, and save the adapter (rank 0's) under `output`.
 
     Raises Interrupted after a checkpoint was saved, NumericalError when a loss or gradient is not finite.
     """
@@ -189,7 +192,8 @@ def run_updates(trainer: Any, settings: OptimizerConfig, hooks: TrainingHooks, *
     trainer.add_callback(progress)
     trainer.args.max_steps = len(trainer.plan) - trainer.training_log.updates
     trainer.train()
-    save_adapter(model, output)
+    if hooks.workers.rank == 0:
+        save_adapter(model, output)
     log: TrainingLog = trainer.training_log
     return log
 

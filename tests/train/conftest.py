@@ -9,6 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from itool.config import ModelConfig
+from itool.records import PreferencePair
+from itool.train.model import load_model, new_adapter, save_adapter
 from itool.train.sequences import TokenSequence
 
 VOCABULARY = 64
@@ -56,3 +58,31 @@ def random_sequences(count: int, seed: int = 1, longest: int = 40) -> list[Token
 @pytest.fixture
 def sequences() -> list[TokenSequence]:
     return random_sequences(24)
+
+
+@pytest.fixture
+def adapter(tiny_base, lora, tmp_path):
+    """A trained-looking adapter: LoRA's B is zero at first, and a policy equal to its base would hide mistakes."""
+    model = new_adapter(load_model(tiny_base), lora, seed=1)
+    torch.manual_seed(8)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.05)
+    save_adapter(model, tmp_path / "adapter-in")
+    return tmp_path / "adapter-in"
+
+
+def pair(prompt, prefix, chosen, rejected):
+    evidence = {"chosen_value": 1.0, "rejected_value": 0.0, "chosen_correct": 1, "rejected_wrong": 1}
+    sides = {"chosen_ids": chosen, "rejected_ids": rejected, "chosen_visits": 3, "rejected_visits": 1}
+    return PreferencePair(example_id="e", prompt_ids=prompt, prefix_ids=prefix, **sides, **evidence)
+
+
+@pytest.fixture
+def pairs():
+    rng = random.Random(2)
+
+    def ids(low, high):
+        return [rng.randrange(3, 64) for _ in range(rng.randint(low, high))]
+
+    return [pair(ids(5, 30), ids(0, 5), [3, *ids(0, 4)], [4, *ids(0, 4)]) for _ in range(10)]

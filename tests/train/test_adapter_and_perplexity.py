@@ -10,17 +10,6 @@ from itool.train.perplexity import perplexities
 from itool.train.sequences import batch_sequences
 
 
-@pytest.fixture
-def adapter(tiny_base, lora, tmp_path):
-    model = new_adapter(load_model(tiny_base), lora, seed=1)
-    torch.manual_seed(8)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(0, 0.05)
-    save_adapter(model, tmp_path / "adapter")
-    return tmp_path / "adapter"
-
-
 def logps(model, sequences):
     with torch.no_grad():
         return response_logps(model.eval(), batch_sequences(sequences))

@@ -1,48 +1,17 @@
-import random
-
 import pytest
-import torch
 from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from itool.config import DpoConfig
 from itool.errors import InputError, Interrupted, NumericalError
-from itool.records import PreferencePair
 from itool.train.hooks import TrainingHooks
-from itool.train.model import load_adapter, load_model, load_policy, new_adapter, save_adapter
+from itool.train.model import load_adapter, load_model, load_policy, save_adapter
 from itool.train.preference import plan_preferences, train_preferences
 from itool.train.sft import continue_sft
+from tests.train.conftest import pair
 
 FAST = DpoConfig(updates=6, batch_pairs=4, learning_rate=1e-2, batch_tokens=128, replay_fraction=0.25)
-
-
-def pair(prompt, prefix, chosen, rejected):
-    evidence = {"chosen_value": 1.0, "rejected_value": 0.0, "chosen_correct": 1, "rejected_wrong": 1}
-    sides = {"chosen_ids": chosen, "rejected_ids": rejected, "chosen_visits": 3, "rejected_visits": 1}
-    return PreferencePair(example_id="e", prompt_ids=prompt, prefix_ids=prefix, **sides, **evidence)
-
-
-@pytest.fixture
-def pairs():
-    rng = random.Random(2)
-
-    def ids(low, high):
-        return [rng.randrange(3, 64) for _ in range(rng.randint(low, high))]
-
-    return [pair(ids(5, 30), ids(0, 5), [3, *ids(0, 4)], [4, *ids(0, 4)]) for _ in range(10)]
-
-
-@pytest.fixture
-def adapter(tiny_base, lora, tmp_path):
-    """A trained-looking adapter: LoRA's B is zero at first, and a policy equal to its base would hide mistakes."""
-    model = new_adapter(load_model(tiny_base), lora, seed=1)
-    torch.manual_seed(8)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(0, 0.05)
-    save_adapter(model, tmp_path / "adapter-in")
-    return tmp_path / "adapter-in"
 
 
 @pytest.fixture
