@@ -29,6 +29,10 @@ demo-llm: install-train models/SmolLM2-135M-Instruct.Q4_1.gguf  ## the same on S
 test: install-dev install-vllm  ## install and run every test that this machine can run
 	ITOOL_VLLM_PYTHON=$${ITOOL_VLLM_PYTHON:-$(abspath $(VLLM_VENV))/bin/python} $(VENV)/bin/python -m pytest -m 'not cluster and not gpu' -ra
 
+.PHONY: test-cluster
+test-cluster: install-dev  ## the tests that need a Kubernetes cluster in KUBECONFIG (tests/real_cluster/conftest.py says what they read)
+	ITOOL_VLLM_PYTHON=$${ITOOL_VLLM_PYTHON:-$(abspath $(VLLM_VENV))/bin/python} $(VENV)/bin/python -m pytest -m cluster -ra
+
 .PHONY: test-fast
 test-fast: install-dev  ## only the unit tests
 	$(VENV)/bin/python -m pytest

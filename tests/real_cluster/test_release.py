@@ -1,0 +1,211 @@
+"""`helm install` to `helm uninstall` on a real cluster, in the order of an operator's day: each test builds on the one before it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import yaml
+
+from itool.errors import DependencyError
+from itool.policy.server import find_vllm_python
+from tests.real_cluster.conftest import REPOSITORY, Site, digests, wait_until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
+
+RUN = "served"
+SERVING = {"policy__backend": "vllm", "policy__startup_seconds": 600}
+REACH = "import socket, sys\nsocket.create_connection((sys.argv[1], int(sys.argv[2])), 4).close()"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A Helm release of the chart in the site's namespace."""
+
+    site: Site
+    name: str = "itool"
+
+    def helm(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """helm in the namespace."""
+        command = ["helm", "--namespace", self.site.namespace, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+        assert done.returncode == 0 or not check, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def values(self, **changes: Any) -> str:
+        """A values file of the run that the chart starts."""
+        path = self.site.folder / "values.yaml"
+        document = self.site.document(RUN, **SERVING, **changes)
+        del document["runtime"]["backend"], document["kubernetes"]["namespace"]  # the chart's own to say
+        path.write_text(yaml.safe_dump({"run": document}))
+        return str(path)
+
+    def wait(self, revision: int, seconds: float = 1200) -> None:
+        """Until the revision's controller has ended well."""
+        name = f"{self.name}-controller-{revision}"
+
+        def ended() -> bool:
+            conditions = {
+                c["type"] for job in self.site.get("jobs") if job["metadata"]["name"] == name for c in job["status"].get("conditions", [])
+            }
+            if "Failed" in conditions:
+                pytest.fail(self.site.kubectl("logs", f"job/{name}", "--tail=40", check=False))
+            return "Complete" in conditions
+
+        try:
+            wait_until(ended, f"{name} has finished", seconds, 2)
+        except pytest.fail.Exception as late:
+            pods = self.site.kubectl("get", "pods", "--output", "wide")
+            raise AssertionError(f"{late}\n{pods}\n{self.site.kubectl('logs', f'job/{name}', '--tail=40', check=False)}") from None
+
+
+@pytest.fixture(scope="module")
+def release(site: Site) -> Iterator[Release]:
+    """The release; whatever the tests leave of it is uninstalled."""
+    found = Release(site)
+    yield found
+    found.helm("uninstall", found.name, "--ignore-not-found", "--wait", check=False)
+
+
+def test_an_unknown_value_is_refused_before_anything_is_created(release: Release) -> None:
+    refused = release.helm(
+        "install", release.name, str(REPOSITORY / "helm/itool"), "--values", release.values(), "--set", "run.dpo.bta=1", check=False
+    )
+    assert refused.returncode != 0
+    assert "bta" in refused.stderr
+    assert release.site.get("configmaps", "app.kubernetes.io/name=itool") == []
+
+
+def test_an_installation_trains_an_iteration_although_its_controller_is_deleted(release: Release, undisturbed: dict[str, Any]) -> None:
+    release.helm("install", release.name, str(REPOSITORY / "helm/itool"), "--values", release.values())
+    wait_until(lambda: release.site.get("pods", f"itool/run={RUN},itool/stage=warmup"), "the warm-up's pod", 400)
+    controllers = release.site.get("pods", "app.kubernetes.io/component=controller")
+    release.site.kubectl("delete", "pod", *(pod["metadata"]["name"] for pod in controllers), "--wait=false")
+    release.wait(1)
+    made = digests(release.site.store(), RUN)
+    assert list(made) == ["i0/evaluate", "i0/prepare", "i0/warmup", "i1/dpo", "i1/evaluate", "i1/generate", "i1/score"]
+    for stage in ("i0/prepare", "i0/warmup", "i1/score"):  # no sampling by vLLM in them: bit for bit
+        assert made[stage] == undisturbed[stage]
+
+
+def test_searching_was_shared_by_two_shards(release: Release) -> None:
+    job = next(job for job in release.site.get("jobs", f"itool/run={RUN},itool/stage=generate"))
+    assert job["spec"]["completions"] == 2
+    assert job["status"]["completedIndexes"] == "0,1"
+    manifest = manifest_of(release.site, "i1/generate")
+    assert manifest["shards"] == 2
+    assert manifest["counts"]["kept"] > 0
+
+
+def test_a_laptop_with_the_same_policy_backend_learns_the_same(release: Release) -> None:
+    try:
+        find_vllm_python()
+    except DependencyError as error:
+        pytest.skip(str(error))
+    config = release.site.config("laptop", runtime__backend="local", **SERVING)
+    release.site.itoolctl("iterate", "--config", str(config), timeout_seconds=1200)
+    here, there = digests(release.site.store(), "laptop"), digests(release.site.store(), RUN)
+    assert here["i1/dpo"] == there["i1/dpo"]
+    assert metrics_of(release.site, "laptop") == metrics_of(release.site, RUN)
+
+
+def test_helm_test_passes(release: Release) -> None:
+    release.helm("test", release.name, "--timeout", "5m")
+
+
+def test_more_iterations_extend_the_run_although_vllm_is_killed(release: Release) -> None:
+    before = digests(release.site.store(), RUN)
+    release.helm("upgrade", release.name, str(REPOSITORY / "helm/itool"), "--values", release.values(iterations=2))
+
+    def searching() -> list[dict[str, Any]]:
+        pods = release.site.get("pods", f"itool/run={RUN},itool/stage=generate,itool/iteration=2")
+        return [pod for pod in pods if pod["status"]["phase"] == "Running"]
+
+    wait_until(searching, "the second search", 900)
+    reach_checks(release.site)
+    servers = release.site.get("pods", f"itool/run={RUN},app.kubernetes.io/component=serving")
+    release.site.kubectl("delete", "pod", *(pod["metadata"]["name"] for pod in servers), "--wait=false", "--grace-period=1")
+    release.wait(2)
+    after = digests(release.site.store(), RUN)
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == {"i2/score", "i2/generate", "i2/dpo", "i2/evaluate"}
+
+
+def test_a_finished_run_holds_no_gpu(release: Release) -> None:
+    wait_until(lambda: not release.site.get("pods", f"itool/run={RUN},app.kubernetes.io/component=serving"), "vLLM has gone", 90)
+
+
+def test_uninstalling_leaves_nothing_but_the_artifacts(release: Release) -> None:
+    release.helm("uninstall", release.name, "--wait")
+    kinds = "configmaps,services,deployments,jobs,pods,serviceaccounts,roles,rolebindings,networkpolicies,poddisruptionbudgets"
+
+    def left() -> list[str]:
+        names = release.site.kubectl("get", kinds, "--selector", "app.kubernetes.io/name=itool", "--output", "name").split()
+        return [name for name in names if "itool/run" in name or RUN in name or release.name in name]
+
+    wait_until(lambda: not left(), "nothing is left", 120)
+    assert "i2/evaluate" in digests(release.site.store(), RUN)
+
+
+def reach_checks(site: Site) -> None:
+    """What the network policies let through while vLLM serves, and what not."""
+    serving = site.get("pods", f"itool/run={RUN},app.kubernetes.io/component=serving")[0]["status"]["podIP"]
+    api = json.loads(site.kubectl("get", "endpoints", "kubernetes", "--namespace", "default", "--output", "json"))["subsets"][0]
+    api_address, api_port = api["addresses"][0]["ip"], api["ports"][0]["port"]
+    labels = {"app.kubernetes.io/name": "itool", "app.kubernetes.io/instance": "itool", "itool/run": RUN}
+    stage = {**labels, "app.kubernetes.io/component": "stage"}
+    assert reaches(site, "stage-to-vllm", stage, serving, 8000)
+    assert not reaches(site, "stage-to-api", stage, api_address, api_port)
+    assert not reaches(site, "stage-to-service", stage, "kubernetes.default.svc.cluster.local", 443)
+    assert not reaches(site, "stranger-to-vllm", {"app": "stranger"}, serving, 8000)
+    assert not reaches(site, "stranger-to-keeper", {"app": "stranger"}, serving, 8001)
+
+
+def reaches(site: Site, name: str, labels: dict[str, str], address: str, port: int) -> bool:
+    """Whether a pod with these labels can open a connection."""
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": labels},
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "securityContext": {"runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [
+                {
+                    "name": "try",
+                    "image": f"{site.repository}/controller:{site.tag}",
+                    "command": ["sh", "-c", 'sleep 4; exec python -c "$0" "$@"', REACH, address, str(port)],  # policies need a moment
+                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                }
+            ],
+        },
+    }
+    site.kubectl("apply", "--filename", "-", given=json.dumps(pod))
+    ended = ("Succeeded", "Failed")
+    phase = wait_until(
+        lambda: next((p for p in [site.kubectl("get", "pod", name, "--output", "jsonpath={.status.phase}")] if p in ended), None), name, 90
+    )
+    said = site.kubectl("logs", name)
+    site.kubectl("delete", "pod", name, "--wait=false")
+    assert phase == "Succeeded" or "timed out" in said or "refused" in said or "unreachable" in said, said
+    return bool(phase == "Succeeded")
+
+
+def manifest_of(site: Site, stage: str, run: str = RUN) -> dict[str, Any]:
+    """The manifest of a stage's artifact."""
+    store = site.store()
+    found = [key for key in store.list(f"{run}/{stage}") if key.endswith("/manifest.json") and key.count("/") == 4]
+    document: dict[str, Any] = json.loads(store.read(found[0]))
+    return document
+
+
+def metrics_of(site: Site, run: str) -> list[dict[str, Any]]:
+    """The evaluations of a run's report."""
+    done = site.itoolctl("report", run, "--root", site.store().root, "--output", "json")
+    evaluations: list[dict[str, Any]] = json.loads(done.stdout)["evaluations"]
+    return evaluations
