@@ -36,7 +36,7 @@ def cancel_in_cluster(config: RunConfig, store: Store, cluster: Cluster) -> bool
         _wait_until_free(lease, config.run)
     lease.acquire()  # nobody starts the run again while its Jobs are being stopped
     try:
-        stopped = _stop_jobs(config, cluster)
+        stopped = _stop_jobs(config, cluster, store)
     finally:
         lease.release()
     if has_managed_serving(config):
@@ -53,8 +53,8 @@ def _suspend_controllers(config: RunConfig, cluster: Cluster) -> list[str]:
     return names
 
 
-def _stop_jobs(config: RunConfig, cluster: Cluster) -> int:
-    runner = open_runner(config, cluster)
+def _stop_jobs(config: RunConfig, cluster: Cluster, store: Store) -> int:
+    runner = open_runner(config, cluster, store)
     try:
         open_jobs = sum(not attempt.over for attempts in runner.state().values() for attempt in attempts)
         runner.cancel(config.kubernetes.grace_seconds + 30.0)

@@ -16,8 +16,8 @@ from itool.artifacts.resolve import Resolution
 from itool.artifacts.store import Store
 from itool.cluster.decide import Action, Fail, Finish, Observed, RetryRules, StartStage, next_actions
 from itool.cluster.leases import Lease, LeaseLost
-from itool.cluster.progress import ProgressTail, Silent, Watcher
-from itool.cluster.runner import Attempts, Runner, Task
+from itool.cluster.progress import Progress, ProgressTail, Silent, Watcher
+from itool.cluster.runner import Attempt, Attempts, Runner, Task
 from itool.config import RunConfig
 from itool.errors import DependencyError, Interrupted, ItoolError
 from itool.logs import get_logger
@@ -57,6 +57,7 @@ class Controller:
     _reported: set[tuple[Task, int]] = field(default_factory=set)
     _last_actions: list[Action] = field(default_factory=list)
     _down_since: float | None = None
+    _shards_done: tuple[Task, int] | None = None
     _tail: ProgressTail = field(default_factory=ProgressTail)
 
     def run(self) -> dict[StageId, Resolution]:
@@ -135,9 +136,18 @@ class Controller:
                 self._reported.add((task, last.number))
                 self.watcher.ended(task, last)
             elif last.phase == "running":
-                progress = self._tail.read(self.runner, task, last.number)
+                progress = self._progress(task, last)
                 if progress is not None:
                     self.watcher.progressed(task, progress)
+
+    def _progress(self, task: Task, attempt: Attempt) -> Progress | None:
+        """How far a running attempt is, when that is news: what it says itself, or how many of its shards are done."""
+        if attempt.shards_done is None:
+            return self._tail.read(self.runner, task, attempt.number)
+        if self._shards_done == (task, attempt.shards_done):
+            return None
+        self._shards_done = (task, attempt.shards_done)
+        return Progress(attempt.shards_done, self.config.search.shards, "shards")
 
 
 def rules_of(config: RunConfig) -> RetryRules:

@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+from itool.artifacts.store import Store
 from itool.cluster.client import Cluster, Object
-from itool.cluster.manifests import ATTEMPT_LABEL, ITERATION_LABEL, KEY_LABEL, STAGE_LABEL, stage_job, workers_service
+from itool.cluster.manifests import ATTEMPT_LABEL, ITERATION_LABEL, JOB_LABEL, KEY_LABEL, STAGE_LABEL, job_name, stage_job, workers_service
+from itool.cluster.pod_logs import PodLogs
 from itool.cluster.pod_states import JobState, PodState, events_by_object, job_state, pod_state
 from itool.cluster.pods import COMPONENT_LABEL, RUN_LABEL, config_object, owner_name, owner_object
 from itool.cluster.runner import Attempt, Attempts, Task
@@ -23,11 +25,10 @@ from itool.cluster.watching import Cache, View
 from itool.config import RunConfig
 from itool.errors import DependencyError
 from itool.logs import get_logger
-from itool.stages import StageId, StageName
+from itool.stages import STAGES, StageId, StageName
 
 log = get_logger(__name__)
 
-JOB_LABEL = "batch.kubernetes.io/job-name"
 VERDICT = "itool/verdict"
 """Annotation of a Job that the controller ended: {"exit_code", "reason"}."""
 
@@ -35,6 +36,7 @@ RELEASE_VARIABLE = "ITOOL_RELEASE_CONFIGMAP"
 EVENTS_SECONDS = 5.0
 MOST_LOOKED_AT = 4
 DISK_EVICTIONS = 2
+LOGS_SECONDS = 15.0
 
 
 @dataclass
@@ -43,10 +45,13 @@ class KubernetesRunner:
 
     config: RunConfig
     cluster: Cluster
+    store: Store
     clock: Callable[[], float] = time.time
     cache: Cache = field(init=False)
+    pod_logs: PodLogs = field(init=False)
     _past: frozenset[str] = frozenset()
     _ended: dict[str, tuple[Task, Attempt]] = field(default_factory=dict)
+    _settled: set[str] = field(default_factory=set)
     _events: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     _events_at: float = float("-inf")
     _config_map: tuple[str, str] = ("", "")
@@ -56,6 +61,7 @@ class KubernetesRunner:
         jobs = View("jobs", f"{run},{COMPONENT_LABEL}=stage", trim=trim_job)
         pods = View("pods", run, "status.phase!=Succeeded", trim=trim_pod)
         self.cache = Cache(self.cluster, [jobs, pods])
+        self.pod_logs = PodLogs(self.cluster, self.store, self.config.run)
 
     def open(self) -> None:
         """Look at what is there. Raises ConfigError when we may not, DependencyError when the cluster does not answer."""
@@ -77,15 +83,18 @@ class KubernetesRunner:
         pods: dict[str, list[Object]] = defaultdict(list)
         for pod in self.cache.items("pods"):
             pods[pod["metadata"]["labels"].get(JOB_LABEL, "")].append(pod)
+        jobs = {job["metadata"]["name"]: job for job in self.cache.items("jobs")}
+        self._ended = {name: ended for name, ended in self._ended.items() if name in jobs}
         found: dict[Task, list[Attempt]] = defaultdict(list)
-        for job in self.cache.items("jobs"):
-            task, attempt = self._read(job, pods[job["metadata"]["name"]])
+        for name, job in jobs.items():
+            self._tend_logs(job, pods[name])
+            task, attempt = self._read(job, pods[name])
             found[task].append(attempt)
         return {task: tuple(sorted(attempts, key=lambda attempt: attempt.number)) for task, attempts in found.items()}
 
-    def logs(self, task: Task, attempt: int, offset: int = 0) -> bytes:  # noqa: ARG002
-        """Nothing yet."""
-        return b""
+    def logs(self, task: Task, attempt: int, offset: int = 0) -> bytes:
+        """What the attempt's pods have written, one after the other; nothing where many run side by side."""
+        return self.pod_logs.text(job_name(self.config, task.stage, task.key, attempt), offset)
 
     def cancel(self, grace_seconds: float) -> None:
         """End every Job that is not over; its pods get SIGTERM and their grace period."""
@@ -99,7 +108,8 @@ class KubernetesRunner:
         """Jobs live on without a controller."""
 
     def close(self) -> None:
-        """Stop watching."""
+        """Store the logs of what has ended, and stop watching."""
+        self.pod_logs.close(LOGS_SECONDS)
         self.cache.stop()
 
     def _active(self) -> list[Object]:
@@ -112,8 +122,19 @@ class KubernetesRunner:
             return self._ended[name]
         states = [pod_state(pod, self._events.get(pod["metadata"]["name"], ())) for pod in pods]
         found = job_state(job, states, self._events.get(name, ()))
+        if found.phase == "pending" and not states and has_begun(job):
+            found = replace(found, phase="running", reason="")  # between a pod's end and the Job's
         task, number, verdict = task_of(job), int(job["metadata"]["labels"][ATTEMPT_LABEL]), verdict_on(job)
-        attempt = Attempt(number, found.phase, found.exit_code, found.reason, found.started_at, found.ended_at, past=name in self._past)
+        attempt = Attempt(
+            number,
+            found.phase,
+            found.exit_code,
+            found.reason,
+            found.started_at,
+            found.ended_at,
+            shards_done=shards_done(job),
+            past=name in self._past,
+        )
         if verdict is not None:
             code, reason = verdict
             attempt = replace(attempt, exit_code=code if attempt.over else None, reason=reason, final=True)
@@ -122,6 +143,19 @@ class KubernetesRunner:
         elif verdict is None:
             self._judge(job, found, states)
         return task, attempt
+
+    def _tend_logs(self, job: Object, pods: Sequence[Object]) -> None:
+        """Have the pods' logs kept; a Job that is over may go once they all are."""
+        name = job["metadata"]["name"]
+        if name in self._settled:
+            return
+        if "ttlSecondsAfterFinished" not in job["spec"]:
+            self.pod_logs.look(job, pods)
+            if not is_over(job) or not self.pod_logs.are_kept(job):
+                return
+            self.cluster.patch("jobs", name, {"spec": {"ttlSecondsAfterFinished": self.config.kubernetes.keep_seconds}})
+            self.pod_logs.forget(name)
+        self._settled.add(name)
 
     def _judge(self, job: Object, found: JobState, states: Sequence[PodState]) -> None:
         """End a Job that Kubernetes would keep for ever, and look for the events of one that cannot start."""
@@ -191,6 +225,21 @@ def is_over(job: Object) -> bool:
     return any(found["type"] in ("Complete", "Failed") and found["status"] == "True" for found in conditions)
 
 
+def has_begun(job: Object) -> bool:
+    """Whether pods of a Job run or have ended well, as far as Kubernetes has counted."""
+    status = job.get("status") or {}
+    return bool(status.get("active") or status.get("succeeded") or (status.get("uncountedTerminatedPods") or {}).get("succeeded"))
+
+
+def shards_done(job: Object) -> int | None:
+    """How many shards of a stage have ended well; None for a stage that has none."""
+    status = job.get("status") or {}
+    if not STAGES[task_of(job).stage.name].sharded or int(job["spec"].get("completions") or 1) == 1:
+        return None
+    uncounted = (status.get("uncountedTerminatedPods") or {}).get("succeeded") or []
+    return int(status.get("succeeded") or 0) + len(uncounted)
+
+
 def verdict_on(job: Object) -> tuple[int, str] | None:
     """Exit code and reason of a Job that a controller ended."""
     text = (job["metadata"].get("annotations") or {}).get(VERDICT)
@@ -250,8 +299,8 @@ def _trim_metadata(item: Object) -> Object:
     return {"labels": {}} | {key: metadata[key] for key in kept if key in metadata}
 
 
-def open_runner(config: RunConfig, cluster: Cluster) -> KubernetesRunner:
+def open_runner(config: RunConfig, cluster: Cluster, store: Store) -> KubernetesRunner:
     """A runner that has looked at the cluster."""
-    runner = KubernetesRunner(config, cluster)
+    runner = KubernetesRunner(config, cluster, store)
     runner.open()
     return runner

@@ -31,6 +31,9 @@ Object = dict[str, Any]
 
 STAGE_CONTAINER = "stage"
 ITERATION_LABEL, STAGE_LABEL, ATTEMPT_LABEL, KEY_LABEL = "itool/iteration", "itool/stage", "itool/attempt", "itool/key"
+JOB_LABEL = "batch.kubernetes.io/job-name"
+"""On the pods of a Job; Kubernetes puts it there."""
+
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 RENDEZVOUS_PORT = 29400
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from itool.artifacts.resolve import Resolution, State
-from itool.cluster.kubernetes_runner import JOB_LABEL, verdict_on
+from itool.cluster.kubernetes_runner import verdict_on
+from itool.cluster.manifests import JOB_LABEL
 from itool.cluster.manifests import ATTEMPT_LABEL, ITERATION_LABEL, KEY_LABEL, STAGE_LABEL
 from itool.cluster.pod_states import PodState, events_by_object, job_state, pod_state
 from itool.cluster.pods import COMPONENT_LABEL, Object, has_managed_serving

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from itool.artifacts.store import Store
-from itool.cluster.kubernetes_runner import JOB_LABEL, is_over
+from itool.cluster.kubernetes_runner import is_over
+from itool.cluster.manifests import JOB_LABEL
 from itool.cluster.manifests import STAGE_CONTAINER
 from itool.cluster.overview import RunObjects
 from itool.cluster.pod_states import pod_state

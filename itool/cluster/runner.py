@@ -45,6 +45,8 @@ class Attempt:
     started_at: float = 0.0
     ended_at: float | None = None
     peak_memory_bytes: int = 0
+    shards_done: int | None = None
+    """How many shards have ended well, where one attempt does all of them."""
     past: bool = False
     """Over before this controller started: it counts for numbers, not as a failure."""
     final: bool = False

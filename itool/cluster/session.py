@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -19,10 +21,14 @@ from itool.cluster.local import LocalRunner
 from itool.cluster.progress import Silent, Watcher
 from itool.cluster.runner import Task
 from itool.config import RunConfig
+from itool.errors import Interrupted
 from itool.stages import StageId
 
 if TYPE_CHECKING:
     from itool.cluster.client import Cluster
+
+CLUSTER_POLL_SECONDS = 1.0
+"""The longest pause between two looks at a cluster; a change ends it at once."""
 
 
 def iterate(
@@ -41,23 +47,26 @@ def iterate(
         named = config.kubernetes.model_copy(update={"namespace": cluster.namespace})
         config = config.model_copy(update={"kubernetes": named})
     lease = open_lease(store, config.run)
-    acquire_within(lease, wait_lease_seconds)
-    try:
-        store_config(store, config)
-        if cluster is not None:
-            return _iterate_in_cluster(config, store, lease, watcher or Silent(), cluster)
-        return _iterate_here(config, store, lease, watcher or Silent(), package)
-    finally:
-        lease.release()
-
-
-def _iterate_here(config: RunConfig, store: Store, lease: Lease, watcher: Watcher, package: str) -> dict[StageId, Resolution]:
-    runner = local_runner(config, store, lease.inherited, package)
-    with stop_signals(on_second=runner.kill) as stop_requested:
+    with stop_signals() as stop:
+        acquire_within(lease, wait_lease_seconds, sleep=stop.sleep)
         try:
-            return Controller(config, store, runner, lease, watcher, stop_requested=stop_requested, rules=rules_of(config)).run()
+            store_config(store, config)
+            if cluster is not None:
+                return _iterate_in_cluster(config, store, lease, watcher or Silent(), stop=stop, cluster=cluster)
+            return _iterate_here(config, store, lease, watcher or Silent(), stop=stop, package=package)
         finally:
-            runner.close()
+            lease.release()
+
+
+def _iterate_here(
+    config: RunConfig, store: Store, lease: Lease, watcher: Watcher, *, stop: StopRequest, package: str
+) -> dict[StageId, Resolution]:
+    runner = local_runner(config, store, lease.inherited, package)
+    stop.on_second = runner.kill
+    try:
+        return Controller(config, store, runner, lease, watcher, stop_requested=stop, rules=rules_of(config)).run()
+    finally:
+        runner.close()
 
 
 def checked_cluster(config: RunConfig) -> Cluster:
@@ -70,25 +79,18 @@ def checked_cluster(config: RunConfig) -> Cluster:
     return cluster
 
 
-def _iterate_in_cluster(config: RunConfig, store: Store, lease: Lease, watcher: Watcher, cluster: Cluster) -> dict[StageId, Resolution]:
-    from itool.cluster.kubernetes_runner import open_runner  # noqa: PLC0415
+def _iterate_in_cluster(
+    config: RunConfig, store: Store, lease: Lease, watcher: Watcher, *, stop: StopRequest, cluster: Cluster
+) -> dict[StageId, Resolution]:
+    from itool.cluster.kubernetes_runner import open_runner  # noqa: PLC0415 - as above
 
-    runner = open_runner(config, cluster)
-    with stop_signals(on_second=lambda: None) as stop_requested:
-        try:
-            return Controller(
-                config,
-                store,
-                runner,
-                lease,
-                watcher,
-                stop_requested=stop_requested,
-                rules=rules_of(config),
-                poll_seconds=1.0,
-                sleep=runner.cache.wait,
-            ).run()
-        finally:
-            runner.close()
+    runner = open_runner(config, cluster, store)
+    controller = Controller(config, store, runner, lease, watcher, stop_requested=stop, rules=rules_of(config))
+    controller.poll_seconds, controller.sleep = CLUSTER_POLL_SECONDS, runner.cache.wait
+    try:
+        return controller.run()
+    finally:
+        runner.close()
 
 
 def open_lease(store: Store, run: str) -> FolderLease | StoreLease:
@@ -121,19 +123,36 @@ def local_state(config: RunConfig) -> Path:
     return base / "itool" / f"{config.run}-{hashlib.sha256(config.root.encode()).hexdigest()[:8]}"
 
 
-@contextmanager
-def stop_signals(on_second: Callable[[], None]) -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM ask to stop; the second one does not wait for checkpoints. Gives the question whether one has come."""
-    seen: list[int] = []
+@dataclass
+class StopRequest:
+    """Whether somebody asked to stop, by Ctrl-C or SIGTERM. `on_second` is called when somebody asks again."""
 
-    def remember(number: int, _frame: FrameType | None) -> None:
-        seen.append(number)
-        if len(seen) > 1:
-            on_second()
+    signals: int = 0
+    on_second: Callable[[], None] = lambda: None
+
+    def __call__(self) -> bool:
+        return self.signals > 0
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, and raise Interrupted when somebody has asked meanwhile."""
+        time.sleep(seconds)
+        if self():
+            raise Interrupted("stopped before anything was started")
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopRequest]:
+    """SIGINT and SIGTERM ask to stop; a second one does not wait for checkpoints."""
+    stop = StopRequest()
+
+    def remember(_number: int, _frame: FrameType | None) -> None:
+        stop.signals += 1
+        if stop.signals > 1:
+            stop.on_second()
 
     before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(seen)
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from itool.cluster.client import Cluster, ClusterDown, Gone, Object
+from itool.cluster.client import Cluster, Gone, Object
 from itool.errors import ItoolError
 from itool.logs import get_logger
 
@@ -19,6 +19,7 @@ log = get_logger(__name__)
 
 LIST_AGAIN_SECONDS = 60.0
 PAUSE_SECONDS = 1.0
+GATHER_SECONDS = 0.1
 
 
 @dataclass
@@ -79,9 +80,11 @@ class Cache:
             view._written.add(item["metadata"]["name"])
 
     def wait(self, seconds: float) -> None:
-        """Return when something has changed since the last wait, at the latest after `seconds`."""
+        """Return when something has changed since the last wait, at the latest after `seconds`. Changes that come together count once."""
         with self._changed:
             self._changed.wait_for(lambda: self._changes != self._seen or self._stopping.is_set(), timeout=seconds)
+        self._stopping.wait(min(GATHER_SECONDS, seconds))
+        with self._changed:
             self._seen = self._changes
 
     def _follow(self, view: View) -> None:
@@ -90,7 +93,10 @@ class Cache:
             try:
                 if not view._version or self._clock() - view._listed_at >= LIST_AGAIN_SECONDS:
                     self._list(view)
+                began = self._clock()
                 self._watch(view)
+                if self._clock() - began < PAUSE_SECONDS:  # a server that hangs up at once is not asked at once
+                    self._stopping.wait(PAUSE_SECONDS)
             except Gone:
                 view._version = ""
             except ItoolError as error:
@@ -129,6 +135,3 @@ class Cache:
     def _notify(self) -> None:
         self._changes += 1
         self._changed.notify_all()
-
-
-__all__ = ["Cache", "ClusterDown", "View"]

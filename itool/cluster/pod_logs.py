@@ -1,0 +1,230 @@
+"""Keeps what stage pods write: followed while a pod runs, stored under `<run>/logs/` when it has ended, however it ended.
+
+A pod's log dies with the pod. So a lone pod is followed from its start (its progress is read from there as well), a shard's from the moment
+when it ends or is asked to stop. A pod that comes after a failed one is appended to the same file, each under a line that names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from itool.artifacts.store import Store
+from itool.cluster.client import Cluster, Object
+from itool.cluster.manifests import ATTEMPT_LABEL, ITERATION_LABEL, JOB_LABEL, STAGE_CONTAINER, STAGE_LABEL
+from itool.cluster.pod_states import SHARD_ANNOTATION, pod_state
+from itool.errors import DependencyError, ItoolError
+from itool.logs import get_logger
+
+log = get_logger(__name__)
+
+LIVE_PODS = 8
+READERS = 32
+LOCKS = 16
+PAUSE_SECONDS = 1.0
+
+
+@dataclass
+class PodLog:
+    """What one pod has written so far. `latest` is the pod as last seen, `gone` says that it is not among the unfinished ones any more."""
+
+    latest: Object
+    key: str
+    gone: bool = False
+    kept: bool = False
+    since: str = ""
+    _file: BinaryIO = field(default_factory=lambda: cast(BinaryIO, tempfile.TemporaryFile()))  # noqa: SIM115 - closed by `close`
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will be written."""
+        return self.gone or pod_state(self.latest).phase in ("succeeded", "failed")
+
+    @property
+    def heading(self) -> str:
+        """The line above the pod's own."""
+        state = pod_state(self.latest)
+        outcome = f"exit code {state.exit_code}: {state.reason}" if state.phase == "failed" else "gone" if self.gone else "ended"
+        return f"{heading_start(state.name)} on {state.node}, {outcome}\n"
+
+    def append_lines(self, lines: Sequence[bytes]) -> None:
+        """Add lines, each behind its time, except those that were there already."""
+        new = []
+        for line in lines:
+            stamp, _, text = line.partition(b" ")
+            moment = comparable(stamp.decode(errors="replace"))
+            if moment > self.since:
+                self.since = moment
+                new.append(text + b"\n")
+        with self._lock:
+            self._file.seek(0, 2)
+            self._file.writelines(new)
+
+    def read(self, offset: int = 0) -> bytes:
+        """What is there from `offset` on."""
+        with self._lock:
+            self._file.seek(offset)
+            return self._file.read()
+
+    def size(self) -> int:
+        """Bytes so far."""
+        with self._lock:
+            return self._file.seek(0, 2)
+
+    def close(self) -> None:
+        """Give the local copy back."""
+        with self._lock:
+            self._file.close()
+
+
+@dataclass
+class JobLogs:
+    """One Job's pods by uid: those whose logs are read, and those that were there at the last look."""
+
+    live: bool
+    logs: dict[str, PodLog] = field(default_factory=dict)
+    seen: dict[str, Object] = field(default_factory=dict)
+    complete: bool = False
+
+
+class PodLogs:
+    """The logs of a run's stage pods. Reading and storing happen in threads; `look` tells them what has become of the pods."""
+
+    def __init__(self, cluster: Cluster, store: Store, run: str) -> None:
+        self._cluster = cluster
+        self._store = store
+        self._run = run
+        self._jobs: dict[str, JobLogs] = {}
+        self._readers = threading.BoundedSemaphore(READERS)
+        self._locks = [threading.Lock() for _ in range(LOCKS)]
+        self._stopping = threading.Event()
+
+    def look(self, job: Object, pods: Sequence[Object]) -> None:
+        """Take in the pods of a Job that are there and have not succeeded."""
+        few = int(job["spec"].get("parallelism") or 1) <= LIVE_PODS
+        found = self._jobs.setdefault(job["metadata"]["name"], JobLogs(few))
+        present = {pod["metadata"]["uid"]: pod for pod in pods}
+        for uid, pod in present.items():
+            if uid in found.logs:
+                found.logs[uid].latest = pod
+            elif _has_ended(pod) or (found.live and pod_state(pod).phase == "running"):
+                self._follow(found, pod)
+        for uid in found.seen.keys() - present.keys() - found.logs.keys():
+            self._follow(found, found.seen[uid])
+        for uid, reading in found.logs.items():
+            reading.gone = uid not in present
+        found.seen = present
+
+    def are_kept(self, job: Object) -> bool:
+        """Whether the logs of all pods of a Job that is over lie in the store. Asks once for the pods that came and went unseen."""
+        found = self._jobs.setdefault(job["metadata"]["name"], JobLogs(live=False))
+        if not found.complete:
+            pods, _ = self._cluster.list("pods", f"{JOB_LABEL}={job['metadata']['name']}")
+            for pod in pods:
+                if pod["metadata"]["uid"] not in found.logs:
+                    self._follow(found, pod)
+            found.complete = True
+        return all(reading.kept for reading in found.logs.values())
+
+    def text(self, job: str, offset: int = 0) -> bytes:
+        """What the pods of a Job have written, one after the other, from `offset` on; of Jobs with few pods at a time only."""
+        parts = []
+        for reading in list(self._jobs[job].logs.values()) if job in self._jobs and self._jobs[job].live else []:
+            size = reading.size()
+            if offset < size:
+                parts.append(reading.read(offset))
+            offset = max(0, offset - size)
+        return b"".join(parts)
+
+    def forget(self, job: str) -> None:
+        """The Job needs no more attention."""
+        for reading in self._jobs.pop(job, JobLogs(live=False)).logs.values():
+            reading.close()
+
+    def close(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """Wait until the logs of ended pods are stored, but not for ever: what is missing then is kept by the next controller."""
+        deadline = clock() + seconds
+        while clock() < deadline and any(one.ended and not one.kept for found in self._jobs.values() for one in found.logs.values()):
+            time.sleep(0.05)
+        self._stopping.set()
+
+    def _follow(self, found: JobLogs, pod: Object) -> None:
+        reading = PodLog(pod, f"{self._run}/logs/{log_name(pod)}")
+        found.logs[pod["metadata"]["uid"]] = reading
+        threading.Thread(target=self._keep, args=(found, reading), daemon=True).start()
+
+    def _keep(self, found: JobLogs, reading: PodLog) -> None:
+        """A thread's life: read to the pod's end, then store, however often it takes."""
+        with self._readers:
+            try:
+                while not self._stopping.is_set():
+                    with contextlib.suppress(DependencyError):
+                        ended = reading.ended
+                        self._read(reading)
+                        if ended:
+                            self._store_log(reading)
+                            reading.kept = True
+                            return
+                    self._stopping.wait(PAUSE_SECONDS)
+            except ItoolError as error:
+                log.warning("log cannot be kept", pod=reading.latest["metadata"]["name"], error=str(error))
+            finally:
+                if not found.live:
+                    reading.close()
+
+    def _read(self, reading: PodLog) -> None:
+        rest, name = b"", reading.latest["metadata"]["name"]
+        since = f"{reading.since[:19]}Z" if reading.since else ""
+        for chunk in self._cluster.pod_log(name, STAGE_CONTAINER, follow=True, since=since, timestamps=True):
+            *lines, rest = (rest + chunk).split(b"\n")
+            reading.append_lines(lines)
+            if self._stopping.is_set():
+                return
+        if rest and reading.ended:
+            reading.append_lines([rest])
+
+    def _store_log(self, reading: PodLog) -> None:
+        """Append to what earlier pods of the same attempt have left, unless it is there already."""
+        if reading.gone and not reading.size():
+            return
+        with self._locks[hash(reading.key) % LOCKS], tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "log"
+            if self._store.size(reading.key) is not None:
+                self._store.download(reading.key, path)
+                start = heading_start(reading.latest["metadata"]["name"]).encode()
+                if any(line.startswith(start) for line in path.read_bytes().splitlines()):
+                    return
+            with path.open("ab") as file:
+                file.write(reading.heading.encode())
+                file.write(reading.read())
+            self._store.upload(path, reading.key)
+
+
+def log_name(pod: Object) -> str:
+    """File name of an attempt's log; pods with an index have one each."""
+    labels, index = pod["metadata"]["labels"], (pod["metadata"].get("annotations") or {}).get(SHARD_ANNOTATION)
+    shard = "" if index is None else f"-{index}"
+    return f"i{labels[ITERATION_LABEL]}-{labels[STAGE_LABEL]}{shard}-{labels[ATTEMPT_LABEL]}.log"
+
+
+def heading_start(pod: str) -> str:
+    """How the line above a pod's log begins."""
+    return f"== pod {pod}"
+
+
+def comparable(stamp: str) -> str:
+    """A log line's time with all nine digits of its fraction, so that text sorts as time does."""
+    seconds, _, fraction = stamp.removesuffix("Z").partition(".")
+    return f"{seconds}.{fraction:0<9}"
+
+
+def _has_ended(pod: Object) -> bool:
+    """Whether a pod has ended or has been asked to."""
+    return pod_state(pod).phase in ("succeeded", "failed") or bool(pod["metadata"].get("deletionTimestamp"))
