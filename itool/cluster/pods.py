@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
+
 from itool.config import RunConfig
 from itool.config_kubernetes import PodConfig, Target
 from itool.stages import STAGES, StageId, StageName
@@ -119,8 +121,12 @@ def owner_object(config: RunConfig, owner: Object | None = None) -> Object:
 
 
 def config_object(config: RunConfig, namespace: str, owner: Object) -> Object:
-    """The configuration for pods, under a name that is its content: pods of another configuration keep theirs."""
-    text = pod_config(config, namespace).as_yaml()
+    """The configuration for pods, under a name that is its content: pods of another configuration keep theirs.
+
+    Without the section on Kubernetes, which no pod reads: another node selector is no other configuration.
+    """
+    document = pod_config(config, namespace).model_dump(mode="json", exclude={"kubernetes"})
+    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
     name = f"itool-{config.run}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
     metadata = {"name": name, "labels": labels(config, "run"), "ownerReferences": [owner_reference(owner)]}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "immutable": True, "data": {CONFIG_FILE: text}}
