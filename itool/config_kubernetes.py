@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from itool.config_section import Count, Rate, Section
 
-Target = Literal["controller", "warmup", "score", "generate", "dpo", "evaluate", "vllm"]
+Target = Literal["controller", "warmup", "score", "generate", "dpo", "evaluate", "vllm-cpu"]
 StageKey = Literal["prepare", "warmup", "score", "generate", "dpo", "evaluate", "report"]
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
 DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
@@ -42,7 +42,10 @@ class StagePodConfig(PodConfig):
 class ServingConfig(PodConfig):
     """The vLLM deployment that answers during search and evaluation (policy.backend vllm)."""
 
-    image: str | None = Field(None, description="vLLM's image, by digest; null: <image_repository>/vllm-cpu:<image_tag>")
+    image: str | None = Field(None, description="vLLM's image, by digest; null: the image of target vllm-cpu")
+    device: Literal["cuda", "cpu"] | None = Field(
+        None, description="what the image's vLLM is built for; null: cpu for target vllm-cpu and with gpus 0, else cuda"
+    )
     replicas: Count = Field(1, description="vLLM pods; all shards of `generate` share them")
     gpu_sharing: Literal["exclusive", "timeshare"] = Field(
         "exclusive", description="timeshare: serving is scaled to 0 while a stage needs the GPU"
