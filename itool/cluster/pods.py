@@ -107,7 +107,8 @@ def pod_config(config: RunConfig, namespace: str) -> RunConfig:
     policy = config.policy
     if has_managed_serving(config):
         url = f"http://{serving_name(config.run)}.{namespace}.svc:{SERVING_PORT}"
-        policy = policy.model_copy(update={"url": url, "adapters": "wait"})
+        patience = max(policy.startup_seconds, config.kubernetes.serving.startup_seconds)  # what a replaced vLLM pod may take
+        policy = policy.model_copy(update={"url": url, "adapters": "wait", "startup_seconds": patience})
     runtime = config.runtime.model_copy(update={"backend": "local", "warm_start": False, "log_format": "json"})
     store = config.store.model_copy(update={"endpoint_url": endpoint})
     return config.model_copy(update={"policy": policy, "runtime": runtime, "store": store})
