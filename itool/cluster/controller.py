@@ -10,11 +10,13 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from itool.artifacts import resolve as artifacts
 from itool.artifacts.resolve import Resolution
 from itool.artifacts.store import Store
 from itool.cluster.decide import Action, Fail, Finish, Observed, RetryRules, StartStage, next_actions
+from itool.cluster.decide_serving import Serve, StopServing
 from itool.cluster.leases import Lease, LeaseLost
 from itool.cluster.progress import Progress, ProgressTail, Silent, Watcher
 from itool.cluster.runner import Attempt, Attempts, Runner, Task
@@ -22,6 +24,9 @@ from itool.config import RunConfig
 from itool.errors import DependencyError, Interrupted, ItoolError
 from itool.logs import get_logger
 from itool.stages import StageId
+
+if TYPE_CHECKING:
+    from itool.cluster.serving import Serving
 
 log = get_logger(__name__)
 
@@ -39,13 +44,17 @@ class StageFailed(ItoolError):  # noqa: N818 - says what happened, like the exit
 
 @dataclass
 class Controller:
-    """One run's controller. `stop_requested` is asked in every round: True stops the stages and raises Interrupted."""
+    """One run's controller. `stop_requested` is asked in every round: True stops the stages and raises Interrupted.
+
+    `serving` is there where the controller runs vLLM itself.
+    """
 
     config: RunConfig
     store: Store
     runner: Runner
     lease: Lease
     watcher: Watcher = field(default_factory=Silent)
+    serving: Serving | None = None
     stop_requested: Callable[[], bool] = lambda: False
     rules: RetryRules = field(default_factory=RetryRules)
     poll_seconds: float = 0.05
@@ -99,6 +108,10 @@ class Controller:
                 raise StageFailed(action)
             if isinstance(action, StartStage):
                 self.runner.start(action.task, action.attempt)
+            if self.serving and isinstance(action, Serve):
+                self.serving.serve(action)
+            if self.serving and isinstance(action, StopServing):
+                self.serving.stop(action)
 
     def _observe(self) -> Observed:
         """Attempts first, artifacts second: what an ended attempt has written is then surely seen. The store is read after such an end."""
@@ -109,7 +122,8 @@ class Controller:
             self._known = artifacts.observe(self.store, self.config, known=self._known)
             self._resolutions = artifacts.resolve_observed(self.config, self._known)
             self._seen = ended
-        return Observed(self.config, self._resolutions, attempts, self.clock(), self.rules)
+        serving = self.serving.state() if self.serving else None
+        return Observed(self.config, self._resolutions, attempts, self.clock(), self.rules, serving)
 
     def _wait_out(self, error: DependencyError) -> None:
         """Store and cluster may be away for a while; what runs is left alone meanwhile."""

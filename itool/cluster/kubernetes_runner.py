@@ -70,7 +70,7 @@ class KubernetesRunner:
 
     def start(self, task: Task, attempt: int) -> None:
         """Create the attempt's Job; one of that name is this attempt, created before an answer was lost."""
-        owner = self._ensure_owner()
+        owner = self.ensure_owner()
         if self.config.kubernetes.pod(task.stage.name).nodes > 1:
             self.cluster.create("services", workers_service(self.config, owner))
         job = stage_job(self.config, task.stage, task.key, attempt, config_map=self._ensure_config(owner), owner=owner)
@@ -189,7 +189,7 @@ class KubernetesRunner:
             return
         self._events = events_by_object(events)
 
-    def _ensure_owner(self) -> Object:
+    def ensure_owner(self) -> Object:
         """The run's owner object, created when it is missing."""
         name = owner_name(self.config.run)
         for _ in range(2):

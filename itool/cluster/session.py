@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from itool.artifacts.store import FolderStore, Store, open_store
 from itool.cluster.controller import Controller, config_key, rules_of, store_config
 from itool.cluster.leases import FolderLease, Lease, StoreLease, acquire_within
 from itool.cluster.local import LocalRunner
+from itool.cluster.pods import has_managed_serving
 from itool.cluster.progress import Silent, Watcher
 from itool.cluster.runner import Task
 from itool.config import RunConfig
@@ -83,10 +85,13 @@ def _iterate_in_cluster(
     config: RunConfig, store: Store, lease: Lease, watcher: Watcher, *, stop: StopRequest, cluster: Cluster
 ) -> dict[StageId, Resolution]:
     from itool.cluster.kubernetes_runner import open_runner  # noqa: PLC0415 - as above
+    from itool.cluster.serving import KubernetesServing  # noqa: PLC0415
 
     runner = open_runner(config, cluster, store)
     controller = Controller(config, store, runner, lease, watcher, stop_requested=stop, rules=rules_of(config))
     controller.poll_seconds, controller.sleep = CLUSTER_POLL_SECONDS, runner.cache.wait
+    if has_managed_serving(config):
+        controller.serving = KubernetesServing(config, store, cluster, partial(runner.cache.items, "pods"), runner.ensure_owner)
     try:
         return controller.run()
     finally:
