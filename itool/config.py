@@ -148,6 +148,11 @@ class PolicyConfig(Section):
     batch_sequences: Count = Field(256, description="embedded: most sequences sampled in one batch")
     startup_seconds: Rate = Field(300.0, description="how long a server may take to become ready")
 
+    @property
+    def needs_weights(self) -> bool:
+        """Whether whoever asks this policy needs the base model's weights; a server elsewhere has its own."""
+        return self.backend == "embedded" or self.url is None
+
 
 class StoreConfig(Section):
     """S3 access beyond `root`; credentials come from the environment, as boto3 finds them."""

@@ -9,9 +9,9 @@ from typing import Any
 from itool.artifacts.stage import Stage, run_stage
 from itool.data.chat import load_tokenizer
 from itool.evaluate.held_out import mean_pass_at_k, pass_counts, predict, summarise
-from itool.policy.opening import open_policy
 from itool.policy.protocol import Policy
 from itool.records import Example
+from jobs.policy import model_folder, open_stage_policy
 
 
 def evaluate(stage: Stage) -> None:
@@ -20,15 +20,12 @@ def evaluate(stage: Stage) -> None:
 
 
 async def _evaluate(stage: Stage) -> None:
-    model_dir, config = stage.path("data", "model/"), stage.config
-    tokenizer = load_tokenizer(model_dir)
+    config, tokenizer = stage.config, load_tokenizer(model_folder(stage))
     sets = {name: stage.read(Example, "data", f"{name}.jsonl") for name in ("held_out", "validation")}
     total = sum(map(len, sets.values()))
     summaries: dict[str, dict[str, Any]] = {}
     done = 0
-    async with open_policy(
-        model_dir, stage.path("adapter", "adapter/"), config.model, config.policy, should_stop=stage.should_stop
-    ) as policy:
+    async with open_stage_policy(stage) as policy:
         stage.working()
         for name, examples in sets.items():
             before = done

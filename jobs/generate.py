@@ -11,10 +11,10 @@ from pathlib import Path
 
 from itool.artifacts.stage import Stage, run_stage
 from itool.data.chat import load_tokenizer
-from itool.policy.opening import open_policy
 from itool.records import Example, PreferencePair, Score, SearchTree
 from itool.search.best_of_n import accept_samples
 from itool.search.generate import pairs_of, search_examples
+from jobs.policy import model_folder, open_stage_policy
 
 TREES, DROPPED = "trees.jsonl", "dropped.json"
 
@@ -41,12 +41,9 @@ def generate(stage: Stage) -> None:
 
 async def _search(stage: Stage, examples: Sequence[Example]) -> tuple[list[SearchTree], dict[str, str]]:
     """The trees in the order of the examples, and the reason of each example that has none; continues where a checkpoint stands."""
-    model_dir, config = stage.path("data", "model/"), stage.config
-    tokenizer = load_tokenizer(model_dir)
+    config, tokenizer = stage.config, load_tokenizer(model_folder(stage))
     trees, dropped = _resume(stage.latest_checkpoint())
-    async with open_policy(
-        model_dir, stage.path("adapter", "adapter/"), config.model, config.policy, should_stop=stage.should_stop
-    ) as policy:
+    async with open_stage_policy(stage) as policy:
         stage.working()
         done: Collection[str] = trees.keys() | dropped.keys()
         blocks = search_examples(

@@ -10,8 +10,8 @@ from itool.artifacts.stage import Stage, run_stage
 from itool.data.chat import load_tokenizer
 from itool.data.selection import hardest
 from itool.evaluate.held_out import pass_counts
-from itool.policy.opening import open_policy
 from itool.records import Example, Score
+from jobs.policy import model_folder, open_stage_policy
 from jobs.training import token_sequences
 
 
@@ -48,11 +48,8 @@ def _perplexities(stage: Stage, examples: Sequence[Example]) -> list[Score]:
 
 
 async def _pass_rates(stage: Stage, examples: Sequence[Example]) -> list[Score]:
-    model_dir, config = stage.path("data", "model/"), stage.config
-    tokenizer = load_tokenizer(model_dir)
-    async with open_policy(
-        model_dir, stage.path("adapter", "adapter/"), config.model, config.policy, should_stop=stage.should_stop
-    ) as policy:
+    config, tokenizer = stage.config, load_tokenizer(model_folder(stage))
+    async with open_stage_policy(stage) as policy:
         stage.working()
         counts = await pass_counts(
             policy,

@@ -62,14 +62,15 @@ class InputFiles:
         self._inputs = inputs
         self._verified: set[str] = set()
 
-    def path(self, role: str, name: str) -> Path:
-        """Local path of a file, or of a folder when `name` ends in a slash (`""`: the whole artifact).
+    def path(self, role: str, name: str, *, but: str = "") -> Path:
+        """Local path of a file, or of a folder when `name` ends in a slash (`""`: the whole artifact); files that end in `but` may lack.
 
         Raises ArtifactError when a file was altered or is gone, InputError when the artifact has no such file.
         """
         source = self.source(role)
         for path, entry in self._matching(source, name).items():
-            self._provide(source, path, entry)
+            if not (but and path.endswith(but)):
+                self._provide(source, path, entry)
         return self._folder(source) / name
 
     def names(self, role: str) -> list[str]:

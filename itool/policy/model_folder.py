@@ -44,10 +44,13 @@ class ModelFolder:
             raise InputError(f"token id {worst} is outside the vocabulary of {self.path} (0 to {self.vocabulary - 1})")
 
 
-def read_model_folder(path: Path, *, context_tokens: int) -> ModelFolder:
-    """Read a model folder's facts. Raises InputError when it is missing, incomplete or names no end-of-turn token."""
+def read_model_folder(path: Path, *, context_tokens: int, weights: bool = True) -> ModelFolder:
+    """Read a model folder's facts; `weights` says whether they are needed here.
+
+    Raises InputError when the folder is missing, incomplete or names no end-of-turn token.
+    """
     config = _read_json(path / "config.json", what="model folder")
-    if not any(path.glob("*.safetensors")):
+    if weights and not any(path.glob("*.safetensors")):
         raise InputError(f"model folder {path} holds no .safetensors weights", remedy="Run the prepare stage again")
     stops = _stop_ids(path, config)
     if not stops:

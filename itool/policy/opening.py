@@ -27,9 +27,9 @@ async def open_policy(
 ) -> AsyncIterator[Policy]:
     """The policy that `policy.backend` names, ready to answer inside `async with`, and gone after it.
 
-    `model_dir` is a materialised base model, `adapter_dir` a LoRA adapter as PEFT writes it (None: the base alone), `threads` the CPU
-    threads of the engine (0: its own choice). `should_stop` is asked while servers in a cluster are waited for. Raises InputError when a
-    folder cannot be used, DependencyError when a server does not start.
+    `model_dir` is a materialised base model (without its weights where `policy.needs_weights` is False), `adapter_dir` a LoRA adapter as
+    PEFT writes it (None: the base alone), `threads` the CPU threads of the engine (0: its own choice). `should_stop` is asked while
+    servers in a cluster are waited for. Raises InputError when a folder cannot be used, DependencyError when a server does not start.
     """
     if policy.backend == "embedded":
         from itool.policy.embedded import EmbeddedPolicy  # noqa: PLC0415 - torch, only where this policy runs
@@ -37,7 +37,7 @@ async def open_policy(
         async with EmbeddedPolicy(model_dir, adapter_dir, model=model, policy=policy, threads=threads) as embedded:
             yield embedded
         return
-    folder = read_model_folder(model_dir, context_tokens=model.context_tokens)
+    folder = read_model_folder(model_dir, context_tokens=model.context_tokens, weights=policy.needs_weights)
     if adapter_dir is not None:
         check_adapter(adapter_dir)
     async with AsyncExitStack() as stack:

@@ -272,6 +272,21 @@ def test_a_damaged_input_is_named_never_used_and_repaired_by_removing_it(
 
 
 @pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_the_largest_files_of_an_input_can_be_left_in_the_store(run: Run) -> None:
+    fetched: list[bool] = []
+
+    def warmup(stage: Stage) -> None:
+        for but in ("weights", ""):
+            folder = stage.path("data", "model/", but=but)
+            fetched.append((folder / "weights").exists())
+        stage.write("training.jsonl", [{"loss": 1.0}])
+
+    run.stage("prepare", prepare)
+    assert run.stage("warmup", warmup) == 0
+    assert fetched == [False, True]
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
 def test_a_flipped_byte_in_the_cache_is_fetched_again(run: Run) -> None:
     seen: list[bytes] = []
 

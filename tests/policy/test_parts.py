@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from itool.config import ModelConfig
+from itool.config import ModelConfig, PolicyConfig
 from itool.errors import DependencyError, InputError
 from itool.policy.model_folder import adapter_digest, read_model_folder
 from itool.policy.prefixes import PrefixCache
@@ -114,6 +114,18 @@ def test_a_model_folder_tells_its_stop_ids_and_its_context(folders: Folders) -> 
     assert read_model_folder(folders.model, context_tokens=9999).context_tokens == 256
     assert read_model_folder(folders.model, context_tokens=64).context_tokens == 64
     assert read_model_folder(folders.model, context_tokens=64).stop_ids == (STOP,)
+
+
+def test_a_model_folder_needs_weights_only_where_they_are_computed_with(folders: Folders, tmp_path: Path) -> None:
+    for path in folders.model.iterdir():
+        if path.suffix != ".safetensors":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(InputError, match="holds no"):
+        read_model_folder(tmp_path, context_tokens=64)
+    assert read_model_folder(tmp_path, context_tokens=64, weights=False).stop_ids == (STOP,)
+    assert PolicyConfig(backend="vllm", url="http://vllm:8000").needs_weights is False
+    assert PolicyConfig(backend="vllm").needs_weights is True
+    assert PolicyConfig(backend="embedded", url="http://vllm:8000").needs_weights is True
 
 
 def test_an_adapters_digest_is_that_of_its_content(folders: Folders, tmp_path: Path) -> None:
