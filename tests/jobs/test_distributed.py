@@ -1,0 +1,146 @@
+"""Training stages as several processes, started as a pod starts them: equal results, one writer, one end."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from itool.artifacts.stage import Stage, run_stage
+from tests.jobs.conftest import REPOSITORY, digests
+
+SETTINGS = {"data.count": 120, "data.held_out_count": 10, "warmup.epochs": 1, "warmup.batch_examples": 8, "runtime.threads": 1}
+JOB = ["--config", str(REPOSITORY / "configs/demo.yaml"), *(f for key, value in SETTINGS.items() for f in ("--set", f"{key}={value}"))]
+ACCELERATE = ["accelerate", "--num_processes", "2", "--num_machines", "1", "--multi_gpu", "--mixed_precision", "no"]
+    "accelerate",
+    "--num_processes",
+    "2",
+    "--num_machines",
+    "1",
+    "--multi_gpu",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+]
+TORCHRUN = ["torchrun", "--standalone", "--nproc-per-node", "2"]
+
+
+def start(folder: Path, *launcher: str, log: str = "log", job: list[str] | None = None) -> subprocess.Popen[bytes]:
+    """Start the warm-up below `folder` by a launcher; its output goes to `log`."""
+    command = [sys.executable, "-m", "itool.train.launch", *launcher, "-m", "jobs.warmup", *(JOB if job is None else job)]
+    with (folder / log).open("wb") as output:
+        return subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
+
+
+def wait_for_progress(processes: list[subprocess.Popen[bytes]], *logs: Path) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and all(process.poll() is None for process in processes):
+        if any('"progress"' in log.read_text() for log in logs):
+            return
+        time.sleep(0.05)
+    raise AssertionError("the warm-up made no progress:\n" + "\n".join(log.read_text() for log in logs))
+
+
+def adapter(folder: Path) -> Path:
+    [path] = folder.glob("runs/demo/i0/warmup/*/*/adapter/adapter_model.safetensors")
+    return path
+
+
+def copy(folder: Path, target: Path) -> Path:
+    shutil.copytree(folder / "runs", target / "runs")
+    return target
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    subprocess.run([sys.executable, "-m", "jobs.prepare", *JOB], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def by_two(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = copy(prepared, tmp_path_factory.mktemp("by-two"))
+    process = start(folder, *ACCELERATE)
+    assert process.wait(timeout=200) == 0, (folder / "log").read_text()
+    return folder
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_pod_train_the_adapter_of_one(prepared: Path, by_two: Path, tmp_path: Path) -> None:
+    alone = copy(prepared, tmp_path)
+    subprocess.run([sys.executable, "-m", "jobs.warmup", *JOB], cwd=alone, check=True, capture_output=True)
+    one, two = load_file(adapter(alone)), load_file(adapter(by_two))
+    assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-5
+    log = (by_two / "log").read_text()
+    assert [log.count(event) for event in ("stage started", "stage finished")] == [1, 1]
+    assert not (by_two / "runs/.work").exists()
+
+
+@pytest.mark.slow
+def test_two_nodes_stop_together_and_end_with_the_adapter_of_one_pod(prepared: Path, by_two: Path, tmp_path: Path) -> None:
+    folder = copy(prepared, tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
+    nodes = f"torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-id demo --rdzv-endpoint {endpoint}".split()
+    both = [start(folder, *nodes, log=log) for log in ("a", "b")]
+    wait_for_progress(both, folder / "a", folder / "b")
+    both[1].send_signal(signal.SIGTERM)
+    assert [process.wait(timeout=60) for process in both] == [75, 75], (folder / "a").read_text()
+    assert len(list(folder.glob("runs/demo/i0/warmup/*/checkpoints/*/checkpoint.json"))) == 1
+    assert "i0/warmup" not in digests(folder)
+
+    both = [start(folder, *nodes, log=log) for log in ("a", "b")]
+    assert [process.wait(timeout=120) for process in both] == [0, 0], (folder / "a").read_text()
+    assert "checkpoint resumed" in (folder / "a").read_text() + (folder / "b").read_text()
+    assert digests(folder) == digests(by_two)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_the_pod_with_its_exit_code(prepared: Path, tmp_path: Path) -> None:
+    folder = copy(prepared, tmp_path)
+    process = start(folder, *TORCHRUN)
+    wait_for_progress([process], folder / "log")
+    psutil.Process(process.pid).children()[1].kill()
+    assert process.wait(timeout=60) == 128 + signal.SIGKILL
+    assert "i0/warmup" not in digests(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [ACCELERATE, TORCHRUN])
+def test_a_launcher_ends_with_the_exit_code_of_its_workers(tmp_path: Path, launcher: list[str]) -> None:
+    process = start(tmp_path, *launcher, job=["--config", "missing.yaml"])
+    assert process.wait(timeout=60) == 64
+    assert "error: configuration file missing.yaml does not exist" in (tmp_path / "log").read_text()
+
+
+def test_a_worker_beside_the_first_runs_the_body_but_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"run": "demo", "root": str(tmp_path / "runs")}))
+    ran = []
+
+    def prepare(stage: Stage) -> None:
+        ran.append(stage.rank)
+        stage.write_json("x.json", 1)
+
+    def run(rank: int) -> int:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", str(rank))
+        return run_stage("prepare", prepare, ["--config", str(tmp_path / "run.yaml")])
+
+    assert run(1) == 0
+    assert capsys.readouterr().err == ""
+    assert not list(tmp_path.glob("runs/demo/i0/**/manifest.json"))
+    assert run(0) == 0
+    assert list(digests(tmp_path)) == ["i0/prepare"]
+    assert ran == [1, 0]
