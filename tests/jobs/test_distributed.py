@@ -21,17 +21,6 @@ from tests.jobs.conftest import REPOSITORY, digests
 SETTINGS = {"data.count": 120, "data.held_out_count": 10, "warmup.epochs": 1, "warmup.batch_examples": 8, "runtime.threads": 1}
 JOB = ["--config", str(REPOSITORY / "configs/demo.yaml"), *(f for key, value in SETTINGS.items() for f in ("--set", f"{key}={value}"))]
 ACCELERATE = ["accelerate", "--num_processes", "2", "--num_machines", "1", "--multi_gpu", "--mixed_precision", "no"]
-    "accelerate",
-    "--num_processes",
-    "2",
-    "--num_machines",
-    "1",
-    "--multi_gpu",
-    "--mixed_precision",
-    "no",
-    "--dynamo_backend",
-    "no",
-]
 TORCHRUN = ["torchrun", "--standalone", "--nproc-per-node", "2"]
 
 
