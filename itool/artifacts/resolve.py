@@ -12,7 +12,8 @@ gives every stage its key, its state and a reason that a person can act on. `res
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -67,11 +68,16 @@ def resolve(store: Store, config: RunConfig, *, known: Observed | None = None) -
     return resolve_observed(config, observe(store, config, known=known))
 
 
-def observe(store: Store, config: RunConfig, *, known: Observed | None = None) -> Observed:
-    """Read what lies in the store for this run and the run that it reuses. Manifests that `known` holds are not read again."""
-    sizes: dict[str, int] = {}
-    for run in _runs(config):
-        sizes.update(store.list(run))
+def observe(store: Store, config: RunConfig, *, known: Observed | None = None, stages: Collection[StageId] | None = None) -> Observed:
+    """Read what lies in the store for this run and the run that it reuses. Manifests that `known` holds are not read again.
+
+    With `stages` only these are looked at again and all else is taken from `known`: a long run is not listed anew after each of its stages.
+    """
+    runs = _runs(config)
+    if known is None or stages is None:
+        sizes = _list(store, [f"{run}/i{iteration}" for run in runs for iteration in range(config.iterations + 1)], {})
+    else:
+        sizes = _list(store, [f"{run}/{stage}" for run in runs for stage in stages], known.sizes)
     manifests: dict[str, Manifest] = {}
     unread: list[str] = []
     for prefix in manifest_prefixes(sizes):
@@ -88,6 +94,16 @@ def observe(store: Store, config: RunConfig, *, known: Observed | None = None) -
             else:
                 broken[prefix] = found
     return Observed(sizes, manifests, broken)
+
+
+def _list(store: Store, folders: list[str], known: Mapping[str, int]) -> dict[str, int]:
+    """Sizes of the objects in these folders, beside those that are known of all others."""
+    starts = tuple(f"{folder}/" for folder in folders)
+    sizes = {key: size for key, size in known.items() if not key.startswith(starts)}
+    with ThreadPoolExecutor(_READERS) as pool:
+        for found in pool.map(store.list, folders):
+            sizes.update(found)
+    return sizes
 
 
 def _read(store: Store, prefix: str) -> Manifest | str:
@@ -107,9 +123,14 @@ def manifest_prefixes(sizes: Mapping[str, int]) -> list[str]:
 def resolve_observed(config: RunConfig, observed: Observed) -> dict[StageId, Resolution]:
     """Pure: the state of every stage of the run, in running order (so that a stage's inputs come before it)."""
     resolutions: dict[StageId, Resolution] = {}
+    settings = {name: settings_of(config, name) for name in STAGES}
+    siblings: dict[StageId, list[Manifest]] = defaultdict(list)
+    for prefix, manifest in observed.manifests.items():
+        if prefix.partition("/")[0] in _runs(config):
+            siblings[manifest.id].append(manifest)
     for stage in stage_ids(config):
         inputs = {role: resolutions[source] for role, source in inputs_of(config, stage).items()}
-        resolutions[stage] = _resolve_stage(config, stage, inputs, observed)
+        resolutions[stage] = _resolve_stage(config, stage, inputs, observed, settings=settings[stage.name], siblings=siblings[stage])
     return resolutions
 
 
@@ -125,16 +146,20 @@ def damage(manifest: Manifest, prefix: str, sizes: Mapping[str, int]) -> str | N
     return None
 
 
-def _resolve_stage(config: RunConfig, stage: StageId, inputs: dict[str, Resolution], observed: Observed) -> Resolution:
-    siblings = [
-        manifest for prefix, manifest in observed.manifests.items() if manifest.id == stage and prefix.partition("/")[0] in _runs(config)
-    ]
-    settings = settings_of(config, stage.name)
+def _resolve_stage(
+    config: RunConfig,
+    stage: StageId,
+    inputs: dict[str, Resolution],
+    observed: Observed,
+    *,
+    settings: dict[str, Any],
+    siblings: list[Manifest],
+) -> Resolution:
     waiting = {role: source for role, source in inputs.items() if not source.done}
     if waiting:
         return Resolution(stage, "waiting", _waiting_reason(waiting, settings, siblings))
     refs = {role: source.manifest.ref() for role, source in inputs.items() if source.manifest is not None}
-    key = artifact_key(config, stage, {role: ref.digest for role, ref in refs.items()})
+    key = artifact_key(config, stage, {role: ref.digest for role, ref in refs.items()}, settings=settings)
     for run in _runs(config):
         found = _find(run, stage, key, refs, observed, reused=run != config.run)
         if found is not None:
