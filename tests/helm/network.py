@@ -6,12 +6,15 @@ import ipaddress
 from collections.abc import Iterator
 from typing import Any
 
+from itool.cluster.manifests import STAGE_LABEL
+from itool.cluster.pods import COMPONENT_LABEL, NAME_LABEL, RUN_LABEL, labels
+from itool.config import RunConfig
 from tests.helm.rendering import Manifests, selects
 
-RUN = {"app.kubernetes.io/name": "itool", "itool/run": "demo"}
-CONTROLLER = {**RUN, "app.kubernetes.io/component": "controller"}
-STAGE = {**RUN, "app.kubernetes.io/component": "stage", "itool/stage": "generate"}
-SERVING = {**RUN, "app.kubernetes.io/component": "serving"}
+RUN = {NAME_LABEL: "itool", RUN_LABEL: "demo"}
+CONTROLLER = {**RUN, COMPONENT_LABEL: "controller"}
+STAGE = labels(RunConfig(), "stage", {STAGE_LABEL: "generate"})
+SERVING = labels(RunConfig(), "serving")
 STRANGER = {"app.kubernetes.io/name": "web"}
 
 Place = dict[str, str] | str
