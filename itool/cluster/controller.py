@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from itool.artifacts import resolve as artifacts
+from itool.artifacts.manifest import manifest_key
 from itool.artifacts.resolve import Resolution
 from itool.artifacts.store import Store
 from itool.cluster.decide import Action, Fail, Finish, Observed, RetryRules, StartStage, next_actions
@@ -32,6 +33,7 @@ log = get_logger(__name__)
 
 CONFIG_NAME = "config.yaml"
 STOP_GRACE_SECONDS = 60.0
+ASK_SECONDS = 1.0
 
 
 class StageFailed(ItoolError):  # noqa: N818 - says what happened, like the exit code that it carries
@@ -62,7 +64,8 @@ class Controller:
     sleep: Callable[[float], None] = time.sleep
     _known: artifacts.Observed | None = None
     _resolutions: dict[StageId, Resolution] | None = None
-    _seen: frozenset[object] = frozenset()
+    _seen: frozenset[tuple[Task, int]] = frozenset()
+    _asked_at: float = float("-inf")
     _reported: set[tuple[Task, int]] = field(default_factory=set)
     _last_actions: list[Action] = field(default_factory=list)
     _down_since: float | None = None
@@ -114,16 +117,40 @@ class Controller:
                 self.serving.stop(action)
 
     def _observe(self) -> Observed:
-        """Attempts first, artifacts second: what an ended attempt has written is then surely seen. The store is read after such an end."""
+        """Attempts first, artifacts second: what an ended attempt has written is then surely seen."""
         attempts = self.runner.state()
         self._report_attempts(attempts)
         ended = frozenset((task, attempt.number) for task, tries in attempts.items() for attempt in tries if attempt.over)
-        if self._resolutions is None or ended != self._seen:
-            self._known = artifacts.observe(self.store, self.config, known=self._known)
-            self._resolutions = artifacts.resolve_observed(self.config, self._known)
-            self._seen = ended
-        serving = self.serving.state() if self.serving else None
-        return Observed(self.config, self._resolutions, attempts, self.clock(), self.rules, serving)
+        if self._resolutions is None:
+            self._look_at_store(None)
+        else:
+            news = {task.stage for task, _ in ended - self._seen} | self._written_early(attempts)
+            open_stages = {stage for stage in news if stage in self._resolutions and not self._resolutions[stage].done}
+            if open_stages:
+                self._look_at_store(open_stages)
+        self._seen = ended
+        assert self._resolutions is not None
+        return Observed(self.config, self._resolutions, attempts, self.clock(), self.rules)
+
+    def _look_at_store(self, stages: Collection[StageId] | None) -> None:
+        """Read the store, all of the run or what belongs to some stages."""
+        self._known = artifacts.observe(self.store, self.config, known=self._known, stages=stages)
+        self._resolutions = artifacts.resolve_observed(self.config, self._known)
+
+    def _written_early(self, attempts: Attempts) -> set[StageId]:
+        """Stages in a cluster whose manifest is there although their pod has not ended: with torch loaded that takes seconds more."""
+        now = self.clock()
+        if self.config.runtime.backend == "local" or now - self._asked_at < ASK_SECONDS:
+            return set()
+        self._asked_at = now
+        running = {task.stage for task, tries in attempts.items() if tries[-1].phase == "running"}
+        return {stage for stage in running if self._has_manifest(stage)}
+
+    def _has_manifest(self, stage: StageId) -> bool:
+        found = self._resolutions.get(stage) if self._resolutions else None
+        if found is None or found.done or found.prefix is None:
+            return False
+        return self.store.size(manifest_key(found.prefix)) is not None
 
     def _wait_out(self, error: DependencyError) -> None:
         """Store and cluster may be away for a while; what runs is left alone meanwhile."""
