@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from itool.artifacts.resolve import Resolution, State
-from itool.cluster.kubernetes_runner import verdict_on
-from itool.cluster.manifests import JOB_LABEL
-from itool.cluster.manifests import ATTEMPT_LABEL, ITERATION_LABEL, KEY_LABEL, STAGE_LABEL
+from itool.cluster.decide_serving import ServingState, beside_stage
+from itool.cluster.kubernetes_runner import has_begun, verdict_on
+from itool.cluster.manifests import ATTEMPT_LABEL, ITERATION_LABEL, JOB_LABEL, KEY_LABEL, STAGE_LABEL
 from itool.cluster.pod_states import PodState, events_by_object, job_state, pod_state
-from itool.cluster.pods import COMPONENT_LABEL, Object, has_managed_serving
+from itool.cluster.pods import COMPONENT_LABEL, Object
 from itool.cluster.progress import Progress
 from itool.cluster.wish import Proof
 from itool.config import RunConfig
@@ -33,11 +33,15 @@ class RunObjects:
     events: Sequence[Object] = ()
     progress: Mapping[str, Progress] = field(default_factory=dict)
     proofs: Mapping[str, Proof] = field(default_factory=dict)
+    serving: ServingState | None = None
 
 
 @dataclass(frozen=True)
 class PodRow:
-    """One pod. `age_seconds` counts from its start, or its creation while it waits; `adapter` is what a vLLM pod proved to serve."""
+    """One pod. `age_seconds` counts from its start, or its creation while it waits; `adapter` is what a vLLM pod proved to serve.
+
+    `state` is pending, running, succeeded or failed; of a vLLM pod pending, starting, serving, refused (the adapter) or stopping.
+    """
 
     pod: str
     state: str
@@ -70,14 +74,22 @@ class StageRow:
     pods: tuple[PodRow, ...] = ()
 
 
-def stage_rows(resolutions: Mapping[StageId, Resolution], objects: RunObjects) -> list[StageRow]:
-    """Every stage in running order. A stage that is done needs no Job any more; of the others the newest attempt's Job speaks."""
+def stage_rows(config: RunConfig, resolutions: Mapping[StageId, Resolution], objects: RunObjects) -> list[StageRow]:
+    """Every stage in running order. A stage that is done needs no Job any more; of the others the newest attempt's Job speaks.
+
+    The first stage that is not done and has no Job yet may wait for vLLM; the controller's own rule says so.
+    """
     jobs, reading = _by_label(objects.jobs, KEY_LABEL), _Reading(objects)
+    current = next((stage for stage, found in resolutions.items() if not found.done), None)
     rows = []
     for stage, found in resolutions.items():
-        own = jobs.get(found.key or "", [])
-        row = _row(stage, found)
-        rows.append(row if found.done or not own else reading.with_job(row, max(own, key=_attempt), found))
+        own, row = jobs.get(found.key or "", []), _row(stage, found)
+        if own and not found.done:
+            row = reading.with_job(row, max(own, key=_attempt), found)
+        elif stage == current and found.key and objects.serving:
+            waits_for = beside_stage(config, resolutions, objects.serving, stage, objects.at).waits_for
+            row = replace(row, reason=f"waits for {waits_for}") if waits_for else row
+        rows.append(row)
     return rows
 
 
@@ -91,13 +103,13 @@ def job_rows(objects: RunObjects) -> list[StageRow]:
     return [reading.with_job(_row(stage, Resolution(stage, "missing", "")), job, None) for stage, job in newest.items()]
 
 
-def component_rows(config: RunConfig, component: Literal["serving", "controller"], objects: RunObjects) -> list[PodRow] | None:
-    """The pods of vLLM, each with the adapter that it proved to serve, or of the controller. None where the run has no vLLM of its own."""
-    if component == "serving" and not has_managed_serving(config):
-        return None
+def component_rows(component: Literal["serving", "controller"], objects: RunObjects) -> list[PodRow]:
+    """The pods of vLLM, each with the adapter that it proved to serve, or those of the chart's controller."""
     events = events_by_object(objects.events)
     pods = [pod for pod in objects.pods if pod["metadata"].get("labels", {}).get(COMPONENT_LABEL) == component]
-    return [_pod_row(pod_state(pod, events.get(pod["metadata"]["name"], ())), objects) for pod in pods]
+    rows = [_pod_row(pod_state(pod, events.get(pod["metadata"]["name"], ())), objects) for pod in pods]
+    known = {pod.name: pod for pod in objects.serving.pods} if objects.serving else {}
+    return [replace(row, state=known[row.pod].phase, reason=known[row.pod].reason) if row.pod in known else row for row in rows]
 
 
 def _row(stage: StageId, found: Resolution) -> StageRow:
@@ -127,6 +139,8 @@ class _Reading:
         name = job["metadata"]["name"]
         states = [pod_state(pod, self._events.get(pod["metadata"]["name"], ())) for pod in self._pods.get(name, [])]
         now, verdict = job_state(job, states, self._events.get(name, ())), verdict_on(job)
+        if now.phase == "pending" and not states and has_begun(job):
+            now = replace(now, phase="running", reason="")  # between a pod's end and the Job's
         if now.phase == "succeeded":
             return replace(row, reason="its Job ended well but left no artifact" if found else "its Job ended well", attempt=_attempt(job))
         open_pods = [state for state in states if state.phase in ("running", "pending")]
@@ -152,7 +166,7 @@ def _pod_row(state: PodState, objects: RunObjects) -> PodRow:
     return PodRow(
         pod=state.name,
         state=state.phase,
-        reason=proof.problem if proof and proof.problem else state.reason,
+        reason=state.reason,
         shard=state.shard,
         node=state.node,
         age_seconds=max((state.ended_at or objects.at) - since, 0.0),

@@ -15,6 +15,8 @@ from itool.cluster.check import Check
 from itool.cluster.client import PERMISSIONS
 from itool.cluster.manifests import stage_job
 from itool.cluster.pods import Object, has_managed_serving
+from itool.cluster.serving_manifests import serving_deployment
+from itool.cluster.wish import StoredArtifact
 from itool.config import RunConfig
 from itool.errors import ConfigError, DependencyError, ItoolError
 from itool.stages import StageId, loop_stages
@@ -24,7 +26,8 @@ OLDEST_VERSION = (1, 29)
 
 SECRET_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 KUEUE = "kueue.x-k8s.io"
-_NOBODY: Object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "dry-run", "uid": "00000000-0000-0000-0000-000000000000"}}
+NOBODY: Object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "dry-run", "uid": "00000000-0000-0000-0000-000000000000"}}
+"""Owner of what is never created."""
 
 
 class Asks(Protocol):
@@ -167,7 +170,7 @@ def _queue(cluster: Asks, config: RunConfig) -> Check:
 
 def _jobs(cluster: Asks, config: RunConfig) -> Check:
     """Let the API server say what it would not accept: quotas, admission policies, Pod Security, ill-formed volumes or affinities."""
-    objects = list(dry_run_objects(config))
+    objects = list(dry_run_objects(config, cluster.namespace))
     pods_too = cluster.may("create", "pods")
     for label, resource, body in objects:
         try:
@@ -182,12 +185,15 @@ def _jobs(cluster: Asks, config: RunConfig) -> Check:
     return Check("dry run", "ok", f"accepted {'with their pods' if pods_too else '(pods not tried, this account creates none)'}: {names}")
 
 
-def dry_run_objects(config: RunConfig) -> Iterator[tuple[str, str, Object]]:
+def dry_run_objects(config: RunConfig, namespace: str) -> Iterator[tuple[str, str, Object]]:
     """What a run creates: a Job of every stage, and vLLM's Deployment. Label, resource, object."""
     names = dict.fromkeys(["prepare", "warmup", *loop_stages(config), "evaluate", "report"])
     for name in names:
         stage = StageId(int(name in loop_stages(config)), name)
-        yield name, "jobs", stage_job(config, stage, "0" * 16, 0, config_map="dry-run", owner=_NOBODY)
+        yield name, "jobs", stage_job(config, stage, "0" * 16, 0, config_map="dry-run", owner=NOBODY)
+    if has_managed_serving(config):
+        model = StoredArtifact(prefix="dry-run", digest="0" * 64)
+        yield "vllm", "deployments", serving_deployment(config, model, config.model.context_tokens, namespace=namespace, owner=NOBODY)
 
 
 def _pod_of(body: dict[str, Any]) -> Object:

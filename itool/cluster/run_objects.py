@@ -11,22 +11,25 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from itool.artifacts.store import Store
+from itool.cluster.decide_serving import ServingState
 from itool.cluster.kubernetes_runner import is_over
-from itool.cluster.manifests import JOB_LABEL
-from itool.cluster.manifests import STAGE_CONTAINER
+from itool.cluster.manifests import JOB_LABEL, STAGE_CONTAINER
 from itool.cluster.overview import RunObjects
 from itool.cluster.pod_states import pod_state
-from itool.cluster.pods import COMPONENT_LABEL, RUN_LABEL, Object
+from itool.cluster.pods import COMPONENT_LABEL, RUN_LABEL, Object, has_managed_serving
+from itool.cluster.preflight import NOBODY
 from itool.cluster.progress import Progress, parse_progress
+from itool.cluster.serving import Deployments, KubernetesServing
 from itool.cluster.wish import Proof, read_proof
+from itool.config import RunConfig
 from itool.errors import ItoolError
 
 MOST_LOOKED_AT = 8
 TAIL_LINES = 30
 
 
-class Reads(Protocol):
-    """The part of `client.Cluster` that looking at a run needs."""
+class Reads(Deployments, Protocol):
+    """The part of `client.Cluster` that looking at a run needs; nothing of it that changes anything is called."""
 
     def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[Sequence[Object], str]:
         """Objects that fit the selectors."""
@@ -35,16 +38,16 @@ class Reads(Protocol):
         """Chunks of a container's log."""
 
 
-def read_objects(cluster: Reads, store: Store, run: str, clock: Callable[[], float] = time.time) -> RunObjects:
+def read_objects(cluster: Reads, store: Store, config: RunConfig, clock: Callable[[], float] = time.time) -> RunObjects:
     """What there is now. Jobs before pods, so that the pods of every Job that is seen are seen too."""
-    labels = f"{RUN_LABEL}={run}"
+    labels = f"{RUN_LABEL}={config.run}"
     jobs, _ = cluster.list("jobs", labels)
     pods, _ = cluster.list("pods", labels, "status.phase!=Succeeded")
     running = [pod["metadata"]["name"] for pod in _of(pods, "stage") if pod_state(pod).phase == "running"]
     serving = [pod["metadata"]["name"] for pod in _of(pods, "serving")]
     with ThreadPoolExecutor(MOST_LOOKED_AT) as pool:
         progress = dict(zip(running, pool.map(lambda name: last_progress(cluster, name), running[:MOST_LOOKED_AT]), strict=False))
-        proofs = dict(zip(serving, pool.map(lambda name: _proof(store, run, name), serving), strict=True))
+        proofs = dict(zip(serving, pool.map(lambda name: _proof(store, config.run, name), serving), strict=True))
     return RunObjects(
         at=clock(),
         jobs=jobs,
@@ -52,7 +55,16 @@ def read_objects(cluster: Reads, store: Store, run: str, clock: Callable[[], flo
         events=_events(cluster, jobs, pods),
         progress={name: found for name, found in progress.items() if found},
         proofs={name: found for name, found in proofs.items() if found},
+        serving=_serving(cluster, store, config, pods) if has_managed_serving(config) else None,
     )
+
+
+def _serving(cluster: Reads, store: Store, config: RunConfig, pods: Sequence[Object]) -> ServingState | None:
+    """As the controller sees it; None while the store cannot be asked."""
+    try:
+        return KubernetesServing(config, store, cluster, lambda: pods, lambda: NOBODY).state()
+    except ItoolError:
+        return None
 
 
 def last_progress(cluster: Reads, pod: str) -> Progress | None:

@@ -10,6 +10,7 @@ from itool.artifacts.resolve import Observed, Resolution, observe, resolve_obser
 from itool.artifacts.store import Store
 from itool.cluster.attempt_logs import last_word
 from itool.cluster.overview import PodRow, RunObjects, StageRow, component_rows, job_rows, stage_rows
+from itool.cluster.pods import has_managed_serving
 from itool.cluster.run_objects import Reads, read_objects
 from itool.cluster.session import open_lease
 from itool.config import RunConfig
@@ -56,15 +57,16 @@ class StatusReader:
         if found is None:
             return RunStatus(self.config.run, self.config.runtime.backend, "unknown", None, job_rows(objects), problem=str(self.error))
         resolutions, holder = found
-        rows = stage_rows(resolutions, objects) if self.cluster else self._with_logs(stage_rows(resolutions, objects), holder is not None)
+        rows = stage_rows(self.config, resolutions, objects)
+        rows = rows if self.cluster else self._with_logs(rows, holder is not None)
         return RunStatus(
             run=self.config.run,
             backend=self.config.runtime.backend,
             state=run_state(rows, active=holder is not None),
             controller=holder,
             stages=rows,
-            serving=component_rows(self.config, "serving", objects),
-            controller_pods=component_rows(self.config, "controller", objects) or (),
+            serving=component_rows("serving", objects) if has_managed_serving(self.config) else None,
+            controller_pods=component_rows("controller", objects),
             problem=str(self.error) if self.error else None,
         )
 
@@ -72,7 +74,7 @@ class StatusReader:
         if self.cluster is None:
             return RunObjects(at=0.0)
         try:
-            return read_objects(self.cluster, self.store, self.config.run)
+            return read_objects(self.cluster, self.store, self.config)
         except ItoolError as error:
             self.error = error
             return RunObjects(at=0.0)

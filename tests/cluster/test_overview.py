@@ -6,17 +6,29 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+from itool.artifacts.manifest import FileEntry, Manifest, content_digest
 from itool.artifacts.resolve import Resolution
+from itool.cluster.decide_serving import ServingPod, ServingState
 from itool.cluster.overview import RunObjects, component_rows, job_rows, stage_rows
 from itool.cluster.progress import Progress
 from itool.cluster.run_status import run_state
-from itool.cluster.wish import Proof
+from itool.cluster.wish import Proof, StoredArtifact, Wish
 from itool.config import merge_config
-from itool.stages import StageId
+from itool.stages import StageId, StageName
 
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC).timestamp()
 WARMUP, GENERATE = StageId(0, "warmup"), StageId(1, "generate")
 KEY = "0123456789abcdef"
+CONFIG = merge_config({}, ["root=s3://b/p", "runtime.backend=kubernetes", "policy.backend=vllm"], origin="test")
+
+
+FILES = {"a": FileEntry(size=1, sha256="0" * 64)}
+DIGEST = content_digest(FILES)
+
+
+def manifest(stage: StageName) -> Manifest:
+    now = datetime(2026, 11, 21, tzinfo=UTC)
+    return Manifest(run="r", iteration=0, stage=stage, key=KEY, files=FILES, started=now, ended=now)
 
 
 def job(stage: StageId, attempt: int = 1, key: str = KEY, *conditions: dict[str, Any], **annotations: str) -> dict[str, Any]:
@@ -44,7 +56,7 @@ def failed(name: str, of: dict[str, Any], code: int, words: str) -> dict[str, An
 def test_a_running_stage_shows_attempt_pod_node_age_and_progress() -> None:
     made = job(WARMUP, attempt=2)
     objects = RunObjects(NOW, [job(WARMUP), made], [pod("w", made)], progress={"w": Progress(12, 40, "updates")})
-    [row] = stage_rows({WARMUP: Resolution(WARMUP, "missing", "has not run yet", KEY)}, objects)
+    [row] = stage_rows(CONFIG, {WARMUP: Resolution(WARMUP, "missing", "has not run yet", KEY)}, objects)
     assert (row.state, row.attempt, row.pod, row.node, row.progress, row.reason) == ("running", 2, "w", "node-1", "12/40 updates", "")
     assert row.age_seconds == 480.0  # since the Job's start at 11:52:00
     assert row.pods[0].age_seconds == 90.0
@@ -52,13 +64,13 @@ def test_a_running_stage_shows_attempt_pod_node_age_and_progress() -> None:
 
 def test_a_stage_without_a_job_says_what_it_waits_for_and_jobs_of_other_settings_do_not_count() -> None:
     objects = RunObjects(NOW, [job(WARMUP, key="f" * 16)])
-    [row] = stage_rows({WARMUP: Resolution(WARMUP, "stale", "warmup.epochs 2 -> 3", KEY)}, objects)
+    [row] = stage_rows(CONFIG, {WARMUP: Resolution(WARMUP, "stale", "warmup.epochs 2 -> 3", KEY)}, objects)
     assert (row.state, row.reason, row.attempt) == ("stale", "warmup.epochs 2 -> 3", None)
 
 
 def test_a_done_stage_is_done_whatever_its_jobs_say() -> None:
     objects = RunObjects(NOW, [job(WARMUP)])
-    [row] = stage_rows({WARMUP: Resolution(WARMUP, "done", "up to date", KEY)}, objects)
+    [row] = stage_rows(CONFIG, {WARMUP: Resolution(WARMUP, "done", "up to date", KEY)}, objects)
     assert (row.state, row.reason, row.attempt) == ("done", "", None)
 
 
@@ -67,7 +79,7 @@ def test_shards_show_how_many_are_stored_and_one_row_for_each_open_pod() -> None
     waiting = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "1 Insufficient nvidia.com/gpu."}]
     pods = [pod("g2", made, shard=2, phase="Pending", conditions=waiting, containerStatuses=[]), pod("g1", made, shard=1)]
     resolution = Resolution(GENERATE, "missing", "has not run yet", KEY, shards=3, shards_done=(0,))
-    [row] = stage_rows({GENERATE: resolution}, RunObjects(NOW, [made], [*pods, failed("g1-first", made, 1, "error: no luck")]))
+    [row] = stage_rows(CONFIG, {GENERATE: resolution}, RunObjects(NOW, [made], [*pods, failed("g1-first", made, 1, "error: no luck")]))
     assert (row.state, row.progress, row.pod) == ("running", "1/3 shards", None)
     assert row.reason == "unschedulable: 1 Insufficient nvidia.com/gpu."
     assert [(found.pod, found.shard, found.state) for found in row.pods] == [("g1", 1, "running"), ("g2", 2, "pending")]
@@ -76,41 +88,57 @@ def test_shards_show_how_many_are_stored_and_one_row_for_each_open_pod() -> None
 def test_a_pod_that_follows_a_failed_one_says_why() -> None:
     made = job(WARMUP)
     objects = RunObjects(NOW, [made], [failed("w1", made, 69, "error: S3 at http://s3 does not answer"), pod("w2", made)])
-    [row] = stage_rows({WARMUP: Resolution(WARMUP, "missing", "", KEY)}, objects)
+    [row] = stage_rows(CONFIG, {WARMUP: Resolution(WARMUP, "missing", "", KEY)}, objects)
     assert (row.state, row.pod, row.reason) == ("running", "w2", "1 pod failed before: S3 at http://s3 does not answer")
 
 
 def test_a_job_that_the_controller_ended_gives_its_reason() -> None:
     verdict = {"itool/verdict": json.dumps({"exit_code": 69, "reason": "could not start within 25 s"})}
     made = job(WARMUP, 1, KEY, {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "too long"}, **verdict)
-    [row] = stage_rows({WARMUP: Resolution(WARMUP, "missing", "", KEY)}, RunObjects(NOW, [made]))
+    [row] = stage_rows(CONFIG, {WARMUP: Resolution(WARMUP, "missing", "", KEY)}, RunObjects(NOW, [made]))
     assert (row.state, row.reason, row.age_seconds) == ("failed", "could not start within 25 s", None)
+
+
+def test_a_job_whose_last_pod_has_just_ended_still_runs() -> None:
+    made = job(WARMUP)
+    made["status"]["uncountedTerminatedPods"] = {"succeeded": ["uid"]}
+    [row] = stage_rows(CONFIG, {WARMUP: Resolution(WARMUP, "missing", "", KEY)}, RunObjects(NOW, [made]))
+    assert (row.state, row.reason) == ("running", "")
 
 
 def test_a_job_that_ended_well_without_an_artifact_is_said_so() -> None:
     made = job(WARMUP, 1, KEY, {"type": "Complete", "status": "True"})
-    [row] = stage_rows({WARMUP: Resolution(WARMUP, "missing", "has not run yet", KEY)}, RunObjects(NOW, [made]))
+    [row] = stage_rows(CONFIG, {WARMUP: Resolution(WARMUP, "missing", "has not run yet", KEY)}, RunObjects(NOW, [made]))
     assert (row.state, row.reason, row.attempt) == ("missing", "its Job ended well but left no artifact", 1)
 
 
-def test_vllm_pods_show_the_adapter_that_they_proved_or_why_they_refuse_it() -> None:
-    config = merge_config({}, ["root=s3://b/p", "runtime.backend=kubernetes", "policy.backend=vllm"], origin="test")
-    pods = [pod(name, job(WARMUP)) for name in ("v1", "v2")]
+def test_vllm_pods_show_the_adapter_that_they_proved_or_why_they_do_not_serve() -> None:
+    pods = [pod(name, job(WARMUP)) for name in ("v1", "v2", "v3")]
     for found in pods:
         found["metadata"]["labels"] = {"app.kubernetes.io/component": "serving"}
-    proofs = {
-        "v1": Proof(generation=3, adapter="adapter-0123"),
-        "v2": Proof(generation=3, problem="the adapter's rank is 64", exit_code=64),
+    proofs = {"v1": Proof(generation=3, adapter="adapter-0123"), "v2": Proof(generation=3, problem="rank 64", exit_code=64)}
+    serving = ServingState(replicas=2, pods=(ServingPod("v1", "serving"), ServingPod("v2", "refused", reason="rank 64", exit_code=64)))
+    rows = component_rows("serving", RunObjects(NOW, pods=pods, proofs=proofs, serving=serving))
+    assert [(row.pod, row.state, row.adapter, row.reason) for row in rows] == [
+        ("v1", "serving", "adapter-0123", ""),
+        ("v2", "refused", None, "rank 64"),
+        ("v3", "running", None, ""),
+    ]
+    assert component_rows("controller", RunObjects(NOW, pods=pods)) == []
+
+
+def test_a_stage_that_waits_for_vllm_says_what_vllm_waits_for() -> None:
+    prepare, evaluate = StageId(0, "prepare"), StageId(0, "evaluate")
+    model, adapter = StoredArtifact(prefix="r/i0/prepare/k", digest=DIGEST), StoredArtifact(prefix="r/i0/warmup/k", digest=DIGEST)
+    wish = Wish(model=model, adapter=adapter)
+    resolutions = {
+        prepare: Resolution(prepare, "done", "up to date", KEY, "r/i0/prepare/k", manifest("prepare")),
+        WARMUP: Resolution(WARMUP, "done", "up to date", KEY, "r/i0/warmup/k", manifest("warmup")),
+        evaluate: Resolution(evaluate, "missing", "has not run yet", KEY),
     }
-    rows = component_rows(config, "serving", RunObjects(NOW, pods=pods, proofs=proofs))
-    assert rows is not None
-    assert [(row.adapter, row.reason) for row in rows] == [("adapter-0123", ""), (None, "the adapter's rank is 64")]
-    assert (
-        component_rows(
-            config.model_copy(update={"policy": config.policy.model_copy(update={"url": "http://v"})}), "serving", RunObjects(NOW)
-        )
-        is None
-    )
+    pending = ServingPod("v1", "pending", NOW, "unschedulable: 1 Insufficient nvidia.com/gpu.")
+    rows = stage_rows(CONFIG, resolutions, RunObjects(NOW, serving=ServingState(wish, 1, (pending,))))
+    assert rows[2].reason == "waits for vLLM: 0 of 1 replica ready; v1 is pending: unschedulable: 1 Insufficient nvidia.com/gpu."
 
 
 def test_without_the_store_the_newest_jobs_speak_alone() -> None:
@@ -122,10 +150,10 @@ def test_without_the_store_the_newest_jobs_speak_alone() -> None:
 
 
 def test_one_word_for_a_run() -> None:
-    [waits] = stage_rows({WARMUP: Resolution(WARMUP, "missing", "", KEY)}, RunObjects(NOW))
-    [runs] = stage_rows({WARMUP: Resolution(WARMUP, "missing", "", KEY)}, RunObjects(NOW, [job(WARMUP)], [pod("w", job(WARMUP))]))
-    [done] = stage_rows({WARMUP: Resolution(WARMUP, "done", "", KEY)}, RunObjects(NOW))
-    [damaged] = stage_rows({WARMUP: Resolution(WARMUP, "damaged", "a byte flipped", KEY)}, RunObjects(NOW))
+    [waits] = stage_rows(CONFIG, {WARMUP: Resolution(WARMUP, "missing", "", KEY)}, RunObjects(NOW))
+    [runs] = stage_rows(CONFIG, {WARMUP: Resolution(WARMUP, "missing", "", KEY)}, RunObjects(NOW, [job(WARMUP)], [pod("w", job(WARMUP))]))
+    [done] = stage_rows(CONFIG, {WARMUP: Resolution(WARMUP, "done", "", KEY)}, RunObjects(NOW))
+    [damaged] = stage_rows(CONFIG, {WARMUP: Resolution(WARMUP, "damaged", "a byte flipped", KEY)}, RunObjects(NOW))
     assert run_state([done], active=True) == "done"
     assert run_state([done, waits], active=True) == "running"
     assert run_state([done, runs], active=False) == "running"
