@@ -48,15 +48,19 @@ class Cache:
         self._changes = 0
         self._seen = 0
         self._stopping = threading.Event()
-        self._threads: list[threading.Thread] = []
 
-    def start(self) -> None:
-        """List everything once, then watch. Raises what the first list raises."""
+    def start(self, *, follow: bool = True) -> None:
+        """List everything once, then watch (without `follow` only when `look` is called). Raises what the first list raises."""
         for view in self._views.values():
             self._list(view)
-        self._threads = [threading.Thread(target=self._follow, args=(view,), daemon=True) for view in self._views.values()]
-        for thread in self._threads:
-            thread.start()
+        if follow:
+            for view in self._views.values():
+                threading.Thread(target=self._follow, args=(view,), daemon=True).start()
+
+    def look(self) -> None:
+        """Take in what has changed, once."""
+        for view in self._views.values():
+            self._look(view)
 
     def stop(self) -> None:
         """Stop looking. Threads that wait for the server end with their time-out; nobody needs to wait for them."""
@@ -88,25 +92,28 @@ class Cache:
             self._seen = self._changes
 
     def _follow(self, view: View) -> None:
-        """A thread's life: watch, list again when it is time, and never give up."""
+        """A thread's life. A server that hangs up at once is not asked again at once."""
         while not self._stopping.is_set():
-            try:
-                if not view._version or self._clock() - view._listed_at >= LIST_AGAIN_SECONDS:
-                    self._list(view)
-                began = self._clock()
-                self._watch(view)
-                if self._clock() - began < PAUSE_SECONDS:  # a server that hangs up at once is not asked at once
-                    self._stopping.wait(PAUSE_SECONDS)
-            except Gone:
-                view._version = ""
-            except ItoolError as error:
-                if view._error is None:
-                    log.warning("cluster cannot be watched", resource=view.resource, error=str(error))
-                with self._changed:
-                    view._error = error
-                    self._notify()
-                view._version = ""
+            began = self._clock()
+            self._look(view)
+            if self._clock() - began < PAUSE_SECONDS:
                 self._stopping.wait(PAUSE_SECONDS)
+
+    def _look(self, view: View) -> None:
+        """List when it is time, watch until the server ends that. What goes wrong is kept for whoever asks for the items."""
+        try:
+            if not view._version or self._clock() - view._listed_at >= LIST_AGAIN_SECONDS:
+                self._list(view)
+            self._watch(view)
+        except Gone:
+            view._version = ""
+        except ItoolError as error:
+            if view._error is None:
+                log.warning("cluster cannot be watched", resource=view.resource, error=str(error))
+            view._version = ""
+            with self._changed:
+                view._error = error
+                self._notify()
 
     def _list(self, view: View) -> None:
         view._written.clear()
