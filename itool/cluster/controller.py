@@ -130,7 +130,8 @@ class Controller:
                 self._look_at_store(open_stages)
         self._seen = ended
         assert self._resolutions is not None
-        return Observed(self.config, self._resolutions, attempts, self.clock(), self.rules)
+        serving = self.serving.state() if self.serving else None
+        return Observed(self.config, self._resolutions, attempts, self.clock(), self.rules, serving)
 
     def _look_at_store(self, stages: Collection[StageId] | None) -> None:
         """Read the store, all of the run or what belongs to some stages."""
