@@ -101,12 +101,14 @@ class Replicas:
         found = await self._addresses()
         new = [server for server in found if server not in self._servers]
         troubles = dict(zip(new, await asyncio.gather(*(self._trouble(server) for server in new)), strict=True))
-        before = self._servers
+        before, reason = self._servers, self._reason
         self._servers = tuple(server for server in found if troubles.get(server) is None)
         reasons = [f"{server}: {reason}" for server, reason in troubles.items() if reason]
         self._reason = reasons[0] if reasons else self._reason if found else f"{self._url.host} has no address: no vLLM pod is ready"
         if self._servers != before:
             _log.info("vllm servers", servers=list(self._servers), trouble=reasons)
+        elif not self._servers and self._reason != reason:
+            _log.info("waiting for a vllm server", reason=self._reason)
 
     async def _addresses(self) -> list[str]:
         """A URL per address of the name; the URL itself under TLS, where the name is what is certified."""
