@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import threading
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from queue import Queue
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from itool.cli.options import ConfigOption, RootOption, RunOption, existing_config, note
+from itool.cli.options import BackendOption, ConfigOption, Output, OutputOption, RootOption, RunOption, existing_config, note
+from itool.errors import ItoolError
 
 if TYPE_CHECKING:
+    from itool.artifacts.store import Store
+    from itool.cluster.attempt_logs import AttemptKey, Wanted
+    from itool.cluster.live_logs import ClusterLogs, PodText
     from itool.config import RunConfig
+
+MOST_FOLLOWED = 32
+LOOK_AGAIN_SECONDS = 1.0
 
 
 def logs(
@@ -20,23 +32,27 @@ def logs(
     iteration: Annotated[
         int | None, typer.Option("--iteration", "-k", min=0, help="Iteration; the last one that ran when left out.")
     ] = None,
+    shard: Annotated[int | None, typer.Option("--shard", min=0, help="Only this shard.")] = None,
+    attempt: Annotated[int | None, typer.Option("--attempt", min=1, help="This attempt instead of the newest.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the run stops.")] = False,
     run: RunOption = None,
     config: ConfigOption = None,
     root: RootOption = None,
+    backend: BackendOption = None,
+    output: OutputOption = Output.text,
 ) -> None:
-    """Print the log of a stage's newest attempt."""
-    name, wanted = parse_stage(stage, iteration)
-    settings = existing_config(run, root, config)
-    offsets: dict[str, int] = {}
-    while True:
-        active = _is_active(settings)
-        found = _print_new(settings, name, wanted, offsets)
-        if not found and not (follow and active):
-            raise _nothing(settings, stage)
-        if not follow or not active:
-            return
-        time.sleep(0.2)
+    """Print the log of a stage's newest attempt: live, and from the store after its pods are gone. --output json: one object per line."""
+    from itool.artifacts.store import open_store  # noqa: PLC0415
+    from itool.cluster.attempt_logs import Wanted  # noqa: PLC0415
+    from itool.errors import InputError  # noqa: PLC0415
+
+    name, wanted_iteration = parse_stage(stage, iteration)
+    settings = existing_config(run, root, config, backend=backend)
+    store, wanted = open_store(settings.root, settings.store), Wanted(name, wanted_iteration, shard, attempt)
+    printer = Printer(name, as_json=output is Output.json)
+    show = _show_cluster if settings.runtime.backend == "kubernetes" else _show_local
+    if not show(settings, store, wanted, printer, follow=follow):
+        raise InputError(f"run {settings.run} has no log of {stage}", remedy="`itoolctl status` says what has run")
 
 
 def parse_stage(stage: str, iteration: int | None) -> tuple[str, int | None]:
@@ -54,30 +70,111 @@ def parse_stage(stage: str, iteration: int | None) -> tuple[str, int | None]:
     return name, iteration
 
 
-def _print_new(settings: RunConfig, name: str, iteration: int | None, offsets: dict[str, int]) -> bool:
-    from itool.artifacts.store import open_store  # noqa: PLC0415
+@dataclass
+class Printer:
+    """Whole lines to standard output; where several sources take turns, a heading on standard error says whose turn it is."""
+
+    stage: str
+    as_json: bool
+    _last: str = ""
+    _many: bool = False
+    _rest: dict[str, bytes] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def announce(self, sources: int) -> None:
+        """How many sources come now."""
+        self._many = self._many or sources > 1 or bool(self._last)
+
+    def write(self, source: str, key: AttemptKey, data: bytes, *, last: bool = False) -> None:
+        """A piece of a source's text; half a line waits for its other half, or for the last piece."""
+        with self._lock:
+            text = self._rest.pop(source, b"") + data
+            whole = len(text) if last else text.rfind(b"\n") + 1
+            self._rest[source] = text[whole:]
+            if not text[:whole]:
+                return
+            if self._many and source != self._last and not self.as_json:
+                sys.stdout.flush()
+                note(f"== {source}")
+            self._last = source
+            sys.stdout.buffer.write(self._as_json(source, key, text[:whole]) if self.as_json else text[:whole])
+            sys.stdout.flush()
+
+    def _as_json(self, source: str, key: AttemptKey, text: bytes) -> bytes:
+        iteration, shard, attempt = key
+        head = {"stage": self.stage, "iteration": iteration, "shard": shard, "attempt": attempt, "source": source}
+        lines = text.decode(errors="replace").splitlines()
+        return "".join(f"{json.dumps(head | {'line': line}, ensure_ascii=False)}\n" for line in lines).encode()
+
+
+def _show_local(settings: RunConfig, store: Store, wanted: Wanted, printer: Printer, *, follow: bool) -> bool:
+    """Files of this machine or the store, read on from where they were; False when there is none."""
     from itool.cluster.attempt_logs import find_logs  # noqa: PLC0415
 
-    store = open_store(settings.root, settings.store)
-    found = find_logs(settings, store, name, iteration)
-    for log in found:
-        if log.name not in offsets and len(found) > 1:
-            note(f"== {log.name}")
-        output = log.read(store, settings.run, offsets.get(log.name, 0))
-        offsets[log.name] = offsets.get(log.name, 0) + len(output)
-        sys.stdout.buffer.write(output)
-    sys.stdout.flush()
-    return bool(found)
+    offsets: dict[str, int] = {}
+    while True:
+        active = _is_held(settings, store)
+        found = find_logs(settings, store, wanted)
+        printer.announce(len(found))
+        for log in found:
+            data = log.read(store, settings.run, offsets.get(log.name, 0))
+            offsets[log.name] = offsets.get(log.name, 0) + len(data)
+            printer.write(log.name, log.key, data)
+        if not follow or not active:
+            return bool(found)
+        time.sleep(LOOK_AGAIN_SECONDS / 5)
 
 
-def _is_active(settings: RunConfig) -> bool:
-    from itool.artifacts.store import open_store  # noqa: PLC0415
+def _show_cluster(settings: RunConfig, store: Store, wanted: Wanted, printer: Printer, *, follow: bool) -> bool:
+    """Pods that are there and logs of those that are gone; False when there is none."""
+    from itool.cluster.client import open_cluster  # noqa: PLC0415
+    from itool.cluster.live_logs import ClusterLogs  # noqa: PLC0415
+
+    logs = ClusterLogs(settings, store, open_cluster(settings.kubernetes.namespace), wanted)
+    found = False
+    while True:
+        active = follow and (_is_held(settings, store) or logs.has_open_jobs())
+        texts = logs.new_texts()
+        found = found or bool(texts)
+        printer.announce(len(texts))
+        if active:
+            _follow_all(logs, texts, printer)
+        else:
+            for text in texts:
+                _copy(logs, text, printer, follow=False)
+            return found
+        time.sleep(LOOK_AGAIN_SECONDS)
+
+
+def _follow_all(logs: ClusterLogs, texts: Sequence[PodText], printer: Printer) -> None:
+    """Side by side until all have ended. Threads of their own, so that Ctrl-C need not wait for them."""
+    places, errors = threading.BoundedSemaphore(MOST_FOLLOWED), Queue[Exception]()
+
+    def work(text: PodText) -> None:
+        with places:
+            try:
+                _copy(logs, text, printer, follow=True)
+            except ItoolError as error:
+                errors.put(error)
+
+    if len(texts) > MOST_FOLLOWED:
+        note(f"{len(texts)} pods, {MOST_FOLLOWED} at a time; --shard picks one")
+    threads = [threading.Thread(target=work, args=(text,), daemon=True) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if not errors.empty():
+        raise errors.get()
+
+
+def _copy(logs: ClusterLogs, text: PodText, printer: Printer, *, follow: bool) -> None:
+    for chunk in logs.read(text, follow=follow):
+        printer.write(text.pod, text.key, chunk)
+    printer.write(text.pod, text.key, b"", last=True)
+
+
+def _is_held(settings: RunConfig, store: Store) -> bool:
     from itool.cluster.session import open_lease  # noqa: PLC0415
 
-    return open_lease(open_store(settings.root, settings.store), settings.run).holder() is not None
-
-
-def _nothing(settings: RunConfig, stage: str) -> Exception:
-    from itool.errors import InputError  # noqa: PLC0415
-
-    return InputError(f"run {settings.run} has no log of {stage}", remedy="`itoolctl status` says what has run")
+    return open_lease(store, settings.run).holder() is not None

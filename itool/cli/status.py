@@ -120,8 +120,7 @@ def _stage_cells(row: StageRow) -> Iterator[list[str | None]]:
 
 
 def _pod_cells(name: str, row: PodRow) -> list[str | None]:
-    state = "ready" if row.ready else row.state
-    return [name, state, None, None, row.pod, row.node, _age(row.age_seconds), row.progress or row.adapter, row.reason]
+    return [name, row.state, None, None, row.pod, row.node, _age(row.age_seconds), row.progress or row.adapter, row.reason]
 
 
 def _age(seconds: float | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from itool.cluster.last_words import last_words
 from itool.cluster.progress import parse_progress
 from itool.cluster.session import local_state
 from itool.config import RunConfig
+
+AttemptKey = tuple[int, int, int]
+"""Iteration, shard, attempt of a stage."""
 
 LOG_NAME = re.compile(r"^i(?P<iteration>\d+)-(?P<stage>[a-z]+)(?:-(?P<shard>\d+))?-(?P<attempt>\d+)\.log$")
 
@@ -25,6 +29,11 @@ class AttemptLog:
     attempt: int
     name: str
     path: Path | None = None
+
+    @property
+    def key(self) -> AttemptKey:
+        """Iteration, shard, attempt."""
+        return self.iteration, self.shard, self.attempt
 
     def read(self, store: Store, run: str, offset: int = 0) -> bytes:
         """Its bytes from `offset` on."""
@@ -44,20 +53,34 @@ class LastWord:
     message: str
 
 
-def find_logs(config: RunConfig, store: Store, stage: str, iteration: int | None = None) -> list[AttemptLog]:
-    """The newest attempt of every shard of a stage, in the given iteration or the last one that has any."""
-    logs = [log for log in _all_logs(config, store) if log.stage == stage and iteration in (None, log.iteration)]
-    if not logs:
-        return []
-    last = max(log.iteration for log in logs)
-    newest = {log.shard: log for log in sorted(logs) if log.iteration == last}
-    return [newest[shard] for shard in sorted(newest)]
+@dataclass(frozen=True)
+class Wanted:
+    """Which logs of a stage are asked for; None leaves it open: the last iteration that has any, all shards, each one's newest attempt."""
+
+    stage: str
+    iteration: int | None = None
+    shard: int | None = None
+    attempt: int | None = None
+
+    def choose(self, keys: Iterable[AttemptKey]) -> list[AttemptKey]:
+        """Of the attempts that there are, those that are asked for, by shard."""
+        pattern = (self.iteration, self.shard, self.attempt)
+        fitting = sorted({key for key in keys if all(wish in (None, value) for wish, value in zip(pattern, key, strict=True))})
+        last = fitting[-1][0] if fitting else 0
+        newest = {shard: (iteration, shard, attempt) for iteration, shard, attempt in fitting if iteration == last}
+        return [newest[shard] for shard in sorted(newest)]
+
+
+def find_logs(config: RunConfig, store: Store, wanted: Wanted) -> list[AttemptLog]:
+    """The log files that are asked for."""
+    logs = {log.key: log for log in stored_logs(config, store) if log.stage == wanted.stage}
+    return [logs[key] for key in wanted.choose(logs)]
 
 
 def last_word(config: RunConfig, stage: str, iteration: int) -> LastWord | None:
     """Progress and last message of a stage's newest attempts; None when it never started."""
     store = open_store(config.root, config.store)
-    logs = find_logs(config, store, stage, iteration)
+    logs = find_logs(config, store, Wanted(stage, iteration))
     if not logs:
         return None
     outputs = [log.read(store, config.run) for log in logs]
@@ -74,7 +97,8 @@ def _last_progress(output: bytes) -> tuple[float, float] | None:
     return None
 
 
-def _all_logs(config: RunConfig, store: Store) -> list[AttemptLog]:
+def stored_logs(config: RunConfig, store: Store) -> list[AttemptLog]:
+    """Every log file of the run, in the store or on this machine."""
     if isinstance(store, FolderStore):
         return _parse({path.name: path for path in store.path(f"{config.run}/logs").glob("*.log")})
     stored: dict[str, Path | None] = {key.rpartition("/")[2]: None for key in store.list(f"{config.run}/logs")}
