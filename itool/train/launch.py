@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
+import threading
 from collections.abc import Mapping
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import torch.distributed.run as torchrun
 from accelerate.commands import launch as accelerate
+from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
@@ -30,30 +33,28 @@ _DAY_SECONDS = 24 * 60 * 60
 
 def launch(argv: list[str]) -> int:
     """Run the workers of this node to their end; returns the exit code that says most about it."""
+    start = {"torchrun": _torchrun, "accelerate": _accelerate}.get(argv[0] if argv else "")
+    if start is None:
+        return exit_code_of(ConfigError(f"no known launcher in {' '.join(argv)!r}", remedy="Begin with torchrun or accelerate"))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_DAY_SECONDS))
-    for number in STOP_SIGNALS:  # torch sets its own when workers run; a container's first process ignores what nobody handles
-        signal.signal(number, _stop)
+    _end_when_stopped_before_workers_run()
     try:
-        _start(argv[0] if argv else "", argv[1:])
+        start(argv[1:])
     except ChildFailedError as error:
         return worst_exit_code(error.failures)
     except SignalException as error:
         return exit_code_of(Interrupted(f"the workers were stopped by {error.sigval.name}", remedy="Run the same command again to resume"))
-    except RendezvousError as error:
-        return exit_code_of(DependencyError(f"the other nodes did not come: {error}", remedy="Start all of them again"))
-    except (ConfigError, Interrupted) as error:
-        return exit_code_of(error)
+    except (RendezvousError, DistError) as error:
+        return exit_code_of(DependencyError(f"the other nodes did not come ({error or 'time-out'})", remedy="Start all of them again"))
     return 0
 
 
-def _start(launcher: str, arguments: list[str]) -> None:
-    match launcher:
-        case "torchrun":
-            torchrun.run(torchrun.parse_args(arguments))  # type: ignore[no-untyped-call] # torch's launcher ships no types
-        case "accelerate":
-            accelerate.launch_command(accelerate.launch_command_parser().parse_args(arguments))
-        case _:
-            raise ConfigError(f"launcher {launcher!r} is not known", remedy="Use torchrun or accelerate")
+def _torchrun(arguments: list[str]) -> None:
+    torchrun.run(torchrun.parse_args(arguments))  # type: ignore[no-untyped-call] # torch's launcher ships no types
+
+
+def _accelerate(arguments: list[str]) -> None:
+    accelerate.launch_command(accelerate.launch_command_parser().parse_args(arguments))
 
 
 def worst_exit_code(failures: Mapping[int, Any]) -> int:
@@ -66,8 +67,24 @@ def worst_exit_code(failures: Mapping[int, Any]) -> int:
     return code if code > 0 else 128 - code
 
 
-def _stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the signature of a signal handler
-    raise Interrupted("stopped before the workers had started", remedy="Run the same command again")
+def _end_when_stopped_before_workers_run() -> None:
+    """Until workers run, and torch handles signals, a thread does: the main one may wait for the other nodes, deaf for 15 minutes."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, _awaited)
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    signal.set_wakeup_fd(theirs.fileno())
+    threading.Thread(target=_end_on_signal, args=(ours, theirs), daemon=True).start()
+
+
+def _end_on_signal(signals: socket.socket, _open: socket.socket) -> None:
+    while number := signals.recv(1):
+        if signal.getsignal(number[0]) is _awaited:
+            os._exit(exit_code_of(Interrupted("stopped before the workers ran", remedy="Run the same command again")))
+
+
+def _awaited(number: int, frame: FrameType | None) -> None:
+    """Does nothing: the thread has been told already."""
 
 
 if __name__ == "__main__":

@@ -31,6 +31,13 @@ def start(folder: Path, *launcher: str, log: str = "log", job: list[str] | None 
         return subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def wait_for_progress(processes: list[subprocess.Popen[bytes]], *logs: Path) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and all(process.poll() is None for process in processes):
@@ -38,6 +45,17 @@ def wait_for_progress(processes: list[subprocess.Popen[bytes]], *logs: Path) -> 
             return
         time.sleep(0.05)
     raise AssertionError("the warm-up made no progress:\n" + "\n".join(log.read_text() for log in logs))
+
+
+def wait_for_handler(pid: int) -> None:
+    """Return when the process handles SIGTERM."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        caught = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+        if int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1:
+            return
+        time.sleep(0.1)
+    raise AssertionError("SIGTERM is not handled")
 
 
 def adapter(folder: Path) -> Path:
@@ -79,10 +97,7 @@ def test_two_processes_of_a_pod_train_the_adapter_of_one(prepared: Path, by_two:
 @pytest.mark.slow
 def test_two_nodes_stop_together_and_end_with_the_adapter_of_one_pod(prepared: Path, by_two: Path, tmp_path: Path) -> None:
     folder = copy(prepared, tmp_path)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
-    nodes = f"torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-id demo --rdzv-endpoint {endpoint}".split()
+    nodes = f"torchrun --nnodes 2 --rdzv-backend c10d --rdzv-id demo --rdzv-endpoint 127.0.0.1:{free_port()}".split()
     both = [start(folder, *nodes, log=log) for log in ("a", "b")]
     wait_for_progress(both, folder / "a", folder / "b")
     both[1].send_signal(signal.SIGTERM)
@@ -94,6 +109,20 @@ def test_two_nodes_stop_together_and_end_with_the_adapter_of_one_pod(prepared: P
     assert [process.wait(timeout=120) for process in both] == [0, 0], (folder / "a").read_text()
     assert "checkpoint resumed" in (folder / "a").read_text() + (folder / "b").read_text()
     assert digests(folder) == digests(by_two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_node_that_waits_for_the_other_can_be_stopped_and_does_not_wait_for_ever(tmp_path: Path, rank: int) -> None:
+    node = f"torchrun --nnodes 2 --node-rank {rank} --master-addr 127.0.0.1 --master-port {free_port()} --rdzv-conf".split()
+    given_up = start(tmp_path, *node, "timeout=2", log="given-up")
+    assert given_up.wait(timeout=60) == 69
+    assert "error: the other nodes did not come" in (tmp_path / "given-up").read_text()
+    stopped = start(tmp_path, *node, "timeout=100", log="stopped")
+    wait_for_handler(stopped.pid)
+    time.sleep(1)
+    stopped.send_signal(signal.SIGTERM)
+    assert stopped.wait(timeout=20) == 75
 
 
 @pytest.mark.slow

@@ -181,4 +181,4 @@ def test_the_worker_that_failed_by_itself_gives_the_exit_code(codes, expected):
 
 def test_an_unknown_launcher_is_a_configuration_error(capsys):
     assert launch(["mpirun"]) == 64
-    assert "Use torchrun or accelerate" in capsys.readouterr().err
+    assert "Begin with torchrun or accelerate" in capsys.readouterr().err
