@@ -113,9 +113,15 @@ class DpoConfig(OptimizerConfig):
     simpo_gamma: Annotated[float, Field(ge=0.0)] = Field(0.5, description="target margin of SimPO")
     length_normalised: bool = Field(True, description="SimPO: mean (paper) or sum of log-probabilities (a plain margin loss)")
     nll_weight: Annotated[float, Field(ge=0.0)] = Field(0.1, description="weight of the chosen side's negative log-likelihood")
+    nll_on: Literal["step", "answer"] = Field(
+        "step", description="what that term covers: the chosen step, or the whole right answer that it belongs to"
+    )
     label_smoothing: Literal["none", "visits"] = Field("none", description="`visits`: N_l / (N_w + N_l) per pair, at most 0.5")
     reference: Literal["previous", "warmup"] = "previous"
     replay_fraction: Share = Field(0.25, description="share of the sequences of an update that replay warm-up examples as SFT")
+    replay_from: Literal["warmup", "warmup_and_buffer"] = Field(
+        "warmup", description="what is replayed beside pairs: with the buffer, its ground truth too, where there is one"
+    )
     updates: Count = 40
     batch_pairs: Count = Field(16, description="pairs per update; an SFT control sees as many sequences, 2 per pair")
     learning_rate: Rate = 5e-6

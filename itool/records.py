@@ -126,13 +126,17 @@ class SearchTree(Record):
 
 
 class PreferencePair(Record):
-    """Two sibling steps after the same state. `prompt_ids + prefix_ids` is the state; the sides carry no EOS unless they sampled one."""
+    """Two sibling steps after the same state. `prompt_ids + prefix_ids` is the state; the sides carry no EOS unless they sampled one.
+
+    `prefix_ids + chosen_ids + ending_ids` is a right response of the tree, end of turn included.
+    """
 
     example_id: str
     prompt_ids: list[int]
     prefix_ids: list[int]
     chosen_ids: Annotated[list[int], Field(min_length=1)]
     rejected_ids: Annotated[list[int], Field(min_length=1)]
+    ending_ids: list[int] = Field(default_factory=list)
     chosen_value: float
     rejected_value: float
     chosen_visits: int

@@ -85,6 +85,7 @@ STAGES: dict[StageName, StageSpec] = {
             ("pairs.jsonl", "trees.jsonl", "samples.jsonl"),
             gpu=True,
             sharded=True,
+            version=2,
         ),
         StageSpec(
             "dpo",

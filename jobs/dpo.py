@@ -17,6 +17,8 @@ from jobs.training import run_training, save_training, token_sequences, training
 if TYPE_CHECKING:
     from itool.train.sequences import TokenSequence
 
+SFT_CONTROLS = ("sft_continued", "rejection_sampling")
+
 _log = get_logger(__name__)
 
 
@@ -27,8 +29,8 @@ def dpo(stage: Stage) -> None:
 
     model_dir, adapter = stage.path("data", "model/"), stage.path("adapter", "adapter/")
     tokenizer = load_tokenizer(model_dir)
-    replay = token_sequences(tokenizer, stage.read(Example, "data", "warmup.jsonl")) if stage.config.dpo.replay_fraction else []
-    control = stage.config.method in ("sft_continued", "rejection_sampling")
+    control = stage.config.method in SFT_CONTROLS
+    replay = token_sequences(tokenizer, replayed_examples(stage))
     rows = _responses(stage, tokenizer) if control else stage.read(PreferencePair, "pairs", "pairs.jsonl")
     hooks = training_hooks(stage)
     stage.working()
@@ -50,6 +52,17 @@ def dpo(stage: Stage) -> None:
         hooks=hooks,
     )
     save_training(stage, log)
+
+
+def replayed_examples(stage: Stage) -> list[Example]:
+    """Warm-up examples, and beside pairs, where it is configured, the buffer's: the SFT controls learn from the buffer already."""
+    settings = stage.config.dpo
+    if not settings.replay_fraction:
+        return []
+    warmup = stage.read(Example, "data", "warmup.jsonl")
+    if settings.replay_from == "warmup" or stage.config.method in SFT_CONTROLS:
+        return warmup
+    return [*warmup, *(example for example in stage.read(Example, "data", "buffer.jsonl") if example.response is not None)]
 
 
 def _responses(stage: Stage, tokenizer: Any) -> list[TokenSequence]:

@@ -97,6 +97,15 @@ def _find_fault(nodes: Sequence[Node], evidence: Sequence[Evidence], best: int, 
     return NO_WRONG_ANSWER if evidence[worst].wrong == 0 else None
 
 
+def right_ending(tree: SearchTree, evidence: Sequence[Evidence], start: int) -> list[int]:
+    """Token ids that follow the step `start` to a right end: at each state the step with the most right roll-outs, then the first found."""
+    children, ids, index = children_of(tree), list[int](), start
+    while right := [child for child in children[index] if evidence[child].right]:
+        index = max(right, key=lambda child: (evidence[child].right, -child))
+        ids += tree.nodes[index].step_ids
+    return ids
+
+
 def _make_pair(tree: SearchTree, evidence: Sequence[Evidence], parent: int, best: int, worst: int) -> PreferencePair:
     chosen, rejected = tree.nodes[best], tree.nodes[worst]
     path = _path(tree, parent)
@@ -106,6 +115,7 @@ def _make_pair(tree: SearchTree, evidence: Sequence[Evidence], parent: int, best
         prefix_ids=[token for index in path for token in tree.nodes[index].step_ids],
         chosen_ids=chosen.step_ids,
         rejected_ids=rejected.step_ids,
+        ending_ids=right_ending(tree, evidence, best),
         chosen_value=chosen.action_value,
         rejected_value=rejected.action_value,
         chosen_visits=chosen.visits,

@@ -55,7 +55,7 @@ def train_preferences(
     `reference` is the adapter of π_ref (None: `adapter_in` as it comes in). Ids go in as they are, no EOS is added, and log-probabilities
     count from the first diverging token. `replay` sequences join each update as SFT. Raises InputError, NumericalError, Interrupted.
     """
-    steps = [_as_step(pair) for pair in pairs]
+    steps = [_as_step(pair, settings) for pair in pairs]
     base = load_model(model_dir, dtype=model.dtype)
     check_fits(base, steps)
     if replay:
@@ -87,11 +87,13 @@ def plan_preferences(pairs: int, replay: int, settings: DpoConfig, seed: int) ->
     return [PreferenceUpdate(rows, old) for rows, old in zip(drawn, replayed, strict=True)]
 
 
-def _as_step(pair: PreferencePair) -> StepPair:
+def _as_step(pair: PreferencePair, settings: DpoConfig) -> StepPair:
     if pair.chosen_ids == pair.rejected_ids:
         raise InputError(f"a pair of example {pair.example_id!r} has two equal sides", remedy="Run generate again")
     visits = (pair.chosen_visits, pair.rejected_visits)
-    return step_pair([*pair.prompt_ids, *pair.prefix_ids], pair.chosen_ids, pair.rejected_ids, visits=visits, example_id=pair.example_id)
+    answer = (len(pair.prefix_ids), pair.ending_ids) if settings.nll_on == "answer" else None
+    state = [*pair.prompt_ids, *pair.prefix_ids]
+    return step_pair(state, pair.chosen_ids, pair.rejected_ids, visits=visits, example_id=pair.example_id, answer=answer)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,6 @@ class PairLogps:
     """Per-token log-probabilities of P pairs in one batch, under the policy or the reference, and their sums by side (P each)."""
 
     tokens: Tensor
-    is_chosen: Tensor
     chosen: Tensor
     rejected: Tensor
     chosen_tokens: Tensor
@@ -109,7 +110,7 @@ class PairLogps:
 def sides(tokens: Tensor, owners: Tensor, count: int) -> PairLogps:
     """Split per-token values (N) by side; owner 2i is the chosen side of pair i, 2i + 1 the rejected one."""
     sums, lengths = losses.sum_by(tokens, owners, count), losses.sum_by(torch.ones_like(tokens), owners, count)
-    return PairLogps(tokens, owners % 2 == 0, sums[0::2], sums[1::2], lengths[0::2], lengths[1::2])
+    return PairLogps(tokens, sums[0::2], sums[1::2], lengths[0::2], lengths[1::2])
 
 
 def pair_losses(policy: PairLogps, reference: PairLogps, settings: DpoConfig, smoothing: Tensor | None) -> Tensor:
@@ -169,8 +170,8 @@ class StepDpoTrainer(UpdateTrainer, DPOTrainer):  # type: ignore[misc] # TRL shi
             rows = [used[index] for index in group]
             batch = batch_pairs([self.pairs[index] for index in rows])
             with torch.no_grad():
-                logps = response_logps(model, batch).cpu()
-            lengths = torch.bincount(batch.owners // 2, minlength=len(rows)).tolist()
+                logps = response_logps(model, batch).cpu()[batch.owners < batch.count]
+            lengths = [len(self.pairs[index].chosen_ids) + len(self.pairs[index].rejected_ids) for index in rows]
             for index, part in zip(rows, torch.split(logps, lengths), strict=True):
                 found[index] = part
         self.reference_logps = found
@@ -183,11 +184,11 @@ class StepDpoTrainer(UpdateTrainer, DPOTrainer):  # type: ignore[misc] # TRL shi
 
     def update_loss(self, model: Any, update: PreferenceUpdate) -> tuple[float, dict[str, float], int]:
         pairs = [self.pairs[index] for index in update.pairs]
-        chosen_tokens = sum(len(pair.chosen_ids) for pair in pairs)
+        likely_tokens = sum(pair.likely_tokens for pair in pairs)
         totals = dict.fromkeys((*METRICS, "loss/replay"), 0.0)
         own = self._share(update)
         for group in bucket([len(self.pairs[index]) for index in own], self.settings.batch_tokens):
-            loss, parts = self.pair_loss(model, [own[index] for index in group], len(pairs), chosen_tokens)
+            loss, parts = self.pair_loss(model, [own[index] for index in group], len(pairs), likely_tokens)
             self.accelerator.backward(loss)
             for name, value in zip(METRICS, parts, strict=True):
                 totals[name] += value
@@ -202,19 +203,21 @@ class StepDpoTrainer(UpdateTrainer, DPOTrainer):  # type: ignore[misc] # TRL shi
         """Weight of the chosen side's NLL; ORPO's own equation has it at 1."""
         return 1.0 if self.settings.loss == "orpo" else self.settings.nll_weight
 
-    def pair_loss(self, model: Any, indices: Sequence[int], total_pairs: int, total_chosen_tokens: int) -> tuple[Tensor, list[float]]:
+    def pair_loss(self, model: Any, indices: Sequence[int], total_pairs: int, total_likely_tokens: int) -> tuple[Tensor, list[float]]:
         """One bucket's share of the update's loss, and of METRICS; shares add up to means over the update."""
         pairs = [self.pairs[index] for index in indices]
         batch = batch_pairs(pairs)
         tokens = response_logps(model, batch)
         owners = batch.owners.to(tokens.device)
+        likely = losses.nll(tokens[owners % 2 == 0], total_likely_tokens)  # chosen sides, and what belongs to no side
+        on_a_side = owners < batch.count
+        tokens, owners = tokens[on_a_side], owners[on_a_side]
         policy = sides(tokens, owners, batch.count)
         reference = sides(torch.cat([self.reference_logps[index] for index in indices]).to(tokens.device), owners, batch.count)
         per_pair = pair_losses(policy, reference, self.settings, self._smoothing(pairs, tokens.device)).sum() / total_pairs
-        chosen_nll = losses.nll(tokens[policy.is_chosen], total_chosen_tokens)
         metrics = _metrics(policy, reference, self.settings.beta) * (len(pairs) / total_pairs)
-        values: list[float] = torch.cat([torch.stack([per_pair.detach(), chosen_nll.detach()]), metrics]).tolist()
-        return per_pair + self.nll_weight * chosen_nll, values
+        values: list[float] = torch.cat([torch.stack([per_pair.detach(), likely.detach()]), metrics]).tolist()
+        return per_pair + self.nll_weight * likely, values
 
     def _smoothing(self, pairs: Sequence[StepPair], device: torch.device) -> Tensor | None:
         if self.settings.label_smoothing == "none":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class StepPair:
     """Two sides after one state, as the loss sees them: a common beginning of the sides already belongs to the state.
 
     `chosen_ids` or `rejected_ids` is empty when one side was the beginning of the other: its log-probability is then exactly 0.
+    The last `prefix_tokens` of the state, the chosen side and `ending_ids` are one right answer: likelihood, no preference, is learned
+    from what of it is not the chosen side.
     """
 
     state_ids: Sequence[int]
@@ -42,9 +44,16 @@ class StepPair:
     chosen_visits: int = 1
     rejected_visits: int = 1
     example_id: str = ""
+    prefix_tokens: int = 0
+    ending_ids: Sequence[int] = ()
 
     def __len__(self) -> int:
-        return len(self.state_ids) + len(self.chosen_ids) + len(self.rejected_ids)
+        return len(self.state_ids) + len(self.chosen_ids) + len(self.ending_ids) + len(self.rejected_ids)
+
+    @property
+    def likely_tokens(self) -> int:
+        """How many tokens the likelihood term covers."""
+        return self.prefix_tokens + len(self.chosen_ids) + len(self.ending_ids)
 
 
 def step_pair(
@@ -54,20 +63,27 @@ def step_pair(
     *,
     visits: tuple[int, int] = (1, 1),
     example_id: str = "",
+    answer: tuple[int, Sequence[int]] | None = None,
 ) -> StepPair:
-    """Move the common beginning of both sides into the state: log-probabilities count from the first diverging token."""
+    """Move the common beginning of both sides into the state: log-probabilities count from the first diverging token.
+
+    `answer` says which tokens beside the chosen side are to become likely: so many last ones of the state, and those that follow chosen.
+    """
     shared = 0
     while shared < min(len(chosen_ids), len(rejected_ids)) and chosen_ids[shared] == rejected_ids[shared]:
         shared += 1
-    return StepPair([*state_ids, *chosen_ids[:shared]], list(chosen_ids[shared:]), list(rejected_ids[shared:]), *visits, example_id)
+    state, sides = [*state_ids, *chosen_ids[:shared]], (list(chosen_ids[shared:]), list(rejected_ids[shared:]))
+    before, ending = (answer[0] + shared, answer[1]) if answer else (0, ())
+    return StepPair(state, *sides, *visits, example_id, before, ending)
 
 
 @dataclass(frozen=True)
 class Batch:
     """One forward pass. Of B rows and T columns, N positions are scored.
 
-    `predictors` (N) index the flattened (B*T) hidden states whose next token is in `targets` (N); `owners` (N) say which sequence a
-    token belongs to (for pairs: 2i = chosen, 2i + 1 = rejected). `allowed` (B, 1, T, T) and `positions` (B, T) are set for pairs only.
+    `predictors` (N) index the flattened (B*T) hidden states whose next token is in `targets` (N); `owners` (N) say which of the `count`
+    sequences a token belongs to (for pairs: 2i = chosen, 2i + 1 = rejected, `count` = the rest of chosen's right answer, on no side).
+    `allowed` (B, 1, T, T) and `positions` (B, T) are set for pairs only.
     """
 
     input_ids: Tensor
@@ -104,34 +120,49 @@ def batch_sequences(sequences: Sequence[TokenSequence]) -> Batch:
 
 
 def batch_pairs(pairs: Sequence[StepPair]) -> Batch:
-    """Rows `state + chosen + rejected`: the state, nearly all of a row, is computed once for both sides.
+    """Rows `state + chosen + ending + rejected`: the state, nearly all of a row, is computed once for both sides.
 
     The rejected side continues the state's positions and may not look at the chosen side, which gives each side exactly the
     log-probabilities that it has alone.
     """
     width = max(_pair_row_tokens(pair) for pair in pairs)
-    predictors: list[int] = []
-    targets: list[int] = []
-    owners: list[int] = []
+    scored = _Scored()
     input_ids, positions = torch.zeros(len(pairs), width, dtype=torch.long), torch.arange(width).repeat(len(pairs), 1)
     allowed = torch.ones(width, width, dtype=torch.bool).tril().repeat(len(pairs), 1, 1, 1)
     for index, pair in enumerate(pairs):
-        chosen_inputs, rejected_inputs = list(pair.chosen_ids[:-1]), list(pair.rejected_ids[:-1])
-        state, middle = len(pair.state_ids), len(pair.state_ids) + len(chosen_inputs)
-        row = [*pair.state_ids, *chosen_inputs, *rejected_inputs]
+        state, start, nobody = len(pair.state_ids), index * width, 2 * len(pairs)
+        right_inputs, rejected_inputs = [*pair.chosen_ids, *pair.ending_ids][:-1], list(pair.rejected_ids[:-1])
+        middle = state + len(right_inputs)
+        row = [*pair.state_ids, *right_inputs, *rejected_inputs]
         input_ids[index, : len(row)] = torch.tensor(row)
-        positions[index, middle:] -= len(chosen_inputs)
+        positions[index, middle:] -= len(right_inputs)
         allowed[index, 0, middle:, state:middle] = False
-        for side, (ids, first) in enumerate(((pair.chosen_ids, state), (pair.rejected_ids, middle))):
-            if ids:
-                predictors += [index * width + state - 1, *range(index * width + first, index * width + first + len(ids) - 1)]
-            targets += ids
-            owners += [2 * index + side] * len(ids)
-    return Batch(input_ids, torch.tensor(predictors), torch.tensor(targets), torch.tensor(owners), 2 * len(pairs), allowed, positions)
+        last = start + state - 1
+        scored.add(pair.state_ids[state - pair.prefix_tokens :], nobody, last - pair.prefix_tokens)
+        scored.add(pair.chosen_ids, 2 * index, last)
+        scored.add(pair.ending_ids, nobody, last + len(pair.chosen_ids))
+        scored.add(pair.rejected_ids[:1], 2 * index + 1, last)
+        scored.add(pair.rejected_ids[1:], 2 * index + 1, start + middle)
+    predictors, targets, owners = (torch.tensor(values) for values in (scored.predictors, scored.targets, scored.owners))
+    return Batch(input_ids, predictors, targets, owners, 2 * len(pairs), allowed, positions)
+
+
+@dataclass
+class _Scored:
+    """The scored tokens of a batch as they are collected."""
+
+    predictors: list[int] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)
+
+    def add(self, ids: Sequence[int], owner: int, first_predictor: int) -> None:
+        self.predictors += range(first_predictor, first_predictor + len(ids))
+        self.targets += ids
+        self.owners += [owner] * len(ids)
 
 
 def _pair_row_tokens(pair: StepPair) -> int:
-    return len(pair.state_ids) + max(len(pair.chosen_ids) - 1, 0) + max(len(pair.rejected_ids) - 1, 0)
+    return len(pair.state_ids) + max(len(pair.chosen_ids) + len(pair.ending_ids) - 1, 0) + max(len(pair.rejected_ids) - 1, 0)
 
 
 def bucket(lengths: Sequence[int], batch_tokens: int, *, row_cost_tokens: int = ROW_COST_TOKENS) -> list[list[int]]:

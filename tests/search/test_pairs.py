@@ -157,3 +157,27 @@ def test_an_injected_answer_is_not_accepted() -> None:
     tree = run_search(new_search(new_policy([WRONG_UNIT]), best_of_n_settings(settings()), granularity="response"))
     assert any(node.correct for node in tree.nodes)
     assert accept_samples(tree) == []
+
+
+def test_a_pair_knows_how_its_chosen_step_ends_right() -> None:
+    """Below `x=1`, `,y=1` ended right twice, `,y=2` three times and `)` never; after `,y=2`, `)]` once and `) ]` twice."""
+    [pair, *_], _ = extract_pairs(
+        _tree(
+            _node(0, "x=1", 8, 0.6),
+            _node(0, "x=2", 2, 0.0, correct=False),
+            _node(1, ",y=1", 2, 1.0),
+            _node(1, ",y=2", 3, 1.0),
+            _node(1, ")", 3, 0.0, correct=False),
+            _node(3, ")", 2, 1.0, correct=True),
+            _node(4, ")]", 1, 1.0, correct=True),
+            _node(4, ") ]", 2, 1.0, correct=True),
+        ),
+        min_gap=0.1,
+        min_visits=2,
+    )
+    assert (bytes(pair.chosen_ids), bytes(pair.ending_ids)) == (b"x=1", b",y=2) ]")
+
+
+def test_a_chosen_step_that_ends_the_response_has_no_ending() -> None:
+    [pair], _ = extract_pairs(_tree(_node(0, "a", 4, 1.0, correct=True), _node(0, "b", 3, 0.0, correct=False)), min_gap=0.1, min_visits=2)
+    assert pair.ending_ids == []

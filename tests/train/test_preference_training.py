@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer
@@ -7,7 +9,9 @@ from itool.config import DpoConfig
 from itool.errors import InputError, Interrupted, NumericalError
 from itool.train.hooks import TrainingHooks
 from itool.train.model import load_adapter, load_model, load_policy, save_adapter
+from itool.train.perplexity import perplexities
 from itool.train.preference import plan_preferences, train_preferences
+from itool.train.sequences import TokenSequence
 from itool.train.sft import continue_sft
 from tests.train.conftest import pair
 
@@ -128,3 +132,18 @@ def test_a_control_sees_as_many_sequences_and_updates(train, sequences):
     log = train("out", sequences[:10], sequences[10:], method=continue_sft)
     assert log.updates == FAST.updates
     assert log.metrics[-1]["loss"] < log.metrics[0]["loss"]
+
+
+def test_likelihood_is_learned_on_the_whole_right_answer(tiny_base, adapter, train):
+    """The term is the mean NLL of [7, 8 | 9 | 10, 2], the answer that the chosen step belongs to; the rejected side has no part in it."""
+    ours = pair([5, 6], [7, 8], [9], [11, 12]).model_copy(update={"ending_ids": [10, 2]})
+    settings = FAST.model_copy(update={"updates": 1, "batch_pairs": 1, "replay_fraction": 0.0, "nll_on": "answer"})
+    log = train("answer", [ours], [], settings=settings)
+    [expected] = perplexities(load_policy(tiny_base, adapter), [TokenSequence([5, 6], [7, 8, 9, 10, 2])], batch_tokens=64)
+    assert log.metrics[0]["nll/chosen"] == pytest.approx(math.log(expected), abs=1e-5)
+    assert log.metrics[0]["margins"] == pytest.approx(0, abs=1e-6)
+    step = train("step", [ours], [], settings=settings.model_copy(update={"nll_on": "step"}))
+    for name in ("logps/chosen", "logps/rejected"):
+        assert log.metrics[0][name] == pytest.approx(step.metrics[0][name], abs=1e-5)
+    [alone] = perplexities(load_policy(tiny_base, adapter), [TokenSequence([5, 6, 7, 8], [9])], batch_tokens=64)
+    assert step.metrics[0]["nll/chosen"] == pytest.approx(math.log(alone), abs=1e-5)

@@ -71,3 +71,17 @@ def test_draws_pass_over_everything_before_they_repeat(count, updates, per_updat
     for start in range(0, len(flat), count):
         assert len(set(flat[start : start + count])) == len(flat[start : start + count])
     assert drawn == draw(count, updates, per_update, seed=4, salt="x")
+
+
+def test_the_rest_of_the_right_answer_is_scored_on_no_side():
+    """State [5, 6 | 7] whose last token is part of the answer, sides [8] and [9, 10], and [11, 2] that follow the chosen side."""
+    batch = batch_pairs([step_pair([5, 6, 7], [8], [9, 10], answer=(1, [11, 2]))])
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 11, 9]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 3]]
+    assert batch.targets.tolist() == [7, 8, 11, 2, 9, 10]
+    assert batch.predictors.tolist() == [1, 2, 3, 4, 2, 5]
+    assert batch.owners.tolist() == [2, 0, 2, 2, 1, 1]
+
+
+def test_a_common_beginning_of_both_sides_is_part_of_the_answer():
+    assert step_pair([5, 6, 7], [8, 3], [8, 4], answer=(1, [2])).prefix_tokens == 2
