@@ -6,6 +6,7 @@ errors.py; ITOOL_DEBUG=1 adds the traceback. Nothing heavy is imported before a 
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -23,6 +24,19 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def configure(context: typer.Context) -> None:
+    """Before every command: log lines go to standard error; of a controller in a pod all, else only what is wrong."""
+    if "--help" in sys.argv or "-h" in sys.argv:
+        return
+    from itool.logs import configure_logging  # noqa: PLC0415 - `--help` needs no logs
+
+    in_a_pod = context.invoked_subcommand == "iterate" and not sys.stderr.isatty()
+    configure_logging(level=logging.INFO if in_a_pod else logging.WARNING)
+
+
 app.command("iterate")(iterate.iterate)
 app.command("plan")(plan.plan)
 app.command("status")(status.status)
