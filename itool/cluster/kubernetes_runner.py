@@ -66,6 +66,10 @@ class KubernetesRunner:
     def open(self) -> None:
         """Look at what is there. Raises ConfigError when we may not, DependencyError when the cluster does not answer."""
         self.cache.start()
+        self.remember_the_past()
+
+    def remember_the_past(self) -> None:
+        """Jobs that are over by now were another controller's: they count for the numbers of attempts, not as failures."""
         self._past = frozenset(job["metadata"]["name"] for job in self.cache.items("jobs") if is_over(job))
 
     def start(self, task: Task, attempt: int) -> None:

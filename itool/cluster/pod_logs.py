@@ -64,19 +64,22 @@ class PodLog:
                 self.since = moment
                 new.append(text + b"\n")
         with self._lock:
-            self._file.seek(0, 2)
-            self._file.writelines(new)
+            if not self._file.closed:
+                self._file.seek(0, 2)
+                self._file.writelines(new)
 
     def read(self, offset: int = 0) -> bytes:
         """What is there from `offset` on."""
         with self._lock:
+            if self._file.closed:
+                return b""
             self._file.seek(offset)
             return self._file.read()
 
     def size(self) -> int:
         """Bytes so far."""
         with self._lock:
-            return self._file.seek(0, 2)
+            return 0 if self._file.closed else self._file.seek(0, 2)
 
     def close(self) -> None:
         """Give the local copy back."""
@@ -154,6 +157,8 @@ class PodLogs:
         while clock() < deadline and any(one.ended and not one.kept for found in self._jobs.values() for one in found.logs.values()):
             time.sleep(0.05)
         self._stopping.set()
+        for job in list(self._jobs):
+            self.forget(job)
 
     def _follow(self, found: JobLogs, pod: Object) -> None:
         reading = PodLog(pod, f"{self._run}/logs/{log_name(pod)}")

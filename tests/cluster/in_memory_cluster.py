@@ -119,7 +119,7 @@ class InMemoryCluster:
                 self._tick_job(job)
 
     def _tick_job(self, job: Object) -> None:
-        pods = [pod for pod in self.objects["pods"].values() if pod["metadata"]["labels"][JOB] == job["metadata"]["name"]]
+        pods = self._pods_of(job)
         if "activeDeadlineSeconds" in job["spec"]:
             for pod in pods:
                 if pod["status"]["phase"] in ("Pending", "Running"):
@@ -134,17 +134,19 @@ class InMemoryCluster:
     def _replace_pods(self, job: Object) -> None:
         """Create the pods that are missing: one per index (or one alone) that has not succeeded, up to the parallelism."""
         spec, status = job["spec"], job.get("status") or {}
-        done = set(status.get("done") or [])
-        active = {
-            _index(pod)
-            for pod in self.objects["pods"].values()
-            if pod["metadata"]["labels"][JOB] == job["metadata"]["name"] and pod["status"]["phase"] in ("Pending", "Running")
-        }
+        done, active = set(status.get("done") or []), self._active(job)
         wanted = [index for index in range(spec["completions"]) if index not in done and index not in active]
         for index in wanted[: max(0, spec["parallelism"] - len(active))]:
             self._create_pod(job, index)
-        if status.get("active") != min(spec["parallelism"], len(wanted) + len(active)):
-            self._put("jobs", _merged(job, {"status": {"active": min(spec["parallelism"], len(wanted) + len(active))}}))
+        count = len(self._active(job))
+        if (status.get("active") or 0) != count:
+            self._put("jobs", _merged(job, {"status": {"active": count}}))
+
+    def _active(self, job: Object) -> set[int]:
+        return {_index(pod) for pod in self._pods_of(job) if pod["status"]["phase"] in ("Pending", "Running")}
+
+    def _pods_of(self, job: Object) -> list[Object]:
+        return [pod for pod in self.objects["pods"].values() if pod["metadata"]["labels"][JOB] == job["metadata"]["name"]]
 
     def _create_pod(self, job: Object, index: int) -> None:
         labels = job["spec"]["template"]["metadata"]["labels"]

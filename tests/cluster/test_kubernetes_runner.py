@@ -1,0 +1,326 @@
+"""A run as Jobs, on a cluster in memory: who retries what, what is kept, and that a controller may die between any two calls."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from itool.artifacts.resolve import resolve
+from itool.artifacts.store import FolderStore
+from itool.cluster import pod_logs
+from itool.cluster.controller import Controller, StageFailed, rules_of
+from itool.cluster.kubernetes_runner import KubernetesRunner, verdict_on
+from itool.cluster.leases import StoreLease
+from itool.cluster.runner import Task
+from itool.config import RunConfig, parse_config
+from itool.errors import ConfigError, DependencyError, Interrupted
+from itool.stages import StageId, stage_ids
+from tests.cluster.in_memory_cluster import InMemoryCluster, Killed
+
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+OPENED: list[KubernetesRunner] = []
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses_and_no_leftovers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(pod_logs, "PAUSE_SECONDS", 0.01)
+    yield
+    while OPENED:
+        OPENED.pop().pod_logs.close(0.0)
+
+
+def made_config(**more: object) -> RunConfig:
+    document: dict[str, object] = {
+        "root": "s3://bucket/runs",
+        "iterations": 1,
+        "runtime": {"backend": "kubernetes"},
+        "search": {"shards": 3},
+        "kubernetes": {"backoff_limit": 2, "pending_seconds": 20.0, "keep_seconds": 77},
+    }
+    return parse_config(document | more)
+
+
+def open_controller(cluster: InMemoryCluster) -> Controller:
+    """A controller whose every look lets a second pass in the cluster."""
+    runner = KubernetesRunner(cluster.config, cluster, cluster.store, clock=lambda: cluster.now)  # type: ignore[arg-type]
+    OPENED.append(runner)
+    lease = StoreLease(cluster.store, cluster.config.run, clock=lambda: cluster.now)
+    lease.acquire()
+
+    def sleep(_seconds: float) -> None:
+        cluster.tick()
+        runner.cache.look()
+
+    runner.cache.start(follow=False)
+    runner.remember_the_past()
+    rules = rules_of(cluster.config)
+    return Controller(cluster.config, cluster.store, runner, lease, rules=rules, clock=lambda: cluster.now, sleep=sleep)
+
+
+def run(cluster: InMemoryCluster) -> Controller:
+    controller = open_controller(cluster)
+    try:
+        controller.run()
+    finally:
+        controller.runner.close()
+        controller.lease.release()
+    return controller
+
+
+def made_cluster(folder: Path, config: RunConfig | None = None, **script: list[object]) -> InMemoryCluster:
+    return InMemoryCluster(FolderStore(folder), config or made_config(), script)  # type: ignore[arg-type]
+
+
+def digests(cluster: InMemoryCluster) -> list[str]:
+    return [found.manifest.digest for found in resolve(cluster.store, cluster.config).values() if found.manifest]
+
+
+def stages(names: list[str]) -> list[str]:
+    """`i1-score` of `demo-i1-score-0123abcd-1`."""
+    return ["-".join(name.split("-")[1:3]) for name in names]
+
+
+def test_a_run_is_one_job_per_stage_in_order(tmp_path: Path) -> None:
+    cluster = made_cluster(tmp_path)
+    run(cluster)
+    assert stages(cluster.created_jobs) == [f"i{stage.iteration}-{stage.name}" for stage in stage_ids(cluster.config)]
+    assert len(digests(cluster)) == len(stage_ids(cluster.config))
+
+
+def test_a_finished_run_starts_nothing_and_more_iterations_only_add(tmp_path: Path) -> None:
+    cluster = made_cluster(tmp_path)
+    run(cluster)
+    cluster.created_jobs.clear()
+    run(cluster)
+    assert cluster.created_jobs == []
+    cluster.config = cluster.config.model_copy(update={"iterations": 2})
+    run(cluster)
+    assert stages(cluster.created_jobs) == ["i2-score", "i2-generate", "i2-dpo", "i2-evaluate", "i2-report"]
+
+
+@pytest.mark.parametrize("outcomes", [[137], ["oom", 1], [69, 69], [75, 75, 75, 75], ["disrupted"] * 4])
+def test_kubernetes_starts_a_failed_pod_again_without_us(tmp_path: Path, outcomes: list[object]) -> None:
+    cluster = made_cluster(tmp_path, score=outcomes)
+    run(cluster)
+    assert len(cluster.created_jobs) == len(stage_ids(cluster.config))
+
+
+@pytest.mark.parametrize("code", [64, 65, 76])
+def test_what_no_retry_helps_fails_the_run_at_once_with_its_exit_code(tmp_path: Path, code: int) -> None:
+    cluster = made_cluster(tmp_path, score=[code])
+    with pytest.raises(StageFailed, match=f"i1/score failed: told to end with {code}") as caught:
+        run(cluster)
+    assert caught.value.exit_code == (code if code != 76 else 76)
+    assert stages(cluster.created_jobs)[-1] == "i1-score"
+
+
+def test_retries_come_to_an_end(tmp_path: Path) -> None:
+    cluster = made_cluster(tmp_path, score=["oom"] * 9)
+    with pytest.raises(StageFailed, match="OOMKilled: over the memory limit of 2Gi") as caught:
+        run(cluster)
+    assert caught.value.exit_code == 1
+    assert len(cluster.script["score"]) == 9 - 3  # two retries
+
+
+def test_a_shard_has_retries_of_its_own(tmp_path: Path) -> None:
+    cluster = made_cluster(tmp_path, generate=[1, 1, 1, 1, 1])  # three shards fail, two of them twice
+    run(cluster)
+    assert len(cluster.created_jobs) == len(stage_ids(cluster.config))
+
+
+def test_a_dependency_that_stays_away_gets_another_job_until_patience_ends(tmp_path: Path) -> None:
+    cluster = made_cluster(tmp_path, score=[69] * 10_000)
+    with pytest.raises(StageFailed, match="told to end with 69") as caught:
+        run(cluster)
+    assert caught.value.exit_code == 69
+    attempts = [name for name in cluster.created_jobs if "-score-" in name]
+    assert [int(name.rpartition("-")[2]) for name in attempts] == list(range(1, len(attempts) + 1))
+    assert len(attempts) > 3
+
+
+def test_a_person_who_runs_again_gets_another_try(tmp_path: Path) -> None:
+    cluster = made_cluster(tmp_path, score=[65])
+    with pytest.raises(StageFailed):
+        run(cluster)
+    run(cluster)
+    assert [name.rpartition("-")[2] for name in cluster.created_jobs if "-score-" in name] == ["1", "2"]
+
+
+@pytest.mark.parametrize(("outcome", "words"), [("unschedulable", "too few GPUs"), ("no image", "no such image"), ("no pod", "exceeded quota")])
+def test_what_cannot_start_fails_the_run_in_the_end_and_says_why(tmp_path: Path, outcome: str, words: str) -> None:
+    cluster = made_cluster(tmp_path, score=[outcome])
+    with pytest.raises(StageFailed, match=f"could not start within 20 s .*{words}") as caught:
+        run(cluster)
+    assert caught.value.exit_code == 69
+    job = next(job for name, job in cluster.objects["jobs"].items() if "-score-" in name)
+    assert verdict_on(job) is not None
+    assert job["spec"]["activeDeadlineSeconds"] == 1
+
+
+def test_a_job_that_waits_says_why(tmp_path: Path) -> None:
+    cluster = made_cluster(tmp_path, prepare=["unschedulable"])
+    controller = open_controller(cluster)
+    for _ in range(4):
+        controller.step()
+        controller.sleep(1.0)
+    (attempt,) = next(iter(controller.runner.state().values()))
+    assert (attempt.phase, attempt.reason) == ("pending", "unschedulable: 0/1 nodes: too few GPUs")
+
+
+def test_shards_wait_for_each_other_without_a_deadline(tmp_path: Path) -> None:
+    cluster = made_cluster(tmp_path, generate=["hangs", "unschedulable"])
+    controller = open_controller(cluster)
+    for _ in range(80):
+        controller.step()
+        controller.sleep(1.0)
+    assert "itool/verdict" not in str(cluster.objects["jobs"])
+
+
+def test_a_pod_that_fills_its_disk_is_not_repeated_for_ever(tmp_path: Path) -> None:
+    cluster = made_cluster(tmp_path, score=["evicted"] * 50)
+    with pytest.raises(StageFailed, match='Evicted: Usage of EmptyDir volume "scratch" exceeds the limit') as caught:
+        run(cluster)
+    assert caught.value.exit_code == 74
+    assert len(cluster.script["score"]) >= 45
+
+
+def test_a_stage_without_an_artifact_fails_the_run(tmp_path: Path) -> None:
+    cluster = made_cluster(tmp_path, score=["no artifact"])
+    with pytest.raises(StageFailed, match="leaves no artifact"):
+        run(cluster)
+
+
+def test_a_queue_may_hold_a_job_back_for_as_long_as_it_likes(tmp_path: Path) -> None:
+    cluster = made_cluster(tmp_path, made_config(kubernetes={"queue": "gpus", "pending_seconds": 20.0}))
+    controller = open_controller(cluster)
+    for _ in range(60):
+        controller.step()
+        controller.sleep(1.0)
+    (attempt,) = next(iter(controller.runner.state().values()))
+    assert (attempt.phase, attempt.reason) == ("pending", "waits in Kueue's queue gpus")
+
+
+def test_a_controller_that_is_stopped_leaves_the_jobs_alone_and_another_goes_on(tmp_path: Path) -> None:
+    cluster = made_cluster(tmp_path)
+    controller = open_controller(cluster)
+    controller.stop_requested = lambda: len(cluster.created_jobs) == 3
+    with pytest.raises(Interrupted):
+        controller.run()
+    controller.lease.release()
+    assert not [job for job in cluster.objects["jobs"].values() if "activeDeadlineSeconds" in job["spec"]]
+    run(cluster)
+    assert len(cluster.created_jobs) == len(stage_ids(cluster.config))
+
+
+def test_cancelling_ends_what_runs_and_a_new_start_resumes(tmp_path: Path) -> None:
+    cluster = made_cluster(tmp_path, prepare=["hangs"])
+    controller = open_controller(cluster)
+    for _ in range(3):
+        controller.step()
+        controller.sleep(1.0)
+    runner = controller.runner
+    assert isinstance(runner, KubernetesRunner)
+    runner.cache.wait = lambda seconds: controller.sleep(seconds)  # type: ignore[method-assign]
+    runner.cancel(60.0)
+    (attempt,) = next(iter(runner.state().values()))
+    assert (attempt.phase, attempt.exit_code, attempt.reason) == ("failed", 75, "cancelled")
+    controller.lease.release()
+    run(cluster)
+    assert stages(cluster.created_jobs)[:3] == ["i0-prepare", "i0-prepare", "i0-warmup"]
+
+
+def test_logs_of_all_pods_are_kept_and_then_the_job_may_go(tmp_path: Path) -> None:
+    cluster = made_cluster(tmp_path, score=[137])
+    run(cluster)
+    run_again = open_controller(cluster)  # what the first controller had no time for
+    deadline = time.monotonic() + 10
+    while any("ttlSecondsAfterFinished" not in job["spec"] for job in cluster.objects["jobs"].values()):
+        assert time.monotonic() < deadline
+        run_again.runner.state()
+        run_again.sleep(1.0)
+    assert {job["spec"]["ttlSecondsAfterFinished"] for job in cluster.objects["jobs"].values()} == {77}
+    names = [key.rpartition("/")[2] for key in cluster.store.list("demo/logs")]
+    shards = [f"i1-generate-{shard}-1.log" for shard in range(3)]
+    assert sorted(names) == sorted([*shards, *(f"i{s.iteration}-{s.name}-1.log" for s in stage_ids(cluster.config) if s.name != "generate")])
+    lines = cluster.store.read("demo/logs/i1-score-1.log").decode().splitlines()
+    assert [line.partition(" on ")[0].rpartition("-")[0] for line in lines if line.startswith("==")] == [lines[0].partition(" on ")[0].rpartition("-")[0]] * 2
+    assert [line for line in lines if not line.startswith("==")] == ["started", "error: told to end with 137", "started", "done"]
+
+
+def test_a_cluster_that_is_down_for_a_moment_is_waited_for(tmp_path: Path) -> None:
+    cluster = made_cluster(tmp_path)
+    controller = open_controller(cluster)
+    sleeps = 0
+
+    def sleep(_seconds: float) -> None:
+        nonlocal sleeps
+        sleeps += 1
+        cluster.down = 10 <= sleeps < 70
+        cluster.gone = sleeps == 75
+        cluster.tick()
+        controller.runner.cache.look()  # type: ignore[attr-defined]
+
+    controller.sleep = sleep
+    controller.run()
+    assert len(digests(cluster)) == len(stage_ids(cluster.config))
+
+
+def test_a_cluster_that_stays_down_ends_the_controller(tmp_path: Path) -> None:
+    cluster = made_cluster(tmp_path)
+    controller = open_controller(cluster)
+    controller.step()
+    cluster.down = True
+    controller.sleep(1.0)
+    with pytest.raises(DependencyError, match="API server is down"):
+        controller.run()
+
+
+def test_everything_belongs_to_the_runs_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ITOOL_RELEASE_CONFIGMAP", "release-config")
+    cluster = made_cluster(tmp_path)
+    release = cluster.create("configmaps", {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "release-config"}})
+    run(cluster)
+    owner = cluster.objects["configmaps"]["itool-run-demo"]
+    assert release is not None
+    assert owner["metadata"]["ownerReferences"][0]["uid"] == release["metadata"]["uid"]
+    owned = [*cluster.objects["jobs"].values(), *(item for name, item in cluster.objects["configmaps"].items() if name.startswith("itool-demo-"))]
+    assert {item["metadata"]["ownerReferences"][0]["uid"] for item in owned} == {owner["metadata"]["uid"]}
+
+
+@settings(max_examples=12, deadline=None)
+@given(deaths=st.lists(st.integers(min_value=0, max_value=90), max_size=5))
+def test_killed_between_any_two_calls_and_restarted_it_ends_in_the_same_state(deaths: list[int]) -> None:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as undisturbed, tempfile.TemporaryDirectory(dir=MEMORY) as disturbed:
+        plain, cluster = made_cluster(Path(undisturbed)), made_cluster(Path(disturbed))
+        run(plain)
+        for death in deaths:
+            cluster.die_after = death
+            try:
+                run(cluster)
+            except Killed:
+                for _ in range(65):  # Jobs go on, and the dead controller's lease expires
+                    cluster.tick()
+        cluster.die_after = None
+        run(cluster)
+        assert digests(cluster) == digests(plain)
+        assert sorted(cluster.created_jobs) == sorted(plain.created_jobs)
+
+
+def test_two_hundred_iterations_cost_few_calls_and_no_growing_time(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        cluster = made_cluster(Path(folder), made_config(iterations=200))
+        run(cluster)
+        jobs = len(stage_ids(cluster.config))
+        assert len(cluster.created_jobs) == jobs
+        assert cluster.calls < 25 * jobs
+
+
+__all__ = ["ConfigError", "StageId", "Task"]
