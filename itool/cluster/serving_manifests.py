@@ -122,7 +122,7 @@ def _vllm(config: RunConfig, context_tokens: int) -> Object:
     )
     if gpus > 1 and not on_cpu:
         arguments += ["--tensor-parallel-size", str(gpus)]
-    arguments += ["--shutdown-timeout", str(DRAIN_SECONDS), *serving.arguments]
+    arguments += ["--shutdown-timeout", str(DRAIN_SECONDS), "--disable-uvicorn-access-log", *serving.arguments]
     user = {"USER": "itool"}  # libraries ask for the name of a user id that the image may not know
     made = container(
         config,
