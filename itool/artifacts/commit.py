@@ -7,6 +7,9 @@ and only one of them creates the manifest; the other finds its work already done
 from __future__ import annotations
 
 import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from itool.errors import ArtifactError, ItoolError
 from itool.logs import get_logger
 
 _log = get_logger(__name__)
+_PARALLEL = 16
+"""Requests at a time where a stage of thousands of shards is joined: in S3 each is a round trip."""
 
 
 def read_manifest(store: Store, prefix: str) -> Manifest | None:
@@ -77,23 +82,31 @@ def check_file(path: Path, expected_sha256: str, origin: str) -> None:
 
 
 def _join_shards(store: Store, prefix: str, shards: int, scratch: Path) -> Manifest | None:
+    """One listing tells a shard that it is not the last; what is read after that is read by many threads, as each is a round trip."""
     folders = [shard_prefix(prefix, shard, shards) for shard in range(shards)]
-    manifests = [read_manifest(store, folder) for folder in folders]
-    done = [manifest for manifest in manifests if manifest is not None]
-    if len(done) < shards:
+    if {manifest_key(folder) for folder in folders} - store.list(f"{prefix}/shards").keys():
         return read_manifest(store, prefix)
     joined = scratch / "joined"
     shutil.rmtree(joined, ignore_errors=True)
     joined.mkdir(parents=True)
-    for folder, manifest in zip(folders, done, strict=True):
-        for path, entry in manifest.files.items():
-            part = scratch / "part"
-            try:
-                fetch(store, manifest.file_key(folder, path), entry.sha256, part)
-            except ArtifactError as error:
-                raise ArtifactError(str(error), remedy=f"Remove it with `itoolctl artifacts rm {folder}` and run again") from None
+    with ThreadPoolExecutor(_PARALLEL) as pool, tempfile.TemporaryDirectory(dir=scratch) as parts:
+        manifests = [manifest for manifest in pool.map(partial(read_manifest, store), folders) if manifest is not None]
+        if len(manifests) < shards:
+            return read_manifest(store, prefix)  # another shard has joined and removed them
+        files = [(folder, manifest, path) for folder, manifest in zip(folders, manifests, strict=True) for path in manifest.files]
+        fetched = pool.map(lambda item: _fetch_part(store, *item, Path(parts) / item[0].rpartition("/")[2]), files)
+        for (_, _, path), part in zip(files, fetched, strict=True):
             _append(part, joined / path)
-    return commit(store, prefix, joined, _add_manifests(done))
+            part.unlink()
+    return commit(store, prefix, joined, _add_manifests(manifests))
+
+
+def _fetch_part(store: Store, folder: str, manifest: Manifest, path: str, target: Path) -> Path:
+    try:
+        fetch(store, manifest.file_key(folder, path), manifest.files[path].sha256, target / path)
+    except ArtifactError as error:
+        raise ArtifactError(str(error), remedy=f"Remove it with `itoolctl artifacts rm {folder}` and run again") from None
+    return target / path
 
 
 def _append(part: Path, target: Path) -> None:
@@ -156,6 +169,6 @@ def _standing(store: Store, prefix: str, mine: Manifest) -> Manifest:
 
 def _sweep(store: Store, prefix: str, manifest: Manifest) -> None:
     kept = f"{manifest.data_folder(prefix)}/"
-    for key in store.list(prefix):
-        if not key.startswith(kept) and key != manifest_key(prefix):
-            store.delete(key)
+    swept = [key for key in store.list(prefix) if not key.startswith(kept) and key != manifest_key(prefix)]
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        list(pool.map(store.delete, swept))
