@@ -76,7 +76,7 @@ def test_two_workers_train_the_adapter_of_one(tiny_base, lora, sequences, adapte
                 pairs,
                 [],
                 output=tmp_path / name / "one-pair",  # the second worker's shares are empty
-                **controlled | {"settings": DPO.model_copy(update={"batch_pairs": 1, "label_smoothing": "visits"})},
+                **controlled | {"settings": DPO.model_copy(update={"batch_pairs": 1, "label_smoothing": "visits", "nll_on": "answer"})},
             ),
         ]
 
@@ -144,7 +144,7 @@ def test_a_dead_worker_ends_the_others_at_once():
 def test_a_silent_worker_ends_the_others_within_the_timeout():
     def body(workers):
         if workers.rank == 1:
-            time.sleep(6)
+            time.sleep(4)
             return
         workers.sum_gradients([torch.nn.Parameter(torch.zeros(3))])
 
