@@ -134,6 +134,7 @@ def _add_manifests(parts: list[Manifest]) -> Manifest:
             "startup_seconds": max(part.startup_seconds for part in parts),
             "seconds": max(part.seconds for part in parts),
             "gpu_seconds": sum(part.gpu_seconds for part in parts),
+            "peak_memory_bytes": max(part.peak_memory_bytes or 0 for part in parts) or None,
         }
     )
 

@@ -68,7 +68,10 @@ class Counts(_Part):
 
 
 class Manifest(_Part):
-    """One finished artifact. `seconds` is the wall time of the work including `startup_seconds`, over all attempts that it resumed from."""
+    """One finished artifact. `seconds` is the wall time of the work including `startup_seconds`, over all attempts that it resumed from.
+
+    `peak_memory_bytes` is the resident memory of the process that finished it (of the largest of several shards).
+    """
 
     schema_version: int = Field(SCHEMA_VERSION, alias="schema")
     run: str
@@ -92,6 +95,7 @@ class Manifest(_Part):
     startup_seconds: float = 0.0
     seconds: float = 0.0
     gpu_seconds: float = 0.0
+    peak_memory_bytes: int | None = None
 
     @field_validator("files")
     @classmethod

@@ -116,6 +116,14 @@ def seconds_since_process_start() -> float:
         return 0.0
 
 
+def peak_memory_bytes() -> int | None:
+    """Most resident memory that this process ever had; None where the system does not say."""
+    with contextlib.suppress(OSError, StopIteration):
+        status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line.split()[1] for line in status if line.startswith("VmHWM:")))
+    return None
+
+
 def gpus_in_use() -> int:
     """How many GPUs the stage computes on: one for each of several workers. Asks torch only if the stage has imported it."""
     torch = sys.modules.get("torch")

@@ -35,6 +35,7 @@ from itool.artifacts.process import (
     exit_code_of,
     gpus_in_use,
     parse_arguments,
+    peak_memory_bytes,
     seconds_since_process_start,
     stop_signals,
 )
@@ -234,6 +235,7 @@ class Stage:
             startup_seconds=round(self._elapsed() if self._startup is None else self._startup, 3),
             seconds=round(self._seconds(), 3),
             gpu_seconds=round(self._gpu_seconds(), 3),
+            peak_memory_bytes=peak_memory_bytes(),
         )
 
     def _elapsed(self) -> float:

@@ -79,7 +79,8 @@ const curveName = (name) => CURVES[name] || titled(name.replaceAll("/", ", "));
 
 // Chosen and rejected share a panel: their distance is what preference training moves.
 function panelsOf(curves) {
-  const names = [...new Set(curves.flatMap((c) => Object.keys(c.series)))].filter((n) => !["tokens", "epoch", "step", "seconds"].includes(n));
+  const curriculum = curves.some((c) => new Set(c.series.phase).size > 1);  // a mixed one has a single phase and nothing to show
+  const names = [...new Set(curves.flatMap((c) => Object.keys(c.series)))].filter((n) => !["tokens", "epoch", "step", "seconds"].includes(n) && (n !== "phase" || curriculum));
   const rejected = (name) => (name.endsWith("chosen") ? name.replace(/chosen$/, "rejected") : null);
   const second = new Set(names.map(rejected).filter((n) => n && names.includes(n)));
   return names.filter((name) => !second.has(name)).map((name) => {

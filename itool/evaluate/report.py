@@ -138,7 +138,6 @@ def perplexity_edges(scores: Iterable[Sequence[Score]]) -> list[float]:
 
 
 def _stage_report(stage: StageFacts) -> StageReport:
-    peak = stage.metrics.get("peak_memory_bytes")
     return StageReport(
         name=stage.name,
         iteration=stage.iteration,
@@ -148,7 +147,7 @@ def _stage_report(stage: StageFacts) -> StageReport:
         incoming=stage.incoming,
         kept=stage.kept,
         dropped=dict(stage.dropped),
-        peak_memory_bytes=int(peak) if isinstance(peak, (int, float)) else None,
+        peak_memory_bytes=stage.peak_memory_bytes,
     )
 
 

@@ -37,6 +37,7 @@ class StageFacts:
     kept: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    peak_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def stage_facts(manifest: Manifest) -> StageFacts:
         iteration=manifest.iteration,
         seconds=manifest.seconds,
         startup_seconds=manifest.startup_seconds,
+        peak_memory_bytes=manifest.peak_memory_bytes,
         tokens=manifest.tokens,
         incoming=manifest.counts.incoming,
         kept=manifest.counts.kept,

@@ -105,6 +105,7 @@ def test_the_manifest_tells_what_happened(folder_run: Run, monkeypatch: pytest.M
     assert (manifest.tokens, manifest.metrics, manifest.image_digest) == (12, {"tools": 2}, "sha256:abc")
     assert manifest.seed == stage_seed(17, PREPARE)
     assert 0 <= manifest.startup_seconds <= manifest.seconds < 5
+    assert manifest.peak_memory_bytes is None or 10 << 20 < manifest.peak_memory_bytes < 100 << 30
     assert manifest.settings["data.source"] == "demo"
     assert manifest.code_version
 

@@ -246,7 +246,7 @@ def fake_stages(config: RunConfig, trees: dict[int, list[SearchTree]], pairs: di
     """What the manifests would say."""
     stages = [
         StageFacts("prepare", 0, 4.1, 0.6, 0, 3120, 3105, {"longer_than_context": 9, "duplicate_id": 6}),
-        StageFacts("warmup", 0, 82.0, 2.9, 402_000, 1500, 1500, {}, {"peak_memory_bytes": 2_100_000_000}),
+        StageFacts("warmup", 0, 82.0, 2.9, 402_000, 1500, 1500, {}, {}, 2_100_000_000),
         StageFacts("evaluate", 0, 14.2, 2.4, 31_000, 330, 330),
     ]
     for k in sorted(trees):

@@ -146,6 +146,7 @@ def store(folder, inputs):
             started=now,
             ended=now,
             startup_seconds=stage.startup_seconds,
+            peak_memory_bytes=stage.peak_memory_bytes,
             seconds=stage.seconds,
         )
         for stage in reversed(inputs.stages)
