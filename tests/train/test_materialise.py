@@ -14,7 +14,8 @@ from itool.errors import DependencyError, InputError, StorageError
 from itool.train.materialise import materialise
 from itool.train.model import load_model
 
-GGUF = os.environ.get("ITOOL_TEST_GGUF")
+FETCHED = sorted((Path(__file__).resolve().parents[2] / "models").glob("*.gguf"))
+GGUF = os.environ.get("ITOOL_TEST_GGUF") or (str(FETCHED[0]) if FETCHED else None)
 
 
 @pytest.fixture
@@ -109,10 +110,10 @@ def test_the_demo_base_is_usable(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(GGUF is None, reason="ITOOL_TEST_GGUF names no .gguf file")
+@pytest.mark.skipif(GGUF is None, reason="no .gguf file: `make demo-llm` fetches one, or name one in ITOOL_TEST_GGUF")
 @pytest.mark.filterwarnings("ignore")  # a third-party reader
 def test_a_gguf_file_becomes_a_model_that_still_knows_things(tmp_path):
-    materialise(ModelConfig(path=str(Path(str(GGUF))), dtype="bfloat16"), tmp_path / "target")
+    materialise(ModelConfig(path=str(GGUF), dtype="bfloat16"), tmp_path / "target")
     assert "quantization_config" not in json.loads((tmp_path / "target" / "config.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "target")
     messages = [{"role": "user", "content": "What is the capital of France?"}]
