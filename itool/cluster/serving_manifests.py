@@ -85,7 +85,7 @@ def pod_template(config: RunConfig, model: StoredArtifact, context_tokens: int, 
         containers=[_vllm(config, context_tokens)],
         init_containers=_keepers(config, model, namespace),
         service_account=config.kubernetes.serving_service_account,
-        volumes=[{"name": "models", "emptyDir": {}}, {"name": "adapters", "emptyDir": {}}],
+        volumes=[{"name": name, "emptyDir": {"sizeLimit": serving.scratch}} for name in ("models", "adapters")],
     )
     spec["terminationGracePeriodSeconds"] = LEAVE_SECONDS + DRAIN_SECONDS + 15
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:10]
