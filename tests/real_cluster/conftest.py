@@ -101,7 +101,6 @@ class Site:
         return subprocess.Popen(
             [sys.executable, "-m", "itool.cli.main", *arguments],
             cwd=self.folder,
-            env=os.environ | credentials(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -190,6 +189,7 @@ def site(images: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
     """A namespace that enforces Pod Security "restricted", with the credentials of a bucket; it is gone afterwards."""
     repository, tag = images
     found = Site(f"itool-test-{secrets.token_hex(3)}", tmp_path_factory.mktemp("site"), repository, tag)
+    os.environ.update(credentials())
     make_namespace(found)
     store = found.store()
     if BUCKET not in [bucket["Name"] for bucket in store._client.list_buckets()["Buckets"]]:
