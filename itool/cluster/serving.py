@@ -16,7 +16,7 @@ from itool.artifacts.store import Store
 from itool.cluster.decide_serving import Serve, ServingPod, ServingState, StopServing
 from itool.cluster.pod_states import pod_state, seconds
 from itool.cluster.pods import COMPONENT_LABEL, serving_name
-from itool.cluster.serving_manifests import FETCHER, change_to, serving_deployment, serving_service, template_of
+from itool.cluster.serving_manifests import FETCHER, change_to, pod_template, serving_deployment, serving_service, template_of
 from itool.cluster.wish import Proof, StoredArtifact, Wish, forget_proofs, read_proof, read_wish, write_wish
 from itool.config import RunConfig
 from itool.errors import ArtifactError, ConfigError, InputError
@@ -75,7 +75,7 @@ class KubernetesServing:
     _wish: Wish | None = None
     _deployment: Object | None = None
     _looked_at: float = float("-inf")
-    _wanted: tuple[StoredArtifact, Object] | None = None
+    _context: tuple[StoredArtifact, int] | None = None
     _proofs: dict[str, tuple[float, Proof | None]] = field(default_factory=dict)
 
     def state(self) -> ServingState:
@@ -87,16 +87,16 @@ class KubernetesServing:
         if self._deployment is None:
             return ServingState(self._wish, 0, self._states(""))
         template = template_of(self._deployment)
-        current = self._wish is not None and template == template_of(self._wanted_for(self._wish.model))
         replicas = int(self._deployment["spec"].get("replicas", 1))
         since, reason = shortage(self._deployment)
-        return ServingState(self._wish, replicas, self._states(template), current, since, reason)
+        return ServingState(self._wish, replicas, self._states(template), template == self._wanted_template(), since, reason)
 
     def serve(self, action: Serve) -> None:
         """See Serving.serve. The wish first, so that a pod that starts finds it."""
         self._wish = write_wish(self.store, self.config.run, action.model, action.adapter)
-        wanted = self._wanted_for(action.model)
-        self.cluster.create("services", serving_service(self.config, self.owner()))
+        owner, context = self.owner(), self._context_of(action.model)
+        wanted = serving_deployment(self.config, action.model, context, namespace=self.cluster.namespace, owner=owner)
+        self.cluster.create("services", serving_service(self.config, owner))
         self._deployment = self.cluster.create("deployments", wanted) or self.cluster.patch("deployments", self._name, change_to(wanted))
         self._looked_at = self.clock()
         self._forget_proofs(frozenset(pod["metadata"]["name"] for pod in self._serving_pods()))
@@ -112,13 +112,21 @@ class KubernetesServing:
     def _name(self) -> str:
         return serving_name(self.config.run)
 
-    def _wanted_for(self, model: StoredArtifact) -> Object:
-        """The Deployment that the configuration asks for; remembered, as it costs a look into the model."""
-        if self._wanted is None or self._wanted[0] != model:
-            context = usable_context(_model_config(self.store, model), self.config.model.context_tokens)
-            made = serving_deployment(self.config, model, context, namespace=self.cluster.namespace, owner=self.owner())
-            self._wanted = (model, made)
-        return self._wanted[1]
+    def _wanted_template(self) -> str:
+        """The hash that the configuration and the wished base model ask for; "" when that model is no longer there."""
+        if self._wish is None:
+            return ""
+        try:
+            context = self._context_of(self._wish.model)
+        except ArtifactError:
+            return ""
+        return template_of(pod_template(self.config, self._wish.model, context, self.cluster.namespace))
+
+    def _context_of(self, model: StoredArtifact) -> int:
+        """How many tokens vLLM may read at once; remembered, as it costs a look into the model."""
+        if self._context is None or self._context[0] != model:
+            self._context = (model, usable_context(_model_config(self.store, model), self.config.model.context_tokens))
+        return self._context[1]
 
     def _serving_pods(self) -> list[Object]:
         """Pods that hold something: what has failed (evicted, say) is only a record."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from itool.artifacts.store import FolderStore
+from itool.artifacts.store import FolderStore, delete_tree
 from itool.cluster.decide_serving import Serve, ServingPod, StopServing
 from itool.cluster.serving import KubernetesServing, serving_pod
 from itool.cluster.wish import Proof, StoredArtifact, Wish, read_proof, read_wish, write_proof
@@ -255,6 +255,24 @@ def test_another_base_model_or_setting_is_seen_and_changes_the_template(scene: S
     made.serve(Serve(store_model(scene.store, tmp_path, "other-base"), scene.serve.adapter, "asked"))
     assert scene.deployment["spec"]["template"] != spec
     assert made.state().current is True
+
+
+def test_a_wish_for_a_model_that_was_removed_is_no_obstacle_to_another(scene: Scene, tmp_path: Path) -> None:
+    scene.controller().serve(scene.serve)
+    delete_tree(scene.store, scene.serve.model.prefix)
+    successor = scene.controller()
+    assert successor.state().current is False
+    successor.serve(Serve(store_model(scene.store, tmp_path, "other-base"), scene.serve.adapter, "asked"))
+    assert successor.state().current is True
+
+
+def test_a_new_owner_owns_what_is_made_after_it(scene: Scene) -> None:
+    made = scene.controller()
+    made.serve(scene.serve)
+    scene.cluster.objects.clear()  # collected with the owner
+    made.owner = lambda: {**OWNER, "metadata": {"name": "itool-run-demo", "uid": "3-4"}}
+    made.serve(scene.serve)
+    assert [item["metadata"]["ownerReferences"][0]["uid"] for item in scene.cluster.objects.values()] == ["3-4", "3-4"]
 
 
 def test_stopping_scales_to_0_and_forgets_what_pods_have_proved(scene: Scene) -> None:
