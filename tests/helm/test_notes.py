@@ -13,7 +13,7 @@ def test_the_next_commands_are_those_of_the_release() -> None:
     notes = dry_run(run={"run": "first", "iterations": 2}).stdout.partition("NOTES:")[2]
     for command in (
         "logs -f job/demo-controller-1",
-        "itoolctl status first --root s3://bucket/prefix",
+        "itoolctl status first --watch --backend kubernetes --root s3://bucket/prefix",
         "test demo",
         "--set run.iterations=3",
         "uninstall demo",
