@@ -1,6 +1,7 @@
-"""Perplexity scoring: tokens/s against a batch-1 loop and against a padding-free forward limit. Same model, one run, float32.
+"""Perplexity scoring: tokens/s against a batch-1 loop and against a padding-free forward limit. Same model, one run.
 
     python -m benchmarks.perplexity_throughput [--sequences 400] [--hidden 128] [--layers 4] [--threads 1] [--model DIR]
+        [--prompt-tokens 200] [--dtype float32]
 
 The limit is a plain forward pass over rows that are all of one length (the sample's mean) in batches of the same number of tokens, with
 logits at as many positions as our responses have and no other work: no padding, no sorting, no bookkeeping. The loop is what one writes
@@ -68,16 +69,18 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=8192)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--prompt-tokens", type=int, default=200, help="median length of a prompt")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(options.threads)
     draws = Draws()
-    sequences = [draws.sequence() for _ in range(options.sequences)]
+    sequences = [draws.sequence(options.prompt_tokens) for _ in range(options.sequences)]
     tokens = sum(map(len, sequences))
     with tempfile.TemporaryDirectory() as folder:
         if options.model is None:
             build_base(Path(folder), options.hidden, options.layers)
-        model = load_model(options.model or Path(folder)).eval()
+        model = load_model(options.model or Path(folder), dtype=options.dtype).eval()
         ours_seconds, ours = best(lambda: perplexities(model, sequences, batch_tokens=options.batch_tokens), options.repeats)
         loop_seconds, looped = best(lambda: loop(model, sequences), options.repeats)
         limit_seconds, limit_tokens = best(lambda: limit(model, sequences, options.batch_tokens), options.repeats)

@@ -1,6 +1,6 @@
 """Tree code alone: simulations/s and sampled tokens/s with a policy that costs next to nothing. It must never limit an engine.
 
-    python benchmarks/search_throughput.py [--trees 200] [--tokenizer FOLDER]
+    python -m benchmarks.search_throughput [--trees 200] [--tokenizer FOLDER]
 
 The policy draws from tokenised variants of the ground truth (right, one argument wrong, another order, prose), prepared before the clock
 starts; what is measured, in CPU seconds of the one thread, is selection, splitting, scoring, backup and the stored tree.

@@ -76,8 +76,8 @@ class Draws:
         length = int(min(max(median * self.rng.lognormvariate(0, 0.6), low), high))
         return [self.rng.randrange(3, VOCABULARY) for _ in range(length)]
 
-    def sequence(self) -> TokenSequence:
-        return TokenSequence(self.ids(30, 470, 200), [*self.ids(4, 30, 15), EOS])
+    def sequence(self, prompt_tokens: int = 200) -> TokenSequence:
+        return TokenSequence(self.ids(prompt_tokens * 3 // 20, prompt_tokens * 47 // 20, prompt_tokens), [*self.ids(4, 30, 15), EOS])
 
     def pair(self) -> PreferencePair:
         sides = {"chosen_ids": [3, *self.ids(1, 15, 6), EOS], "rejected_ids": [4, *self.ids(1, 15, 6), EOS]}
