@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
-from itool.config import RunConfig
+from itool.config import Method, RunConfig
 
 StageName = Literal["prepare", "warmup", "score", "generate", "dpo", "evaluate", "report"]
 
@@ -118,17 +119,24 @@ STAGES: dict[StageName, StageSpec] = {
 
 def loop_stages(config: RunConfig) -> tuple[StageName, ...]:
     """The stages of one iteration, in order. Continued SFT, the control, searches nothing."""
-    if config.method == "sft_continued":
-        return ("dpo", "evaluate")
-    return ("score", "generate", "dpo", "evaluate")
+    return _loop_stages(config.method)
 
 
 def stage_ids(config: RunConfig) -> list[StageId]:
     """Every stage of the run in an order in which each comes after its inputs."""
-    ids = [StageId(0, "prepare"), StageId(0, "warmup"), StageId(0, "evaluate")]
-    for iteration in range(1, config.iterations + 1):
-        ids += [StageId(iteration, name) for name in loop_stages(config)]
-    return [*ids, StageId(config.iterations, "report")]
+    return list(_stage_ids(config.method, config.iterations))
+
+
+def _loop_stages(method: Method) -> tuple[StageName, ...]:
+    return ("dpo", "evaluate") if method == "sft_continued" else ("score", "generate", "dpo", "evaluate")
+
+
+@lru_cache
+def _stage_ids(method: Method, iterations: int) -> tuple[StageId, ...]:
+    """Kept, as a controller asks in every round and a run may be long."""
+    before = (StageId(0, "prepare"), StageId(0, "warmup"), StageId(0, "evaluate"))
+    loop = (StageId(iteration, name) for iteration in range(1, iterations + 1) for name in _loop_stages(method))
+    return (*before, *loop, StageId(iterations, "report"))
 
 
 def adapter_stage(iteration: int) -> StageId:

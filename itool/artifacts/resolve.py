@@ -13,10 +13,10 @@ gives every stage its key, its state and a reason that a person can act on. `res
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from itool.artifacts.manifest import MANIFEST_NAME, ArtifactRef, Manifest, artifact_prefix, manifest_key, parse_manifest
 from itool.artifacts.store import Store
@@ -27,6 +27,7 @@ from itool.stages import STAGES, StageId, artifact_key, inputs_of, settings_of, 
 State = Literal["done", "stale", "missing", "waiting", "damaged"]
 _SHOWN_CHANGES = 3
 _READERS = 8
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,11 @@ def observe(store: Store, config: RunConfig, *, known: Observed | None = None, s
         else:
             unread.append(prefix)
     broken: dict[str, str] = {}
-    with ThreadPoolExecutor(_READERS) as pool:  # in S3 each read is a round trip
-        for prefix, found in zip(unread, pool.map(lambda prefix: _read(store, prefix), unread), strict=True):
-            if isinstance(found, Manifest):
-                manifests[prefix] = found
-            else:
-                broken[prefix] = found
+    for prefix, found in zip(unread, _each(lambda prefix: _read(store, prefix), unread), strict=True):
+        if isinstance(found, Manifest):
+            manifests[prefix] = found
+        else:
+            broken[prefix] = found
     return Observed(sizes, manifests, broken)
 
 
@@ -100,10 +100,17 @@ def _list(store: Store, folders: list[str], known: Mapping[str, int]) -> dict[st
     """Sizes of the objects in these folders, beside those that are known of all others."""
     starts = tuple(f"{folder}/" for folder in folders)
     sizes = {key: size for key, size in known.items() if not key.startswith(starts)}
-    with ThreadPoolExecutor(_READERS) as pool:
-        for found in pool.map(store.list, folders):
-            sizes.update(found)
+    for found in _each(store.list, folders):
+        sizes.update(found)
     return sizes
+
+
+def _each(ask: Callable[[str], T], names: list[str]) -> list[T]:
+    """The answers in order. Several are asked side by side, as each is a round trip in S3."""
+    if len(names) < 2:
+        return [ask(name) for name in names]
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(ask, names))
 
 
 def _read(store: Store, prefix: str) -> Manifest | str:
@@ -120,8 +127,14 @@ def manifest_prefixes(sizes: Mapping[str, int]) -> list[str]:
     return [key.removesuffix(f"/{MANIFEST_NAME}") for key in sizes if key.count("/") == 4 and key.endswith(f"/{MANIFEST_NAME}")]
 
 
-def resolve_observed(config: RunConfig, observed: Observed) -> dict[StageId, Resolution]:
-    """Pure: the state of every stage of the run, in running order (so that a stage's inputs come before it)."""
+def resolve_observed(
+    config: RunConfig, observed: Observed, *, settled: Mapping[StageId, Resolution] | None = None
+) -> dict[StageId, Resolution]:
+    """Pure: the state of every stage of the run, in running order (so that a stage's inputs come before it).
+
+    `settled` are earlier resolutions of the same configuration: what was done then is taken as done, and what still waits is not
+    explained anew, so that a long run costs little after each of its stages.
+    """
     resolutions: dict[StageId, Resolution] = {}
     settings = {name: settings_of(config, name) for name in STAGES}
     siblings: dict[StageId, list[Manifest]] = defaultdict(list)
@@ -129,8 +142,15 @@ def resolve_observed(config: RunConfig, observed: Observed) -> dict[StageId, Res
         if prefix.partition("/")[0] in _runs(config):
             siblings[manifest.id].append(manifest)
     for stage in stage_ids(config):
+        earlier = settled.get(stage) if settled else None
+        if earlier is not None and earlier.done:
+            resolutions[stage] = earlier
+            continue
         inputs = {role: resolutions[source] for role, source in inputs_of(config, stage).items()}
-        resolutions[stage] = _resolve_stage(config, stage, inputs, observed, settings=settings[stage.name], siblings=siblings[stage])
+        if earlier is not None and earlier.state == "waiting" and any(source.state in ("missing", "waiting") for source in inputs.values()):
+            resolutions[stage] = earlier
+        else:
+            resolutions[stage] = _resolve_stage(config, stage, inputs, observed, settings=settings[stage.name], siblings=siblings[stage])
     return resolutions
 
 

@@ -136,7 +136,7 @@ class Controller:
     def _look_at_store(self, stages: Collection[StageId] | None) -> None:
         """Read the store, all of the run or what belongs to some stages."""
         self._known = artifacts.observe(self.store, self.config, known=self._known, stages=stages)
-        self._resolutions = artifacts.resolve_observed(self.config, self._known)
+        self._resolutions = artifacts.resolve_observed(self.config, self._known, settled=self._resolutions)
 
     def _written_early(self, attempts: Attempts) -> set[StageId]:
         """Stages in a cluster whose manifest is there although their pod has not ended: with torch loaded that takes seconds more."""

@@ -91,8 +91,9 @@ class KubernetesRunner:
         self._ended = {name: ended for name, ended in self._ended.items() if name in jobs}
         found: dict[Task, list[Attempt]] = defaultdict(list)
         for name, job in jobs.items():
-            self._tend_logs(job, pods[name])
-            task, attempt = self._read(job, pods[name])
+            if name not in self._settled:
+                self._tend_logs(job, pods[name])
+            task, attempt = self._ended.get(name) or self._read(job, pods[name])
             found[task].append(attempt)
         return {task: tuple(sorted(attempts, key=lambda attempt: attempt.number)) for task, attempts in found.items()}
 
@@ -122,8 +123,6 @@ class KubernetesRunner:
     def _read(self, job: Object, pods: Sequence[Object]) -> tuple[Task, Attempt]:
         """The attempt that a Job is. One that is over is read once."""
         name = job["metadata"]["name"]
-        if name in self._ended:
-            return self._ended[name]
         states = [pod_state(pod, self._events.get(pod["metadata"]["name"], ())) for pod in pods]
         found = job_state(job, states, self._events.get(name, ()))
         if found.phase == "pending" and not states and has_begun(job):
@@ -151,8 +150,6 @@ class KubernetesRunner:
     def _tend_logs(self, job: Object, pods: Sequence[Object]) -> None:
         """Have the pods' logs kept; a Job that is over may go once they all are."""
         name = job["metadata"]["name"]
-        if name in self._settled:
-            return
         if "ttlSecondsAfterFinished" not in job["spec"]:
             self.pod_logs.look(job, pods)
             if not is_over(job) or not self.pod_logs.are_kept(job):
@@ -209,11 +206,12 @@ class KubernetesRunner:
 
     def _ensure_config(self, owner: Object) -> str:
         """The name of the ConfigMap with the pods' configuration, created when this owner has none yet."""
-        wanted, uid = config_object(self.config, self.cluster.namespace, owner), owner["metadata"]["uid"]
-        name = str(wanted["metadata"]["name"])
-        if self._config_map != (name, uid):
+        name, uid = self._config_map
+        if uid != owner["metadata"]["uid"]:
+            wanted = config_object(self.config, self.cluster.namespace, owner)
             self.cluster.create("configmaps", wanted)
-            self._config_map = (name, uid)
+            name = str(wanted["metadata"]["name"])
+            self._config_map = (name, owner["metadata"]["uid"])
         return name
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from itool.artifacts import resolve
 from itool.artifacts.commit import commit, join_shards
 from itool.artifacts.manifest import Manifest
-from itool.artifacts.resolve import Observed, resolve_observed, shard_prefix
+from itool.artifacts.resolve import Observed, Resolution, resolve_observed, shard_prefix
 from itool.artifacts.store import Store
 from itool.cluster.client import ClusterDown, Gone
 from itool.config import RunConfig
@@ -50,12 +50,14 @@ class InMemoryCluster:
     now: float = 1_800_000_000.0
     created_jobs: list[str] = field(default_factory=list)
     objects: dict[str, dict[str, Object]] = field(default_factory=lambda: defaultdict(dict))
-    _log: list[tuple[int, str, str, Object]] = field(default_factory=list)
+    _log: list[tuple[str, str, Object]] = field(default_factory=list)
     _version: int = 0
     _uids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    _pods: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     _outcomes: dict[str, Outcome] = field(default_factory=dict)
     _texts: dict[str, bytes] = field(default_factory=dict)
     _known: Observed | None = None
+    _resolutions: dict[StageId, Resolution] | None = None
 
     # What a client can do
 
@@ -73,8 +75,7 @@ class InMemoryCluster:
         if self.gone:
             self.gone = False
             raise Gone("too old")
-        start = next((place for place, entry in enumerate(self._log) if entry[0] > int(version)), len(self._log))
-        for _, kind, changed, item in self._log[start:]:
+        for kind, changed, item in self._log[int(version) :]:  # every change has the next version
             if changed == resource and _fits(item, labels, ""):
                 yield (kind if _fits(item, labels, fields) else "DELETED"), item
 
@@ -99,9 +100,9 @@ class InMemoryCluster:
         self._call()
         if name not in self.objects[resource]:
             return False
-        self._remove(resource, name)
-        for pod in [pod for pod in self.objects["pods"].values() if resource == "jobs" and pod["metadata"]["labels"][JOB] == name]:
+        for pod in self._pods_of(self.objects[resource][name]):
             self._remove("pods", pod["metadata"]["name"])
+        self._remove(resource, name)
         return True
 
     def pod_log(self, name: str, container: str, **_: Any) -> Iterator[bytes]:
@@ -146,7 +147,8 @@ class InMemoryCluster:
         return {_index(pod) for pod in self._pods_of(job) if pod["status"]["phase"] in ("Pending", "Running")}
 
     def _pods_of(self, job: Object) -> list[Object]:
-        return [pod for pod in self.objects["pods"].values() if pod["metadata"]["labels"][JOB] == job["metadata"]["name"]]
+        pods = self.objects["pods"]
+        return [pods[name] for name in self._pods[job["metadata"]["name"]] if name in pods]
 
     def _create_pod(self, job: Object, index: int) -> None:
         labels = job["spec"]["template"]["metadata"]["labels"]
@@ -163,6 +165,7 @@ class InMemoryCluster:
             outcomes.insert(0, outcome)
             return
         self._outcomes[name] = outcome
+        self._pods[job["metadata"]["name"]].append(name)
         indexed = {INDEX: str(index)} if job["spec"].get("completionMode") == "Indexed" else {}
         metadata = {
             "name": name,
@@ -230,9 +233,7 @@ class InMemoryCluster:
         """Commit what the stage would have written."""
         labels = pod["metadata"]["labels"]
         stage = StageId(int(labels["itool/iteration"]), labels["itool/stage"])
-        self._known = resolve.observe(self.store, self.config, known=self._known, stages=[stage] if self._known else None)
-        # what other stages have committed meanwhile was seen when they did
-        found = resolve_observed(self.config, self._known)[stage]
+        found = self._look_at_store(stage)[stage]
         if found.done or found.prefix is None:
             return
         shards, now = self.config.search.shards if stage.name == "generate" else 1, datetime.now(UTC)
@@ -247,21 +248,25 @@ class InMemoryCluster:
             commit(self.store, shard_prefix(found.prefix, draft.shard, shards), output, draft)
             if shards > 1:
                 join_shards(self.store, found.prefix, shards, Path(folder))
-        self._known = resolve.observe(self.store, self.config, known=self._known, stages=[stage])
+        self._look_at_store(stage)
+
+    def _look_at_store(self, stage: StageId) -> dict[StageId, Resolution]:
+        """What is done, of which nothing is looked at twice: the run may be long."""
+        self._known = resolve.observe(self.store, self.config, known=self._known, stages=[stage] if self._resolutions else None)
+        self._resolutions = resolve_observed(self.config, self._known, settled=self._resolutions)
+        return self._resolutions
 
     def _put(self, resource: str, item: Object, kind: str = "MODIFIED") -> Object:
         self._version += 1
         stamped: Object = {**item, "metadata": {**item["metadata"], "resourceVersion": str(self._version)}}
         self.objects[resource][item["metadata"]["name"]] = stamped
-        self._log.append((self._version, kind, resource, stamped))
+        self._log.append((kind, resource, stamped))
         return stamped
 
     def _remove(self, resource: str, name: str) -> None:
         self._version += 1
         item = self.objects[resource].pop(name)
-        self._log.append(
-            (self._version, "DELETED", resource, {**item, "metadata": {**item["metadata"], "resourceVersion": str(self._version)}})
-        )
+        self._log.append(("DELETED", resource, {**item, "metadata": {**item["metadata"], "resourceVersion": str(self._version)}}))
 
     def _call(self, *, count: bool = True) -> None:
         if self.down:
