@@ -85,10 +85,12 @@ def _iterate_in_cluster(
     config: RunConfig, store: Store, lease: Lease, watcher: Watcher, *, stop: StopRequest, cluster: Cluster
 ) -> dict[StageId, Resolution]:
     from itool.cluster.kubernetes_runner import open_runner  # noqa: PLC0415 - as above
+    from itool.cluster.run_events import RunEvents  # noqa: PLC0415
     from itool.cluster.serving import KubernetesServing  # noqa: PLC0415
 
     runner = open_runner(config, cluster, store)
-    controller = Controller(config, store, runner, lease, watcher, stop_requested=stop, rules=rules_of(config))
+    events = RunEvents(cluster, runner.ensure_owner, watcher)
+    controller = Controller(config, store, runner, lease, events, stop_requested=stop, rules=rules_of(config))
     controller.poll_seconds, controller.sleep = CLUSTER_POLL_SECONDS, runner.cache.wait
     if has_managed_serving(config):
         controller.serving = KubernetesServing(config, store, cluster, partial(runner.cache.items, "pods"), runner.ensure_owner)
