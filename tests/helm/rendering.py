@@ -76,12 +76,6 @@ def refusal(changes: dict[str, Any], *arguments: str) -> str:
     return next(line for line in done.stderr.splitlines() if "at '" in line or "execution error" in line or "kubeVersion" in line)
 
 
-def labels(pod_or_object: dict[str, Any]) -> dict[str, str]:
-    """The labels of an object or of a pod template."""
-    found: dict[str, str] = pod_or_object["metadata"]["labels"]
-    return found
-
-
 def selects(selector: dict[str, Any], found: dict[str, str]) -> bool:
     """Whether a LabelSelector of the chart (equality, and `In`) selects these labels."""
     return all(found.get(key) == value for key, value in selector.get("matchLabels", {}).items()) and all(
