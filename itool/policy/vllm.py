@@ -230,7 +230,11 @@ class VllmPolicy:
         except httpx.TransportError as error:
             raise Unavailable(f"{type(error).__name__} {error}".strip()) from None
         if response.is_success:
-            return dict(response.json()) if response.headers.get("content-type", "").startswith("application/json") else {}
+            answer = dict(response.json()) if response.headers.get("content-type", "").startswith("application/json") else {}
+            ends = {choice["finish_reason"] for choice in answer.get("choices", [])}
+            if ends <= {"stop", "length"}:
+                return answer
+            raise Unavailable(f"the server broke off an answer ({', '.join(map(str, ends))})")  # as vLLM does when it is told to end
         message = _error_message(response)
         forgot = response.status_code == httpx.codes.NOT_FOUND and self._replicas is not None  # it restarted; its adapter comes back
         if response.status_code >= 500 or response.status_code in {408, 429} or forgot:

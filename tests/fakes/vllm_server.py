@@ -12,7 +12,8 @@ from typing import Any
 class FakeVllm:
     """Lists, loads and unloads adapters and answers completions. Adapters die with `stop`, as with the process of a real one.
 
-    `log` keeps what was asked: ("load", name), ("unload", name), ("complete", name). `fail_with` is the status of every answer.
+    `log` keeps what was asked: ("load", name), ("unload", name), ("complete", name). `fail_with` is the status of every answer,
+    `ends` are the reasons why the next completions end (else "length").
     """
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0, adapters: tuple[str, ...] = ()) -> None:
@@ -21,6 +22,7 @@ class FakeVllm:
         self.adapters = list(adapters)
         self.log: list[tuple[str, str]] = []
         self.fail_with: int | None = None
+        self.ends: list[str] = []
         self._server: ThreadingHTTPServer | None = None
 
     @property
@@ -82,5 +84,9 @@ class FakeVllm:
         if body["model"] not in ["base", *self.adapters]:
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
         self.log.append(("complete", body["model"]))
-        choice = {"index": 0, "token_ids": [3], "logprobs": {"token_logprobs": [0.0], "top_logprobs": [{"token_id:2": 0.0}]}}
+        choice = {
+            "finish_reason": self.ends.pop() if self.ends else "length",
+            "token_ids": [3],
+            "logprobs": {"token_logprobs": [0.0], "top_logprobs": [{"token_id:2": 0.0}]},
+        }
         return 200, {"choices": [{**choice, "index": index} for index in range(body.get("n", 1))]}

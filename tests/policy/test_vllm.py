@@ -16,7 +16,8 @@ from itool.errors import ConfigError, DependencyError, InputError, ItoolError
 from itool.policy import vllm
 from itool.policy.model_folder import adapter_digest, read_model_folder
 from itool.policy.opening import open_policy
-from itool.policy.protocol import Policy
+from itool.policy.protocol import Policy, Sample
+from tests.fakes.vllm_server import FakeVllm
 from tests.policy.conftest import CONTEXT, MODEL, Folders, start_server
 from tests.policy.test_contract import OTHER, PROMPT, draw
 
@@ -43,7 +44,8 @@ def enter(folders: Folders, answer: Callable[[httpx.Request], httpx.Response], f
 def statuses(codes: Iterable[int]) -> Callable[[httpx.Request], httpx.Response]:
     """A server that lists its model and then answers with these status codes, then well."""
     waiting = iter(codes)
-    good = {"choices": [{"index": 0, "token_ids": [3], "logprobs": {"token_logprobs": [0.0], "top_logprobs": [{"token_id:2": 0.0}]}}]}
+    logprobs = {"token_logprobs": [0.0], "top_logprobs": [{"token_id:2": 0.0}]}
+    good = {"choices": [{"index": 0, "finish_reason": "length", "token_ids": [3], "logprobs": logprobs}]}
 
     def answer(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/v1/models":
@@ -58,6 +60,22 @@ def test_a_server_in_trouble_is_asked_again(folders: Folders) -> None:
     troubles = iter([503, 500, 429])
     enter(folders, statuses(troubles))
     assert list(troubles) == []
+
+
+def test_an_answer_that_the_server_broke_off_is_asked_for_again(folders: Folders) -> None:
+    """A vLLM that is told to end answers its open requests with status 200 and what it has so far."""
+    server = FakeVllm().start()
+    server.ends = ["abort", "abort"]
+
+    async def conversation() -> list[Sample]:
+        folder = read_model_folder(folders.model, context_tokens=CONTEXT)
+        async with vllm.VllmPolicy(server.url, folder, None, policy=PolicyConfig()) as policy:
+            server.ends = ["abort"]
+            return await draw(policy, PROMPT, count=1, tokens=1)
+
+    assert [sample.token_ids for sample in asyncio.run(conversation())] == [(3,)]
+    assert len(server.log) == 5
+    server.stop()
 
 
 @pytest.mark.parametrize(
