@@ -136,7 +136,7 @@ def _in_memory(store: FolderStore, config: RunConfig) -> None:
     _print_parts("round that creates a Job", rounds.with_job)
     _print_parts("any round", rounds.seconds)
     if tracemalloc.is_tracing():
-        print("held by itool after each quarter: " + ", ".join(f"{part[-1]:.1f} MiB" for part in _parts(rounds.memory_mib)))
+        print("memory after each quarter: " + ", ".join(f"{part[-1]:.1f} MiB" for part in _parts(rounds.memory_mib)))
 
 
 def _on_nodes(options: argparse.Namespace) -> None:
@@ -227,9 +227,9 @@ def _config(
 
 
 def held_mib() -> float:
-    """Memory that was allocated in itool's own lines (not in the simulated cluster's) and is still held."""
-    own = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, "*/itool/*")])
-    return sum(found.size for found in own.statistics("filename")) / (1 << 20)
+    """Memory that is held, without what the simulated cluster's own lines have allocated."""
+    others = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(False, "*/in_memory_cluster.py")])
+    return sum(found.size for found in others.statistics("filename")) / (1 << 20)
 
 
 def resident_mib() -> float:
@@ -259,7 +259,7 @@ def _read_options() -> argparse.Namespace:
     parser.add_argument("--root", default="s3://itool-scale/runs", help="nodes: where artifacts go")
     parser.add_argument("--endpoint", default=None, help="nodes: S3 endpoint")
     parser.add_argument("--namespace", default=None, help="nodes: the namespace")
-    parser.add_argument("--memory", action="store_true", help="in memory: count what itool holds; several times slower")
+    parser.add_argument("--memory", action="store_true", help="in memory: count what is held; several times slower")
     options = parser.parse_args()
     options.count = options.count or {"iterations": 200, "shards": 5000, "nodes": 500}[options.what]
     return options

@@ -1,0 +1,207 @@
+"""The operators' commands for a run in a cluster: what they show, what they stop, and what they refuse before anything is created."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from itool.cluster.kubernetes_runner import verdict_on
+from itool.cluster.leases import StoreLease
+from tests.cli.cluster_scene import NAMESPACE, Scene
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    return Scene(tmp_path, monkeypatch)
+
+
+def shown(capsys: Capture) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return document
+
+
+def test_status_shows_pods_and_reasons_without_a_controller(scene: Scene, capsys: Capture) -> None:
+    scene.cluster.script["warmup"] = ["unschedulable"]
+    scene.work(12)
+    assert scene.itoolctl("status", "-o", "json") == 0
+    document = shown(capsys)
+    rows = {row["stage"]: row for row in document["stages"]}
+    assert (document["state"], document["controller"], document["done"], document["total"]) == ("stopped", None, 1, 8)
+    assert (rows["i0/prepare"]["state"], rows["i0/prepare"]["reason"]) == ("done", "")
+    assert (rows["i0/warmup"]["state"], rows["i0/warmup"]["attempt"]) == ("pending", 1)
+    assert rows["i0/warmup"]["reason"] == "unschedulable: 0/1 nodes: too few GPUs"
+    assert rows["i0/warmup"]["pod"].startswith("demo-i0-warmup-")
+    assert rows["i1/dpo"]["state"] == "waiting"
+
+
+def test_status_is_a_table_with_the_line_that_sums_it_up(scene: Scene, capsys: Capture) -> None:
+    scene.cluster.script["generate"] = ["hangs"] * 3
+    scene.work(40)
+    StoreLease(scene.store, "demo", identity={"pid": 7, "host": "there"}).acquire()
+    assert scene.itoolctl("status") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["stage", "state", "time", "attempt", "pod", "age", "progress", "reason"]  # no node: not in memory
+    assert any(line.startswith("i1/generate  running") and "0/3 shards" in line for line in lines)
+    assert [line.split()[:3] for line in lines if line.startswith("  shard")] == [["shard", str(shard), "running"] for shard in range(3)]
+    assert lines[-1] == "run demo: running, 4 of 8 stages done; process 7 on there works on it"
+
+
+def test_status_folds_what_is_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    scene = Scene(tmp_path, monkeypatch, iterations=9, search={"shards": 1})
+    scene.work(34)
+    assert scene.itoolctl("status") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("i")]
+    first, last = ["i0/prepare", "i0/warmup", "i0/evaluate"], ["i4/score", "i4/generate", "i4/dpo", "i4/evaluate"]
+    assert [line[0] for line in lines] == [*first, "i1", *last, "i5"]
+    assert lines[3] == ["i1", "..", "i3", "done", "12", "stages"]
+    assert lines[-1] == ["i5", "..", "i9", "waiting", "21", "stages"]
+
+
+def test_status_without_the_store_shows_the_jobs_and_ends_with_69(scene: Scene, capsys: Capture) -> None:
+    scene.cluster.script["prepare"] = ["hangs"]
+    scene.work(4)
+    scene.store.down = True
+    assert scene.itoolctl("status", "-o", "json") == 69
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert [(row["stage"], row["state"]) for row in document["stages"]] == [("i0/prepare", "running")]
+    assert document["state"] == "unknown"
+    assert captured.err == "itoolctl: S3 at http://s3 does not answer after 4 attempts\n"
+
+
+def test_status_without_the_cluster_shows_the_store_and_ends_with_69(scene: Scene, capsys: Capture) -> None:
+    scene.work(100)
+    scene.cluster.down = True
+    assert scene.itoolctl("status") == 69
+    captured = capsys.readouterr()
+    assert "run demo: done, 8 of 8 stages done; nothing works on it\nthe API server is down" in captured.out
+    assert captured.err == "itoolctl: the API server is down\n"
+
+
+def test_logs_come_from_the_pods_and_then_from_the_store(scene: Scene, capsys: Capture) -> None:
+    scene.work(100)
+    assert scene.itoolctl("logs", "generate", "--shard", "1") == 0
+    text = capsys.readouterr().out
+    assert text.count("started\n") == 1
+    scene.cluster.objects["pods"].clear()
+    assert scene.itoolctl("logs", "generate", "--shard", "1") == 0
+    kept = capsys.readouterr().out
+    assert kept.startswith("== pod demo-i1-generate-")
+    assert kept.endswith("done\n")
+    assert scene.itoolctl("logs", "generate", "-o", "json") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {(line["stage"], line["iteration"], line["shard"], line["attempt"]) for line in lines} == {
+        ("generate", 1, n, 1) for n in range(3)
+    }
+
+
+def test_logs_of_a_stage_that_never_ran_say_so(scene: Scene, capsys: Capture) -> None:
+    assert scene.itoolctl("logs", "dpo") == 65
+    assert "run demo has no log of dpo" in capsys.readouterr().err
+
+
+def test_cancel_suspends_the_controller_ends_the_jobs_and_says_so_once(scene: Scene, capsys: Capture) -> None:
+    scene.cluster.script["warmup"] = ["hangs"]
+    scene.work(12)
+    labels = {"itool/run": "demo", "app.kubernetes.io/component": "controller"}
+    scene.cluster.objects["jobs"]["chart"] = {"metadata": {"name": "chart", "labels": labels}, "spec": {}, "status": {}}
+    assert scene.itoolctl("cancel", "-o", "json") == 0
+    assert shown(capsys) == {"run": "demo", "stopped": True}
+    jobs = scene.cluster.objects["jobs"]
+    assert jobs["chart"]["spec"]["suspend"] is True
+    [warmup] = [job for name, job in jobs.items() if "warmup" in name]
+    assert verdict_on(warmup) == (75, "cancelled")
+    assert scene.itoolctl("cancel") == 0
+    assert capsys.readouterr().err == "Nothing works on run demo.\n"
+
+
+def test_runs_lists_state_iterations_and_who_works(scene: Scene, capsys: Capture) -> None:
+    scene.work(100)
+    scene.store.write("demo/config.yaml", scene.config.as_yaml().encode())
+    assert scene.itoolctl_without_file("runs", "--root", "s3://bucket/runs", "-o", "json") == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert (row["run"], row["state"], row["iterations_done"], row["backend"], row["controller"]) == ("demo", "done", 1, "kubernetes", None)
+
+
+def test_doctor_finds_nothing_missing(scene: Scene, capsys: Capture) -> None:
+    assert scene.itoolctl("doctor", "-o", "json") == 0
+    checks = {check["name"]: check["state"] for check in json.loads(capsys.readouterr().out)}
+    assert set(checks.values()) == {"ok"}
+    assert {"store", "cluster", "namespace", "permissions", "credentials", "dry run"} <= checks.keys()
+    assert scene.cluster.objects["jobs"] == {}
+
+
+BAD = {
+    "old cluster": ({"released": (1, 27)}, {}, "Kubernetes 1.27 is too old: sidecar containers and retries per shard need 1.29"),
+    "no namespace": ({}, {NAMESPACE: HTTPStatus.NOT_FOUND}, "kubernetes.namespace = 'here' does not exist"),
+    "no rights": ({"denied": frozenset({("create", "batch/jobs")})}, {}, "not allowed in namespace here: create batch/jobs"),
+    "no Secret": ({}, {f"{NAMESPACE}/secrets/s3": HTTPStatus.NOT_FOUND}, "kubernetes.credentials_secret = 's3' does not exist"),
+    "no key": ({}, {f"{NAMESPACE}/secrets/s3": {"data": {}}}, "kubernetes.credentials_secret = 's3' has no key AWS_ACCESS_KEY_ID"),
+    "no account": ({}, {f"{NAMESPACE}/serviceaccounts/default": HTTPStatus.NOT_FOUND}, "kubernetes.job_service_account = 'default'"),
+    "refused": ({"refuses": {"jobs": "quota gpus is exceeded"}}, {}, "prepare: quota gpus is exceeded"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_iterate_stops_before_it_creates_anything(scene: Scene, capsys: Capture, case: str) -> None:
+    attributes, lookable, words = BAD[case]
+    for name, value in attributes.items():
+        setattr(scene.cluster, name, value)
+    scene.cluster.lookable |= lookable
+    assert scene.itoolctl("iterate") == 64
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"itoolctl: {words}")
+    assert captured.err.count("\n") == 1
+    assert ". " in captured.err  # a remedy follows
+    assert not any(scene.cluster.objects.values())
+    assert scene.store.list("") == {}
+
+
+def test_a_queue_without_kueue_and_a_priority_class_without_an_object_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    scene = Scene(tmp_path, monkeypatch)
+    assert scene.itoolctl("doctor", "--set", "kubernetes.queue=gpus", "--set", "kubernetes.pods.priority_class=high") == 64
+    out = capsys.readouterr().out
+    assert "kubernetes.queue = 'gpus' needs Kueue, which is not installed: no API kueue.x-k8s.io. Install Kueue" in out
+    assert "kubernetes.pods.priority_class = 'high' does not exist" in out
+    scene.cluster.lookable["/apis/kueue.x-k8s.io"] = {"preferredVersion": {"version": "v1beta2"}}
+    assert scene.itoolctl("doctor", "--set", "kubernetes.queue=gpus") == 64
+    assert "kubernetes.queue = 'gpus' does not exist in namespace here" in capsys.readouterr().out
+    scene.cluster.lookable["/apis/kueue.x-k8s.io/v1beta2/namespaces/here/localqueues/gpus"] = {}
+    assert scene.itoolctl("doctor", "--set", "kubernetes.queue=gpus") == 0
+
+
+def test_a_store_or_a_cluster_that_does_not_answer_is_69(scene: Scene, capsys: Capture) -> None:
+    scene.store.down = True
+    assert scene.itoolctl("doctor") == 69
+    assert capsys.readouterr().err == "itoolctl: S3 at http://s3 does not answer after 4 attempts\n"
+
+
+def test_an_account_that_may_not_look_is_told_what_was_not_checked(scene: Scene, capsys: Capture) -> None:
+    for path in (NAMESPACE, f"{NAMESPACE}/secrets/s3", f"{NAMESPACE}/serviceaccounts/default"):
+        scene.cluster.lookable[path] = HTTPStatus.FORBIDDEN
+    scene.cluster.denied = frozenset({("create", "pods")})
+    assert scene.itoolctl("doctor") == 0
+    out = capsys.readouterr().out
+    assert "note     credentials kubernetes.credentials_secret = 's3' cannot be looked at by this account" in out
+    assert "pods not tried, this account creates none" in out
+
+
+def test_preflight_asks_the_store_alone_and_names_a_secret_that_is_not_there(
+    scene: Scene, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.cluster.down = True
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(key, raising=False)
+    assert scene.itoolctl("doctor", "--preflight") == 64
+    assert "kubernetes.credentials_secret = 's3' does not exist in this namespace" in capsys.readouterr().err
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(key, "x")
+    assert scene.itoolctl("doctor", "--preflight") == 0
