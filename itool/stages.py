@@ -10,15 +10,14 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from itool.config import Method, RunConfig
 
 StageName = Literal["prepare", "warmup", "score", "generate", "dpo", "evaluate", "report"]
 
 
-@dataclass(frozen=True, order=True)
-class StageId:
+class StageId(NamedTuple):
     """A stage in an iteration; iteration 0 is everything before the loop."""
 
     iteration: int

@@ -29,11 +29,12 @@ Object = dict[str, Any]
 log = get_logger(__name__)
 
 CONNECT_SECONDS = 5.0
-READ_SECONDS = 30.0
+READ_SECONDS = 20.0
 ATTEMPTS = 4
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 8.0
 WATCH_SECONDS = 30
+LOG_SECONDS = 60.0
 PAGE_OBJECTS = 500
 CONNECTIONS = 40
 TOKEN_FOLDER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -161,7 +162,7 @@ class Cluster:
             "timestamps": "true" if timestamps else "",
         }
         try:
-            response = self._open("GET", "get", "pods", name, "log", query=query)
+            response = self._open("GET", "get", "pods", name, "log", query=query, read_seconds=LOG_SECONDS)
         except _RefusedError as error:
             if error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST):
                 return
@@ -260,6 +261,8 @@ class Cluster:
                 response = self._send(connection, method, path, query, body, stream=stream, read_seconds=read_seconds)
             except urllib3.exceptions.HTTPError as error:
                 reason, pause = f"{type(error).__name__}: {error}", None
+                if stream and isinstance(error, urllib3.exceptions.ReadTimeoutError):
+                    break  # whoever reads a stream asks again by itself, from where it stands
             else:
                 if response.status < HTTPStatus.BAD_REQUEST:
                     self._accepted = True

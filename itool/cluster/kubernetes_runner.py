@@ -88,7 +88,9 @@ class KubernetesRunner:
         for pod in self.cache.items("pods"):
             pods[pod["metadata"]["labels"].get(JOB_LABEL, "")].append(pod)
         jobs = {job["metadata"]["name"]: job for job in self.cache.items("jobs")}
-        self._ended = {name: ended for name, ended in self._ended.items() if name in jobs}
+        if len(self._ended) > len(jobs):
+            self._ended = {name: ended for name, ended in self._ended.items() if name in jobs}
+            self._settled &= jobs.keys()
         found: dict[Task, list[Attempt]] = defaultdict(list)
         for name, job in jobs.items():
             if name not in self._settled:

@@ -16,14 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from itool.artifacts import resolve
 from itool.artifacts.commit import commit, join_shards
-from itool.artifacts.manifest import Manifest
-from itool.artifacts.resolve import Observed, Resolution, resolve_observed, shard_prefix
+from itool.artifacts.manifest import Manifest, artifact_prefix, manifest_key
+from itool.artifacts.resolve import shard_prefix
 from itool.artifacts.store import Store
 from itool.cluster.client import ClusterDown, Gone
 from itool.config import RunConfig
-from itool.stages import StageId, settings_of
+from itool.stages import StageId
 
 Object = dict[str, Any]
 Outcome = int | Literal["unschedulable", "no image", "oom", "evicted", "disrupted", "no pod", "hangs", "no artifact"]
@@ -56,8 +55,6 @@ class InMemoryCluster:
     _pods: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     _outcomes: dict[str, Outcome] = field(default_factory=dict)
     _texts: dict[str, bytes] = field(default_factory=dict)
-    _known: Observed | None = None
-    _resolutions: dict[StageId, Resolution] | None = None
 
     # What a client can do
 
@@ -232,29 +229,22 @@ class InMemoryCluster:
     def _work(self, pod: Object) -> None:
         """Commit what the stage would have written."""
         labels = pod["metadata"]["labels"]
-        stage = StageId(int(labels["itool/iteration"]), labels["itool/stage"])
-        found = self._look_at_store(stage)[stage]
-        if found.done or found.prefix is None:
+        stage, key = StageId(int(labels["itool/iteration"]), labels["itool/stage"]), labels["itool/key"]
+        prefix = artifact_prefix(self.config.run, stage, key)
+        if self.store.size(manifest_key(prefix)) is not None:
             return
         shards, now = self.config.search.shards if stage.name == "generate" else 1, datetime.now(UTC)
         draft = Manifest(
-            run=self.config.run, iteration=stage.iteration, stage=stage.name, key=labels["itool/key"], files={}, started=now, ended=now,
-            shard=_index(pod), shards=shards, inputs=dict(found.inputs), settings=settings_of(self.config, stage.name),
+            run=self.config.run, iteration=stage.iteration, stage=stage.name, key=key, files={}, started=now, ended=now,
+            shard=_index(pod), shards=shards,
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "output"
             output.mkdir()
-            (output / "rows.jsonl").write_text(f'{{"key": "{draft.key}", "shard": {draft.shard}}}\n')
-            commit(self.store, shard_prefix(found.prefix, draft.shard, shards), output, draft)
+            (output / "rows.jsonl").write_text(f'{{"key": "{key}", "shard": {draft.shard}}}\n')
+            commit(self.store, shard_prefix(prefix, draft.shard, shards), output, draft)
             if shards > 1:
-                join_shards(self.store, found.prefix, shards, Path(folder))
-        self._look_at_store(stage)
-
-    def _look_at_store(self, stage: StageId) -> dict[StageId, Resolution]:
-        """What is done, of which nothing is looked at twice: the run may be long."""
-        self._known = resolve.observe(self.store, self.config, known=self._known, stages=[stage] if self._resolutions else None)
-        self._resolutions = resolve_observed(self.config, self._known, settled=self._resolutions)
-        return self._resolutions
+                join_shards(self.store, prefix, shards, Path(folder))
 
     def _put(self, resource: str, item: Object, kind: str = "MODIFIED") -> Object:
         self._version += 1

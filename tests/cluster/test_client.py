@@ -1,0 +1,260 @@
+"""The client against a real HTTP server that answers as an API server in all its moods."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import urllib3
+
+from itool.cluster import client
+from itool.cluster.client import PERMISSIONS, Cluster, ClusterDown, Connection, Gone, connect
+from itool.errors import ConfigError
+
+POD = {"metadata": {"name": "a", "resourceVersion": "7"}}
+
+
+def status(code: int, reason: str = "", message: str = "") -> tuple[int, Any]:
+    return code, {"kind": "Status", "code": code, "reason": reason, "message": message}
+
+
+@dataclass
+class Server:
+    """Answers requests one after the other: (code, document), (code, document, headers), bytes (a stream), or "hang"."""
+
+    answers: list[Any] = field(default_factory=list)
+    requests: list[tuple[str, str, dict[str, str], str, Any]] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=lambda: ["first"])
+    sleeps: list[float] = field(default_factory=list)
+    port: int = 0
+    release: threading.Event = field(default_factory=threading.Event)
+
+    def cluster(self, **more: Any) -> Cluster:
+        return Cluster(self.connect, sleep=self.sleeps.append, **more)
+
+    def connect(self) -> Connection:
+        token = self.tokens.pop(0) if len(self.tokens) > 1 else self.tokens[0]
+        return Connection(f"http://127.0.0.1:{self.port}", urllib3.PoolManager(), lambda: {"authorization": f"Bearer {token}"}, "here")
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        length = int(handler.headers.get("Content-Length") or 0)
+        body = json.loads(handler.rfile.read(length)) if length else None
+        split = urlsplit(handler.path)
+        query = {key: values[0] for key, values in parse_qs(split.query).items()}
+        self.requests.append((handler.command, split.path, query, handler.headers["authorization"], body))
+        answer = self.answers.pop(0)
+        if answer == "hang after headers":
+            handler.send_response(200)
+            handler.end_headers()
+        if answer in ("hang", "hang after headers"):
+            self.release.wait(20)
+            return
+        if isinstance(answer, bytes):
+            handler.send_response(200)
+            handler.end_headers()
+            handler.wfile.write(answer)
+            return
+        code, document, *headers = answer
+        data = json.dumps(document).encode()
+        handler.send_response(code)
+        for name, value in (headers[0] if headers else {}).items():
+            handler.send_header(name, value)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("do_"):
+                return lambda: made.answer(self)
+            raise AttributeError(name)
+
+        def log_message(self, *_: Any) -> None:
+            """Silence."""
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    made.port = http.server_address[1]
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield made
+    made.release.set()
+    http.shutdown()
+    http.server_close()
+
+
+def test_calls_go_to_the_namespace_with_the_token(server: Server) -> None:
+    server.answers = [(200, POD)]
+    assert server.cluster().get("jobs", "a") == POD
+    assert server.requests == [("GET", "/apis/batch/v1/namespaces/here/jobs/a", {}, "Bearer first", None)]
+
+
+def test_long_lists_come_in_pages(server: Server) -> None:
+    server.answers = [
+        (200, {"items": [1, 2], "metadata": {"resourceVersion": "5", "continue": "more"}}),
+        (200, {"items": [3], "metadata": {"resourceVersion": "5"}}),
+    ]
+    assert server.cluster().list("pods", "a=b", "status.phase!=Succeeded") == ([1, 2, 3], "5")
+    assert server.requests[1][2] == {
+        "labelSelector": "a=b",
+        "fieldSelector": "status.phase!=Succeeded",
+        "limit": "500",
+        "continue": "more",
+    }
+
+
+def test_an_expired_token_is_read_again_once(server: Server) -> None:
+    server.tokens = ["old", "new"]
+    server.answers = [status(401, "Unauthorized"), (200, POD)]
+    assert server.cluster().get("pods", "a") == POD
+    assert [request[3] for request in server.requests] == ["Bearer old", "Bearer new"]
+
+
+def test_credentials_that_never_worked_are_a_setting(server: Server) -> None:
+    server.answers = [status(401, "Unauthorized"), status(401, "Unauthorized")]
+    with pytest.raises(ConfigError, match="refuses the credentials"):
+        server.cluster().get("pods", "a")
+
+
+def test_credentials_that_worked_before_are_waited_for(server: Server) -> None:
+    server.answers = [(200, POD), *[status(401, "Unauthorized")] * 2, (200, POD)]
+    cluster = server.cluster()
+    cluster.get("pods", "a")
+    assert cluster.get("pods", "a") == POD
+
+
+def test_an_object_that_exists_is_an_answer(server: Server) -> None:
+    server.answers = [status(409, "AlreadyExists", "jobs a already exists")]
+    assert server.cluster().create("jobs", {"metadata": {"name": "a"}}) is None
+
+
+def test_a_conflict_with_another_writer_is_tried_again(server: Server) -> None:
+    server.answers = [status(409, "Conflict", "operation cannot be fulfilled on resourcequotas"), (201, POD)]
+    assert server.cluster().create("jobs", {"metadata": {"name": "a"}}) == POD
+
+
+def test_what_is_not_there_is_none(server: Server) -> None:
+    server.answers = [status(404, "NotFound")] * 3
+    cluster = server.cluster()
+    assert (cluster.get("jobs", "a"), cluster.patch("jobs", "a", {}), cluster.delete("jobs", "a")) == (None, None, False)
+
+
+def test_a_throttled_call_waits_as_long_as_it_is_told(server: Server) -> None:
+    server.answers = [(429, {}, {"Retry-After": "3"}), (503, {}), (500, {}), (200, POD)]
+    assert server.cluster().get("pods", "a") == POD
+    assert server.sleeps == [3.0, 1.0, 2.0]
+
+
+def test_a_server_in_trouble_is_given_up_after_a_while(server: Server) -> None:
+    server.answers = [status(500, "InternalError", "etcd is sick")] * 4
+    with pytest.raises(ClusterDown, match=r"does not answer: 500 etcd is sick") as caught:
+        server.cluster().get("pods", "a")
+    assert caught.value.exit_code == 69
+    assert len(server.requests) == 4
+
+
+def test_a_server_that_hangs_is_not_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "READ_SECONDS", 0.2)
+    server.answers = ["hang", "hang"]
+    cluster = server.cluster(attempts=2)
+    with pytest.raises(ClusterDown, match="ReadTimeoutError"):
+        cluster._request("GET", "/version", {}, None, read_seconds=0.2)
+
+
+def test_no_server_at_all_is_a_dependency_that_is_down(server: Server) -> None:
+    server.port = 9  # discard: nobody listens
+    with pytest.raises(ClusterDown, match="NewConnectionError"):
+        server.cluster(attempts=1).get("pods", "a")
+
+
+def test_a_missing_right_is_named_with_its_remedy(server: Server) -> None:
+    server.answers = [status(403, "Forbidden", 'jobs.batch is forbidden: User "u" cannot create resource "jobs" in API group "batch"')]
+    with pytest.raises(ConfigError, match=r"not allowed to create jobs in namespace here: .*doctor"):
+        server.cluster().create("jobs", {"metadata": {"name": "a"}})
+
+
+def test_a_refusal_that_is_no_right_says_what_the_server_says(server: Server) -> None:
+    server.answers = [status(403, "Forbidden", "jobs.batch a is forbidden: exceeded quota: jobs"), status(422, "Invalid", "spec.x: bad")]
+    with pytest.raises(ConfigError, match=r"refuses to create jobs a in namespace here: .*exceeded quota"):
+        server.cluster().create("jobs", {"metadata": {"name": "a"}})
+    with pytest.raises(ConfigError, match=r"spec\.x: bad"):
+        server.cluster().create("jobs", {"metadata": {"name": "a"}})
+
+
+def test_a_missing_namespace_is_named(server: Server) -> None:
+    server.answers = [status(404, "NotFound", 'namespaces "here" not found')]
+    with pytest.raises(ConfigError, match="namespace here does not exist"):
+        server.cluster().create("jobs", {"metadata": {"name": "a"}})
+
+
+def events(*documents: dict[str, Any]) -> bytes:
+    return b"".join(json.dumps(document).encode() + b"\n" for document in documents)
+
+
+def test_a_watch_gives_changes_until_the_server_ends_it(server: Server) -> None:
+    server.answers = [events({"type": "ADDED", "object": POD}, {"type": "BOOKMARK", "object": POD})]
+    assert list(server.cluster().watch("pods", "5", "a=b")) == [("ADDED", POD), ("BOOKMARK", POD)]
+    assert server.requests[0][2]["resourceVersion"] == "5"
+
+
+@pytest.mark.parametrize("answer", [status(410, "Expired"), events({"type": "ERROR", "object": {"code": 410, "message": "too old"}})])
+def test_a_watch_from_too_long_ago_says_so(server: Server, answer: Any) -> None:
+    server.answers = [answer]
+    with pytest.raises(Gone):
+        list(server.cluster().watch("pods", "5"))
+
+
+def test_a_watch_that_is_cut_off_in_a_line_just_ends(server: Server) -> None:
+    server.answers = [events({"type": "ADDED", "object": POD}) + b'{"type": "MODI']
+    assert list(server.cluster().watch("pods", "5")) == [("ADDED", POD)]
+
+
+def test_a_watch_that_hangs_ends(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "WATCH_SECONDS", -4.8)  # plus five seconds of patience
+    server.answers = ["hang", "hang after headers"]
+    with pytest.raises(ClusterDown):
+        list(server.cluster().watch("pods", "5"))
+    assert list(server.cluster().watch("pods", "5")) == []
+
+
+def test_a_pods_log_is_read_and_none_is_no_error(server: Server) -> None:
+    server.answers = [b"one\ntwo\n", status(404, "NotFound"), status(400, "BadRequest", "is waiting to start")]
+    cluster = server.cluster()
+    assert b"".join(cluster.pod_log("a", "stage", follow=True, since="2026-01-01T00:00:00Z", timestamps=True)) == b"one\ntwo\n"
+    assert server.requests[0][2] == {
+        "container": "stage",
+        "follow": "true",
+        "sinceTime": "2026-01-01T00:00:00Z",
+        "timestamps": "true",
+    }
+    assert [list(cluster.pod_log("a", "stage")) for _ in range(2)] == [[], []]
+
+
+def test_rights_are_asked_for_by_group_and_subresource(server: Server) -> None:
+    server.answers = [(201, {"status": {"allowed": True}}), (201, {"status": {}})]
+    cluster = server.cluster()
+    assert (cluster.may("create", "batch/jobs"), cluster.may("get", "pods/log")) == (True, False)
+    asked = [request[4]["spec"]["resourceAttributes"] for request in server.requests]
+    assert [(one["group"], one["resource"], one["subresource"]) for one in asked] == [("batch", "jobs", ""), ("", "pods", "log")]
+
+
+def test_permissions_speak_of_resources_that_the_client_knows() -> None:
+    known = {f"{path.removeprefix('/apis/').split('/')[0]}/{name}" if "apis" in path else name for name, path in client.GROUPS.items()}
+    assert {resource for resource in PERMISSIONS if resource != "pods/log"} <= known
+
+
+def test_without_a_cluster_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path_factory.mktemp("none") / "config"))
+    with pytest.raises(ConfigError, match=r"no Kubernetes cluster is configured: .*Set KUBECONFIG"):
+        connect()
