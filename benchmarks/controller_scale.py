@@ -32,13 +32,10 @@ from itool.cluster.controller import Controller, rules_of
 from itool.cluster.kubernetes_runner import KubernetesRunner, open_runner, task_of
 from itool.cluster.leases import StoreLease
 from itool.config import RunConfig, parse_config
-from itool.stages import StageId
+from itool.stages import StageId, stage_ids
 from tests.cluster.in_memory_cluster import InMemoryCluster
 
 MEMORY_FOLDER = "/dev/shm" if Path("/dev/shm").is_dir() else None
-FEW_JOBS = 40
-"""Memory is counted after each of so many Jobs, then after each further as many: counting takes a second."""
-
 PARTS = 4
 """Figures are given for each quarter of a run, so that growth shows."""
 
@@ -96,8 +93,9 @@ class Simulated(InMemoryCluster):
 
 @dataclass
 class Rounds:
-    """CPU seconds of each round of the controller, those of rounds that created a Job once more, and memory then."""
+    """CPU seconds of each round of the controller, those of rounds that created a Job once more, and memory after each quarter of `jobs`."""
 
+    jobs: int
     seconds: list[float] = field(default_factory=list)
     with_job: list[float] = field(default_factory=list)
     memory_mib: list[float] = field(default_factory=list)
@@ -109,7 +107,7 @@ class Rounds:
         self.seconds.append(spent)
         if jobs() > before:
             self.with_job.append(spent)
-            if tracemalloc.is_tracing() and (jobs() <= FEW_JOBS or jobs() % FEW_JOBS == 0):
+            if tracemalloc.is_tracing() and jobs() * PARTS // self.jobs > before * PARTS // self.jobs:
                 self.memory_mib.append(held_mib())
         return result
 
@@ -121,7 +119,7 @@ def _in_memory(store: FolderStore, config: RunConfig) -> None:
     lease.acquire()
     runner.cache.start(follow=False)
     runner.remember_the_past()
-    rounds = Rounds()
+    rounds = Rounds(len(stage_ids(config)))
     controller = Controller(config, store, runner, lease, rules=rules_of(config), clock=lambda: cluster.now, sleep=lambda _: None)
     created = lambda: len(cluster.created_jobs)  # noqa: E731 - the counter of two measurements
     began = time.perf_counter()
@@ -136,7 +134,7 @@ def _in_memory(store: FolderStore, config: RunConfig) -> None:
     _print_parts("round that creates a Job", rounds.with_job)
     _print_parts("any round", rounds.seconds)
     if tracemalloc.is_tracing():
-        print("memory after each quarter: " + ", ".join(f"{part[-1]:.1f} MiB" for part in _parts(rounds.memory_mib)))
+        print("memory after each quarter: " + ", ".join(f"{found:.1f} MiB" for found in rounds.memory_mib))
 
 
 def _on_nodes(options: argparse.Namespace) -> None:

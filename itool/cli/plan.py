@@ -88,10 +88,12 @@ def _summary(resolutions: Mapping[StageId, Resolution], costs: Mapping[str, Cost
     if not due:
         return f"\nNothing to run: all {len(resolutions)} stages are up to date."
     text = f"\n{len(due)} of {len(resolutions)} stages to run, {len(resolutions) - len(due)} reused"
-    if all(stage.name in costs for stage in due):
-        text += f"; about {duration(sum(costs[stage.name].seconds for stage in due))}"
-        gpu_seconds = sum(costs[stage.name].gpu_seconds for stage in due)
+    known = [costs[stage.name] for stage in due if stage.name in costs]
+    if known:
+        text += f"; about {duration(sum(cost.seconds for cost in known))}"
+        gpu_seconds = sum(cost.gpu_seconds for cost in known)
         text += f", {gpu_seconds / 3600:.2f} GPU-hours" if gpu_seconds else ""
+        text += f", without {len(due) - len(known)} that were never measured" if len(known) < len(due) else ""
     return text + "."
 
 

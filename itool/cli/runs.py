@@ -79,7 +79,6 @@ def _row(name: str, root: str | None) -> dict[str, Any]:
         "best_iteration": best[0] if best else None,
         "best_accuracy": best[1] if best else None,
         "controller": holder,
-        "active": holder is not None,
     }
 
 
