@@ -93,7 +93,7 @@ class Simulated(InMemoryCluster):
 
 @dataclass
 class Rounds:
-    """CPU seconds of each round of the controller, those of rounds that created a Job once more, and memory after each quarter of `jobs`."""
+    """CPU seconds of each round, those of rounds that created a Job once more, and memory after each quarter of `jobs`."""
 
     jobs: int
     seconds: list[float] = field(default_factory=list)
