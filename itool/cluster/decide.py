@@ -166,7 +166,8 @@ def _after_failure(observed: Observed, task: Task, attempts: tuple[Attempt, ...]
         return _retry_after(observed, task, last, why, pause=2.0 ** (len(trailing) - 1))
     counted = [attempt for attempt in attempts if attempt.exit_code not in (INTERRUPTED, DEPENDENCY_DOWN)]
     if len(counted) >= rules.max_attempts:
-        return Fail(task.stage, _documented(code), f"{last.reason or why} (gave up after {len(counted)} attempts)")
+        tries = f" (gave up after {len(counted)} attempts)" if len(counted) > 1 else ""
+        return Fail(task.stage, _documented(code), f"{last.reason or why}{tries}")
     return _retry_after(observed, task, last, why, pause=0.5 * 2.0 ** (len(counted) - 1))
 
 

@@ -55,6 +55,7 @@ class KubernetesRunner:
     _events: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     _events_at: float = float("-inf")
     _config_map: tuple[str, str] = ("", "")
+    _podless_since: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         run = f"{RUN_LABEL}={self.config.run}"
@@ -140,6 +141,9 @@ class KubernetesRunner:
             shards_done=shards_done(job),
             past=name in self._past,
         )
+        failed_pods = int((job.get("status") or {}).get("failed") or 0)
+        if attempt.phase == "failed" and failed_pods > 1:
+            attempt = replace(attempt, reason=f"{attempt.reason} ({failed_pods} pods failed)")
         if verdict is not None:
             code, reason = verdict
             attempt = replace(attempt, exit_code=code if attempt.over else None, reason=reason, final=True)
@@ -162,11 +166,17 @@ class KubernetesRunner:
 
     def _judge(self, job: Object, found: JobState, states: Sequence[PodState]) -> None:
         """End a Job that Kubernetes would keep for ever, and look for the events of one that cannot start."""
-        verdict = hopeless(job, found, states, self.clock(), self.config.kubernetes.pending_seconds)
+        name, now = job["metadata"]["name"], self.clock()
+        waits = [(state.created_at, state.reason) for state in states if state.phase == "pending"]
+        if states or found.phase != "pending":
+            self._podless_since.pop(name, None)
+        else:
+            waits = [(self._podless_since.setdefault(name, now), found.reason)]
+        verdict = hopeless(job, states, waits, now, self.config.kubernetes.pending_seconds)
         if verdict is not None:
             self._end(job, *verdict)
         elif found.phase == "pending":
-            self._look_at_events([job["metadata"]["name"], *(state.name for state in states if state.phase == "pending")])
+            self._look_at_events([name, *(state.name for state in states if state.phase == "pending")])
 
     def _end(self, job: Object, exit_code: int, reason: str) -> None:
         """Have Kubernetes fail a Job: its pods get their grace period, and it stays as a record. One that Kueue holds back just goes."""
@@ -253,11 +263,14 @@ def verdict_on(job: Object) -> tuple[int, str] | None:
     return int(document["exit_code"]), str(document["reason"])
 
 
-def hopeless(job: Object, found: JobState, states: Sequence[PodState], now: float, pending_seconds: float) -> tuple[int, str] | None:
+def hopeless(
+    job: Object, states: Sequence[PodState], waits: Sequence[tuple[float, str]], now: float, pending_seconds: float
+) -> tuple[int, str] | None:
     """Exit code and reason why a Job should be ended that Kubernetes would wait for or repeat for ever; None while there is hope.
 
-    A pod that fills its own scratch folder is evicted as in a disruption, which the failure policy ignores. A pod that finds no node or
-    image waits without an end; shards may wait for each other, as long as one of them runs.
+    `waits` says of every pod that has not started, or of the one that is not even there, since when it waits and why. A pod that finds no
+    node or image waits without an end; shards may wait for each other, as long as one of them runs. A pod that fills its own scratch
+    folder is evicted as in a disruption, which the failure policy ignores.
     """
     evictions = [state for state in states if state.phase == "failed" and "Evicted" in state.reason and "exceed" in state.reason]
     if len(evictions) >= DISK_EVICTIONS:
@@ -265,12 +278,8 @@ def hopeless(job: Object, found: JobState, states: Sequence[PodState], now: floa
     if (job.get("spec") or {}).get("suspend"):
         return None
     running = any(state.phase == "running" for state in states)
-    waiting = [(state.created_at, state.reason) for state in states if state.phase == "pending"]
-    if not states:
-        waiting = [(found.started_at, found.reason)]
-    since, reason = min(waiting, default=(now, ""))
-    sharded = int((job.get("spec") or {}).get("completions") or 1) > 1
-    if now - since < pending_seconds or (running and sharded):
+    since, reason = min(waits, default=(now, ""))
+    if now - since < pending_seconds or (running and shards_done(job) is not None):
         return None
     return 69, f"could not start within {pending_seconds:.0f} s (kubernetes.pending_seconds): {reason}"
 

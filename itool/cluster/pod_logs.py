@@ -32,13 +32,17 @@ PAUSE_SECONDS = 1.0
 
 @dataclass
 class PodLog:
-    """What one pod has written so far. `latest` is the pod as last seen, `gone` says that it is not among the unfinished ones any more."""
+    """What one pod has written so far. `latest` is the pod as last seen, `gone` says that it is not among the unfinished ones any more.
+
+    `kept` and `finished` differ when the log could not be kept.
+    """
 
     latest: Object
     key: str
     gone: bool = False
     kept: bool = False
     since: str = ""
+    finished: threading.Event = field(default_factory=threading.Event)
     _file: BinaryIO = field(default_factory=lambda: cast(BinaryIO, tempfile.TemporaryFile()))  # noqa: SIM115 - closed by `close`
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -162,27 +166,39 @@ class PodLogs:
 
     def _follow(self, found: JobLogs, pod: Object) -> None:
         reading = PodLog(pod, f"{self._run}/logs/{log_name(pod)}")
+        before = next((other for other in reversed(found.logs.values()) if other.key == reading.key), None)
         found.logs[pod["metadata"]["uid"]] = reading
-        threading.Thread(target=self._keep, args=(found, reading), daemon=True).start()
+        threading.Thread(target=self._keep, args=(found, reading, before), daemon=True).start()
 
-    def _keep(self, found: JobLogs, reading: PodLog) -> None:
-        """A thread's life: read to the pod's end, then store, however often it takes."""
-        with self._readers:
-            try:
-                while not self._stopping.is_set():
-                    with contextlib.suppress(DependencyError):
-                        ended = reading.ended
-                        self._read(reading)
-                        if ended:
-                            self._store_log(reading)
-                            reading.kept = True
-                            return
-                    self._stopping.wait(PAUSE_SECONDS)
-            except ItoolError as error:
-                log.warning("log cannot be kept", pod=reading.latest["metadata"]["name"], error=str(error))
-            finally:
-                if not found.live:
-                    reading.close()
+    def _keep(self, found: JobLogs, reading: PodLog, before: PodLog | None) -> None:
+        """A thread's life: read to the pod's end, then store behind the pod that was there before, however often it takes."""
+        try:
+            with self._readers:
+                self._repeat(lambda: self._read_to_end(reading))
+            if before is not None:
+                before.finished.wait()
+            self._repeat(lambda: self._store_log(reading))
+            reading.kept = not self._stopping.is_set()
+        except ItoolError as error:
+            log.warning("log cannot be kept", pod=reading.latest["metadata"]["name"], error=str(error))
+        finally:
+            reading.finished.set()
+            if not found.live:
+                reading.close()
+
+    def _repeat(self, work: Callable[[], bool]) -> None:
+        """Do it until it says that it is done; an outage of store or cluster is waited out."""
+        while not self._stopping.is_set():
+            with contextlib.suppress(DependencyError):
+                if work():
+                    return
+            self._stopping.wait(PAUSE_SECONDS)
+
+    def _read_to_end(self, reading: PodLog) -> bool:
+        """Read what is new; True when nothing more can come."""
+        ended = reading.ended
+        self._read(reading)
+        return ended
 
     def _read(self, reading: PodLog) -> None:
         rest, name = b"", reading.latest["metadata"]["name"]
@@ -195,21 +211,22 @@ class PodLogs:
         if rest and reading.ended:
             reading.append_lines([rest])
 
-    def _store_log(self, reading: PodLog) -> None:
-        """Append to what earlier pods of the same attempt have left, unless it is there already."""
+    def _store_log(self, reading: PodLog) -> bool:
+        """Append to what earlier pods of the same attempt have left, unless it is there already. True."""
         if reading.gone and not reading.size():
-            return
+            return True
         with self._locks[hash(reading.key) % LOCKS], tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "log"
             if self._store.size(reading.key) is not None:
                 self._store.download(reading.key, path)
                 start = heading_start(reading.latest["metadata"]["name"]).encode()
                 if any(line.startswith(start) for line in path.read_bytes().splitlines()):
-                    return
+                    return True
             with path.open("ab") as file:
                 file.write(reading.heading.encode())
                 file.write(reading.read())
             self._store.upload(path, reading.key)
+        return True
 
 
 def log_name(pod: Object) -> str:

@@ -8,6 +8,7 @@ ends with 0 has committed its stage's artifact.
 from __future__ import annotations
 
 import itertools
+import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -36,7 +37,9 @@ class Killed(BaseException):
 
 @dataclass
 class InMemoryCluster:
-    """`die_after` counts calls until the controller is killed; `down` makes every call fail; `gone` makes the next watch answer 410."""
+    """`die_after` counts calls until the controller is killed; `down` makes every call fail; `gone` makes the next watch answer 410;
+    a Job is complete `lag_seconds` after its last pod.
+    """
 
     store: Store
     config: RunConfig
@@ -45,6 +48,7 @@ class InMemoryCluster:
     die_after: int | None = None
     down: bool = False
     gone: bool = False
+    lag_seconds: float = 0.0
     calls: int = 0
     now: float = 1_800_000_000.0
     created_jobs: list[str] = field(default_factory=list)
@@ -118,6 +122,9 @@ class InMemoryCluster:
 
     def _tick_job(self, job: Object) -> None:
         pods = self._pods_of(job)
+        if (job.get("status") or {}).get("complete_at", math.inf) <= self.now:
+            self._end(job, "Complete", "", "")
+            return
         if "activeDeadlineSeconds" in job["spec"]:
             for pod in pods:
                 if pod["status"]["phase"] in ("Pending", "Running"):
@@ -208,7 +215,7 @@ class InMemoryCluster:
             done = sorted({*(status.get("done") or []), index})
             job = self._put("jobs", _merged(job, {"status": {"done": done, "succeeded": len(done)}}))
             if len(done) == spec["completions"]:
-                self._end(job, "Complete", "", "")
+                self._put("jobs", _merged(job, {"status": {"complete_at": self.now + self.lag_seconds, "active": 0}}))
             return
         action = _action(spec["podFailurePolicy"]["rules"], code, disrupted=outcome in ("evicted", "disrupted"))
         if action == "FailJob":

@@ -180,6 +180,14 @@ def test_shards_wait_for_each_other_without_a_deadline() -> None:
     assert "itool/verdict" not in str(cluster.objects["jobs"])
 
 
+def test_the_next_stage_does_not_wait_until_kubernetes_has_counted_the_pods_of_the_last() -> None:
+    cluster = made_cluster()
+    cluster.lag_seconds = 90.0  # longer than a pod may be pending
+    run(cluster)
+    assert "itool/verdict" not in str(cluster.objects["jobs"])
+    assert cluster.now - 1_800_000_000.0 < 90.0
+
+
 def test_a_pod_that_fills_its_disk_is_not_repeated_for_ever() -> None:
     cluster = made_cluster(score=["evicted"] * 50)
     with pytest.raises(StageFailed, match='Evicted: Usage of EmptyDir volume "scratch" exceeds the limit') as caught:
