@@ -94,7 +94,7 @@ def _join_shards(store: Store, prefix: str, shards: int, scratch: Path) -> Manif
         if len(manifests) < shards:
             return read_manifest(store, prefix)  # another shard has joined and removed them
         files = [(folder, manifest, path) for folder, manifest in zip(folders, manifests, strict=True) for path in manifest.files]
-        fetched = pool.map(lambda item: _fetch_part(store, *item, Path(parts) / item[0].rpartition("/")[2]), files)
+        fetched = pool.map(lambda item: _fetch_part(store, item[0], item[1], item[2], Path(parts) / item[0].rpartition("/")[2]), files)
         for (_, _, path), part in zip(files, fetched, strict=True):
             _append(part, joined / path)
             part.unlink()

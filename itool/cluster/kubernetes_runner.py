@@ -56,6 +56,7 @@ class KubernetesRunner:
     _events_at: float = float("-inf")
     _config_map: tuple[str, str] = ("", "")
     _podless_since: dict[str, float] = field(default_factory=dict)
+    _spoken: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         run = f"{RUN_LABEL}={self.config.run}"
@@ -128,8 +129,12 @@ class KubernetesRunner:
         name = job["metadata"]["name"]
         states = [pod_state(pod, self._events.get(pod["metadata"]["name"], ())) for pod in pods]
         found = job_state(job, states, self._events.get(name, ()))
-        if found.phase == "pending" and not states and has_begun(job):
+        if states:
+            self._spoken[name] = found.reason
+        elif found.phase == "pending" and has_begun(job):
             found = replace(found, phase="running", reason="")  # between a pod's end and the Job's
+        elif found.phase == "pending" and name in self._spoken:
+            found = replace(found, reason=f"waits for its next pod; the last one: {self._spoken[name]}")
         task, number, verdict = task_of(job), int(job["metadata"]["labels"][ATTEMPT_LABEL]), verdict_on(job)
         attempt = Attempt(
             number,
@@ -149,6 +154,7 @@ class KubernetesRunner:
             attempt = replace(attempt, exit_code=code if attempt.over else None, reason=reason, final=True)
         if attempt.over:
             self._ended[name] = (task, attempt)
+            self._spoken.pop(name, None)
         elif verdict is None:
             self._judge(job, found, states)
         return task, attempt
