@@ -93,10 +93,11 @@ class PodLog:
 
 @dataclass
 class JobLogs:
-    """One Job's pods by uid: those whose logs are read, and those that were there at the last look."""
+    """One Job's pods by uid: those whose logs are read, and those that were there at the last look. `newest` is by the log's key."""
 
     live: bool
     logs: dict[str, PodLog] = field(default_factory=dict)
+    newest: dict[str, PodLog] = field(default_factory=dict)
     seen: dict[str, Object] = field(default_factory=dict)
     complete: bool = False
 
@@ -166,8 +167,8 @@ class PodLogs:
 
     def _follow(self, found: JobLogs, pod: Object) -> None:
         reading = PodLog(pod, f"{self._run}/logs/{log_name(pod)}")
-        before = next((other for other in reversed(found.logs.values()) if other.key == reading.key), None)
-        found.logs[pod["metadata"]["uid"]] = reading
+        before = found.newest.get(reading.key)
+        found.newest[reading.key] = found.logs[pod["metadata"]["uid"]] = reading
         threading.Thread(target=self._keep, args=(found, reading, before), daemon=True).start()
 
     def _keep(self, found: JobLogs, reading: PodLog, before: PodLog | None) -> None:
