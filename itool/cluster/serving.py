@@ -164,8 +164,8 @@ def serving_pod(pod: Object, template: str, wish: Wish | None, proof: Proof | No
     if proof is not None and proved and state.ready:
         return ServingPod(name, "serving")
     started_at = _fetch_started(pod)
-    if started_at is None:
-        return ServingPod(name, "pending", state.created_at, state.reason)
+    if started_at is None or _is_blocked(pod):
+        return ServingPod(name, "pending", max(state.created_at, _unready_since(pod)), state.reason)
     since = max(started_at, _unready_since(pod), wish.at if wish else 0.0)
     return ServingPod(name, "starting", since, state.reason or "has not proved the adapter yet")
 
@@ -205,6 +205,13 @@ def _fetch_failure(pod: Object) -> tuple[int, str]:
     ended = [(_fetcher(pod).get(kind) or {}).get("terminated") or {} for kind in ("state", "lastState")]
     found = next((state for state in ended if state.get("exitCode")), {})
     return int(found.get("exitCode", 0)), " ".join(str(found.get("message", "")).split())
+
+
+def _is_blocked(pod: Object) -> bool:
+    """Whether Kubernetes cannot start a container at all: no image, no Secret."""
+    statuses = [found for kind in ("initContainerStatuses", "containerStatuses") for found in pod["status"].get(kind) or []]
+    reasons = {((found.get("state") or {}).get("waiting") or {}).get("reason") for found in statuses}
+    return bool(reasons - {None, "PodInitializing", "ContainerCreating", "CrashLoopBackOff"})
 
 
 def _unready_since(pod: Object) -> float:

@@ -81,7 +81,15 @@ def test_a_pod_without_a_node_is_pending_since_it_was_made() -> None:
 def test_an_image_that_cannot_be_pulled_is_pending_with_the_reason() -> None:
     waiting = {"waiting": {"reason": "ErrImagePull", "message": "no such image"}}
     found = serving_pod(vllm_pod(fetcher={"name": "fetch-model", "state": waiting}, phase="Pending"), TEMPLATE, WISH, None)
-    assert (found.phase, found.reason) == ("pending", "ErrImagePull: no such image")
+    assert found == ServingPod("demo-vllm-a", "pending", NOW - 60, "ErrImagePull: no such image")
+    later = serving_pod(vllm_pod(containerStatuses=[{"name": "vllm", "state": waiting, "ready": False}]), TEMPLATE, WISH, None)
+    assert later == ServingPod("demo-vllm-a", "pending", NOW - 60, "ErrImagePull: no such image")
+
+
+def test_a_vllm_that_crashes_is_starting() -> None:
+    crashing = {"name": "vllm", "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": {"exitCode": 1}}}
+    found = serving_pod(vllm_pod(containerStatuses=[crashing]), TEMPLATE, WISH, None)
+    assert (found.phase, found.reason) == ("starting", "vllm is started again after exit code 1")
 
 
 def test_a_pod_that_leaves_or_has_an_older_template_is_stopping() -> None:
