@@ -41,7 +41,7 @@ CONNECT_SECONDS = 5
 READ_SECONDS = 60
 
 _MISSING = {"404", "NoSuchKey", "NotFound"}
-_REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "403", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed"}
+_REFUSED = {"InvalidAccessKeyId", "XAdminUserNotFound", "SignatureDoesNotMatch", "AccessDenied", "403", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed"}
 _THROTTLED = {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestLimitExceeded", "TooManyRequests"}
 _DOWN = (ConnectionError, HTTPClientError, ReadTimeoutError, ResponseStreamingError, IncompleteReadError, RetriesExceededError)
 
@@ -178,7 +178,7 @@ class S3Store:
             return ConfigError(f"{self.root} at {self._endpoint} cannot do {error.operation_name}: {error}")
         if code in _THROTTLED or status >= 500 or status == 429:
             return self._down(f"{code} ({status})")
-        return ConfigError(f"{self._url(key)}: {error}", remedy="Check root and the store settings")
+        return ConfigError(f"{self._url(key)}: {str(error).rstrip('.')}", remedy="Check root and the store settings")
 
     def _down(self, reason: str) -> ItoolError:
         text = f"S3 at {self._endpoint} does not answer after {self._attempts} attempts: {reason}"
