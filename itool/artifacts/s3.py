@@ -41,7 +41,16 @@ CONNECT_SECONDS = 5
 READ_SECONDS = 60
 
 _MISSING = {"404", "NoSuchKey", "NotFound"}
-_REFUSED = {"InvalidAccessKeyId", "XAdminUserNotFound", "SignatureDoesNotMatch", "AccessDenied", "403", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed"}
+_REFUSED = {
+    "InvalidAccessKeyId",
+    "XAdminUserNotFound",
+    "SignatureDoesNotMatch",
+    "AccessDenied",
+    "403",
+    "ExpiredToken",
+    "InvalidToken",
+    "RequestTimeTooSkewed",
+}
 _THROTTLED = {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestLimitExceeded", "TooManyRequests"}
 _DOWN = (ConnectionError, HTTPClientError, ReadTimeoutError, ResponseStreamingError, IncompleteReadError, RetriesExceededError)
 
