@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from itool.artifacts.commit import read_manifest
 from itool.artifacts.store import Store
 from itool.cluster.decide_serving import Serve, ServingPod, ServingState, StopServing
+from itool.cluster.last_words import last_words
 from itool.cluster.pod_states import pod_state, seconds
 from itool.cluster.pods import COMPONENT_LABEL, serving_name
 from itool.cluster.serving_manifests import FETCHER, change_to, pod_template, serving_deployment, serving_service, template_of
@@ -204,7 +205,7 @@ def _fetch_failure(pod: Object) -> tuple[int, str]:
     """Exit code and words of a base model that could not be fetched."""
     ended = [(_fetcher(pod).get(kind) or {}).get("terminated") or {} for kind in ("state", "lastState")]
     found = next((state for state in ended if state.get("exitCode")), {})
-    return int(found.get("exitCode", 0)), " ".join(str(found.get("message", "")).split())
+    return int(found.get("exitCode", 0)), last_words(str(found.get("message", "")))
 
 
 def _is_blocked(pod: Object) -> bool:

@@ -103,10 +103,12 @@ def test_a_refused_adapter_and_a_base_model_that_was_altered_are_refusals() -> N
     refusal = Proof(generation=3, problem="adapter_model.safetensors was altered", exit_code=65)
     found = serving_pod(vllm_pod(), TEMPLATE, WISH, refusal)
     assert found == ServingPod("demo-vllm-a", "refused", reason="adapter_model.safetensors was altered", exit_code=65)
-    ended = {"terminated": {"exitCode": 65, "message": "error: model.safetensors was altered\n", "startedAt": at(NOW - 5)}}
+    ended = {
+        "terminated": {"exitCode": 65, "message": '{"event": "..."}\nerror: model.safetensors was altered\n', "startedAt": at(NOW - 5)}
+    }
     crashed = {"name": "fetch-model", "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": ended}
     found = serving_pod(vllm_pod(fetcher=crashed, phase="Pending"), TEMPLATE, WISH, None)
-    assert (found.phase, found.exit_code, found.reason) == ("refused", 65, "error: model.safetensors was altered")
+    assert (found.phase, found.exit_code, found.reason) == ("refused", 65, "model.safetensors was altered")
 
 
 def test_a_refusal_of_the_last_wish_does_not_count() -> None:
