@@ -96,18 +96,18 @@ class Replicas:
             await self._pause()
 
     async def _look(self) -> None:
-        """Resolve the name again and ask the servers that are not in use whether they can be."""
+        """Resolve the name again and ask the servers that are not in use whether they can be. One without an address is not asked again."""
         self._looked_at = time.monotonic()  # first: others need not wait for a slow look while there are servers
-        found = await self._addresses()
+        found = await self._addresses() or self._servers  # a name without addresses may also be a DNS server that restarts
         new = [server for server in found if server not in self._servers]
         troubles = dict(zip(new, await asyncio.gather(*(self._trouble(server) for server in new)), strict=True))
-        before, reason = self._servers, self._reason
-        self._servers = tuple(server for server in found if troubles.get(server) is None)
-        reasons = [f"{server}: {reason}" for server, reason in troubles.items() if reason]
+        before, waited_for = self._servers, self._reason
+        self._servers = tuple(server for server in found if server in before or (server in troubles and troubles[server] is None))
+        reasons = [f"{server}: {trouble}" for server, trouble in troubles.items() if trouble]
         self._reason = reasons[0] if reasons else self._reason if found else f"{self._url.host} has no address: no vLLM pod is ready"
         if self._servers != before:
             _log.info("vllm servers", servers=list(self._servers), trouble=reasons)
-        elif not self._servers and self._reason != reason:
+        elif not self._servers and self._reason != waited_for:
             _log.info("waiting for a vllm server", reason=self._reason)
 
     async def _addresses(self) -> list[str]:

@@ -147,6 +147,18 @@ def test_a_server_in_trouble_is_left_alone_for_a_while(pair: tuple[FakeVllm, Fak
     assert asked(first) >= 41
 
 
+def test_a_name_that_does_not_resolve_for_a_moment_stops_no_search(pair: tuple[FakeVllm, FakeVllm], adapter: Path) -> None:
+    name = Name(*pair)
+
+    async def question(policy: Policy) -> None:
+        await draw_all(policy)
+        name.addresses = []
+        await asyncio.sleep(0.25)
+        await draw_all(policy)
+
+    ask(name, adapter, question, patience=0.1)
+
+
 def test_a_lone_server_that_dies_is_waited_for_at_its_new_address(pair: tuple[FakeVllm, FakeVllm], adapter: Path) -> None:
     """The pod is killed during a search: requests wait for its successor, which has the adapter only after a while."""
     first, second = pair
