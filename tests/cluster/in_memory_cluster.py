@@ -23,6 +23,7 @@ from itool.artifacts.resolve import shard_prefix
 from itool.artifacts.store import Store
 from itool.cluster.client import ClusterDown, Gone
 from itool.config import RunConfig
+from itool.errors import DependencyError
 from itool.stages import StageId
 
 Object = dict[str, Any]
@@ -50,6 +51,7 @@ class InMemoryCluster:
     gone: bool = False
     lag_seconds: float = 0.0
     calls: int = 0
+    used: set[tuple[str, str]] = field(default_factory=set)
     now: float = 1_800_000_000.0
     created_jobs: list[str] = field(default_factory=list)
     objects: dict[str, dict[str, Object]] = field(default_factory=lambda: defaultdict(dict))
@@ -63,16 +65,16 @@ class InMemoryCluster:
     # What a client can do
 
     def get(self, resource: str, name: str) -> Object | None:
-        self._call()
+        self._call(resource, "get")
         return self.objects[resource].get(name)
 
     def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[list[Object], str]:
-        self._call()
+        self._call(resource, "list")
         return [item for item in self.objects[resource].values() if _fits(item, labels, fields)], str(self._version)
 
     def watch(self, resource: str, version: str, labels: str = "", fields: str = "") -> Iterator[tuple[str, Object]]:
         """What has happened since; it ends at once instead of waiting. An object that no longer fits the selectors is DELETED."""
-        self._call()
+        self._call(resource, "watch")
         if self.gone:
             self.gone = False
             raise Gone("too old")
@@ -81,7 +83,7 @@ class InMemoryCluster:
                 yield (kind if _fits(item, labels, fields) else "DELETED"), item
 
     def create(self, resource: str, body: Object, *, dry_run: bool = False) -> Object | None:
-        self._call()
+        self._call(resource, "create")
         name = body["metadata"].get("name") or f"{body['metadata']['generateName']}{next(self._uids)}"
         if name in self.objects[resource]:
             return None
@@ -89,16 +91,16 @@ class InMemoryCluster:
         if resource == "jobs":
             self.created_jobs.append(name)
         item = self._put(resource, {**body, "metadata": metadata}, "ADDED")
-        self._call()  # the answer may be lost
+        self._call(resource, "create")  # the answer may be lost
         return item
 
     def patch(self, resource: str, name: str, change: Object) -> Object | None:
-        self._call()
+        self._call(resource, "patch")
         found = self.objects[resource].get(name)
         return None if found is None else self._put(resource, _merged(found, change))
 
     def delete(self, resource: str, name: str) -> bool:
-        self._call()
+        self._call(resource, "delete")
         if name not in self.objects[resource]:
             return False
         for pod in self._pods_of(self.objects[resource][name]):
@@ -107,7 +109,7 @@ class InMemoryCluster:
         return True
 
     def pod_log(self, name: str, container: str, **_: Any) -> Iterator[bytes]:
-        self._call(count=False)  # called from threads
+        self._call("pods/log", "get", count=False)  # called from threads
         if name in self.objects["pods"]:
             yield self._texts.get(name, b"")
 
@@ -196,7 +198,10 @@ class InMemoryCluster:
     def _end_pod(self, job: Object, pod: Object, outcome: Outcome) -> None:
         name, code = pod["metadata"]["name"], _EXIT_CODES.get(outcome, outcome)
         if outcome == 0:
-            self._work(pod)
+            try:
+                self._work(pod)
+            except DependencyError:
+                code = outcome = 69
         said = "done" if code == 0 else f"error: told to end with {outcome}"
         self._texts[name] = f"2026-01-01T00:00:00.5Z started\n2026-01-01T00:00:01Z {said}\n".encode()
         ended = {"exitCode": code, "message": said, "reason": "OOMKilled" if outcome == "oom" else "Error", "finishedAt": self._time()}
@@ -265,7 +270,8 @@ class InMemoryCluster:
         item = self.objects[resource].pop(name)
         self._log.append(("DELETED", resource, {**item, "metadata": {**item["metadata"], "resourceVersion": str(self._version)}}))
 
-    def _call(self, *, count: bool = True) -> None:
+    def _call(self, resource: str, verb: str, *, count: bool = True) -> None:
+        self.used.add((resource, verb))
         if self.down:
             raise ClusterDown("the API server is down")
         if not count:

@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 
 from itool.artifacts.resolve import resolve
 from itool.cluster import pod_logs
+from itool.cluster.client import PERMISSIONS
 from itool.cluster.controller import Controller, StageFailed, rules_of
 from itool.cluster.kubernetes_runner import KubernetesRunner, verdict_on
-from itool.cluster.leases import StoreLease
+from itool.cluster.leases import LeaseLost, StoreLease
+from itool.cluster.progress import Silent
+from itool.cluster.run_events import RunEvents
 from itool.config import RunConfig, parse_config
 from itool.errors import DependencyError, Interrupted
 from itool.stages import stage_ids
@@ -278,6 +281,36 @@ def test_a_cluster_that_is_down_for_a_moment_is_waited_for() -> None:
     assert len(digests(cluster)) == len(stage_ids(cluster.config))
 
 
+def test_a_store_that_is_down_for_longer_than_the_lease_lives_is_waited_for() -> None:
+    cluster = made_cluster(made_config(kubernetes={"backoff_limit": 100}))
+    store, controller = cluster.store, open_controller(cluster)
+    assert isinstance(store, MemoryStore)
+    rounds, tick = 0, controller.sleep
+
+    def sleep(seconds: float) -> None:
+        nonlocal rounds
+        rounds += 1
+        store.down = 8 <= rounds < 100
+        tick(seconds)
+
+    controller.sleep = sleep
+    controller.run()
+    assert len(digests(cluster)) == len(stage_ids(cluster.config))
+    assert len(cluster.created_jobs) == len(stage_ids(cluster.config))
+
+
+def test_a_controller_whose_run_was_taken_over_during_an_outage_stops_acting() -> None:
+    cluster = made_cluster()
+    first = open_controller(cluster)
+    first.step()
+    cluster.now += 100.0  # it was away for longer than its lease lives
+    open_controller(cluster)
+    created = list(cluster.created_jobs)
+    with pytest.raises(LeaseLost, match="another controller has taken over run demo"):
+        first.run()
+    assert cluster.created_jobs == created
+
+
 def test_a_cluster_that_stays_down_ends_the_controller() -> None:
     cluster = made_cluster()
     controller = open_controller(cluster)
@@ -301,6 +334,24 @@ def test_everything_belongs_to_the_runs_owner(monkeypatch: pytest.MonkeyPatch) -
         *(item for name, item in cluster.objects["configmaps"].items() if name.startswith("itool-demo-")),
     ]
     assert {item["metadata"]["ownerReferences"][0]["uid"] for item in owned} == {owner["metadata"]["uid"]}
+
+
+def test_the_rights_that_are_asked_for_are_those_that_are_used() -> None:
+    two_nodes = {"stages": {"dpo": {"nodes": 2}}, "pending_seconds": 20.0}
+    cluster = made_cluster(made_config(kubernetes=two_nodes), evaluate=["no pod"])
+    with pytest.raises(StageFailed):
+        run(cluster)
+    cluster.script.clear()
+    run(cluster)
+    queued = made_cluster(made_config(kubernetes={"queue": "gpus"}))
+    controller = open_controller(queued)
+    controller.step()
+    controller.runner.cancel(0.0)
+    RunEvents(cluster, lambda: cluster.objects["configmaps"]["itool-run-demo"], Silent()).stopping()  # type: ignore[arg-type]
+    used = {(resource.replace("jobs", "batch/jobs"), verb) for resource, verb in cluster.used | queued.used}
+    allowed = {(resource, verb) for resource, verbs in PERMISSIONS.items() for verb in verbs}
+    serving = {(resource, verb) for resource, verb in allowed if resource == "apps/deployments"}
+    assert used == allowed - serving
 
 
 @settings(max_examples=8, deadline=None)
