@@ -153,7 +153,10 @@ class Cluster:
     def pod_log(
         self, name: str, container: str, *, follow: bool = False, since: str = "", tail_lines: int | None = None, timestamps: bool = False
     ) -> Iterator[bytes]:
-        """Chunks of a container's log. Nothing when the pod is gone or has not started. With `follow` until the container ends."""
+        """Chunks of a container's log, with `follow` until the container ends. Nothing when the pod is gone or has not started.
+
+        Raises ClusterDown when the stream is cut off, or when nothing has come for LOG_SECONDS.
+        """
         query = {
             "container": container,
             "follow": "true" if follow else "",
@@ -170,7 +173,7 @@ class Cluster:
         try:
             yield from response.stream(65536, decode_content=True)
         except urllib3.exceptions.HTTPError as error:
-            log.debug("log stream ended", pod=name, reason=str(error))
+            raise ClusterDown(f"the log of pod {name} was cut off: {type(error).__name__}: {error}") from None
         finally:
             response.close()
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from itool.artifacts.store import Store
 from itool.cluster.attempt_logs import AttemptKey, AttemptLog, Wanted, stored_logs
+from itool.cluster.client import ClusterDown
 from itool.cluster.kubernetes_runner import is_over
 from itool.cluster.manifests import ATTEMPT_LABEL, ITERATION_LABEL, STAGE_CONTAINER, STAGE_LABEL
 from itool.cluster.pod_states import pod_state
@@ -72,11 +73,15 @@ class ClusterLogs:
         given = 0
         while True:
             position = 0
-            for chunk in self.cluster.pod_log(text.pod, STAGE_CONTAINER, follow=follow):
-                position += len(chunk)
-                if position > given:
-                    yield chunk[given - position :]
-                    given = position
+            try:
+                for chunk in self.cluster.pod_log(text.pod, STAGE_CONTAINER, follow=follow):
+                    position += len(chunk)
+                    if position > given:
+                        yield chunk[given - position :]
+                        given = position
+            except ClusterDown:
+                if not follow:
+                    raise
             if not follow or self._has_ended(text.pod):
                 return
             self.sleep(LOOK_AGAIN_SECONDS)

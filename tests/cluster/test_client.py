@@ -63,9 +63,8 @@ class Server:
         code, document, *headers = answer
         data = json.dumps(document).encode()
         handler.send_response(code)
-        for name, value in (headers[0] if headers else {}).items():
+        for name, value in {"Content-Length": str(len(data)), **(headers[0] if headers else {})}.items():
             handler.send_header(name, value)
-        handler.send_header("Content-Length", str(len(data)))
         handler.end_headers()
         handler.wfile.write(data)
 
@@ -239,6 +238,12 @@ def test_a_pods_log_is_read_and_none_is_no_error(server: Server) -> None:
         "timestamps": "true",
     }
     assert [list(cluster.pod_log("a", "stage")) for _ in range(2)] == [[], []]
+
+
+def test_a_log_that_is_cut_off_says_so(server: Server) -> None:
+    server.answers = [(200, "cut", {"Content-Length": "1000"})]
+    with pytest.raises(ClusterDown, match="log of pod a was cut off"):
+        list(server.cluster().pod_log("a", "stage"))
 
 
 def test_rights_are_asked_for_by_group_and_subresource(server: Server) -> None:

@@ -1,0 +1,162 @@
+"""What pods write is kept, whatever becomes of the pod, the connection or the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from itool.cluster import pod_logs
+from itool.cluster.client import ClusterDown
+from itool.cluster.pod_logs import PodLogs, comparable, log_name
+from itool.errors import ConfigError
+from tests.fakes.memory_store import MemoryStore
+
+JOB = {"metadata": {"name": "job"}, "spec": {"parallelism": 1}}
+MANY = {"metadata": {"name": "job"}, "spec": {"parallelism": 100}}
+KEY = "demo/logs/i1-score-2.log"
+FIRST, SECOND = b"2026-01-01T00:00:00.1Z one\n", b"2026-01-01T00:00:00.12Z two\n"
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pod_logs, "PAUSE_SECONDS", 0.01)
+
+
+def pod(name: str = "p", phase: str = "Running", code: int | None = None, **metadata: Any) -> dict[str, Any]:
+    labels = {"itool/iteration": "1", "itool/stage": "score", "itool/attempt": "2"}
+    state = {"terminated": {"exitCode": code, "reason": "Error", "message": "error: bad"}} if code is not None else {"running": {}}
+    status = {"phase": phase, "containerStatuses": [{"name": "stage", "state": state}]}
+    return {"metadata": {"name": name, "uid": f"uid-{name}", "labels": labels, **metadata}, "spec": {"nodeName": "n1"}, "status": status}
+
+
+class Logs:
+    """A cluster that only has logs: what each call gives, one after the other; the last one for ever."""
+
+    def __init__(self, *answers: Any, listed: list[dict[str, Any]] | None = None) -> None:
+        self.answers = list(answers)
+        self.listed = listed or []
+        self.asked: list[tuple[str, str]] = []
+
+    def pod_log(self, name: str, container: str, *, since: str = "", **_: Any) -> Iterator[bytes]:
+        self.asked.append((name, since))
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        for chunk in answer:
+            if isinstance(chunk, Exception):
+                raise chunk
+            yield chunk
+
+    def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[list[dict[str, Any]], str]:
+        return self.listed, "1"
+
+
+def made(*answers: Any, listed: list[dict[str, Any]] | None = None) -> tuple[PodLogs, MemoryStore, Logs]:
+    store, cluster = MemoryStore(), Logs(*answers, listed=listed)
+    return PodLogs(cluster, store, "demo"), store, cluster  # type: ignore[arg-type]
+
+
+def wait_until_kept(logs: PodLogs, job: dict[str, Any]) -> None:
+    deadline = time.monotonic() + 10
+    while not logs.are_kept(job):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_running_pods_log_can_be_read_while_it_grows_and_is_kept_at_its_end() -> None:
+    logs, store, _ = made([FIRST], [FIRST, SECOND])
+    logs.look(JOB, [pod()])
+    deadline = time.monotonic() + 10
+    while logs.text("job") != b"one\ntwo\n":
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert logs.text("job", 4) == b"two\n"
+    assert KEY not in store.objects
+    logs.look(JOB, [pod(phase="Failed", code=65)])
+    wait_until_kept(logs, JOB)
+    assert store.objects[KEY] == b"== pod p on n1, exit code 65: bad\none\ntwo\n"
+    logs.close(0.0)
+
+
+def test_lines_that_come_again_after_a_cut_are_written_once() -> None:
+    logs, store, cluster = made([FIRST, b"2026-01-01T00:00:00.12Z tw", ClusterDown("cut")], [FIRST, SECOND])
+    logs.look(JOB, [pod()])
+    logs.look(JOB, [])
+    wait_until_kept(logs, JOB)
+    assert store.objects[KEY].splitlines()[1:] == [b"one", b"two"]
+    assert ("p", "2026-01-01T00:00:00Z") in cluster.asked
+    logs.close(0.0)
+
+
+def test_a_pod_that_is_tried_again_is_appended_once_even_by_another_controller() -> None:
+    failed, again = pod("first", "Failed", 1), pod("second", "Succeeded", 0)
+    logs, store, _ = made([FIRST], listed=[failed, again])
+    wait_until_kept(logs, JOB)
+    text = store.objects[KEY]
+    assert [line.split(b" on ")[0] for line in text.splitlines()] == [b"== pod first", b"one", b"== pod second", b"one"]
+    other = PodLogs(Logs([FIRST], listed=[failed, again]), store, "demo")  # type: ignore[arg-type]
+    wait_until_kept(other, JOB)
+    assert store.objects[KEY] == text
+    for opened in (logs, other):
+        opened.close(0.0)
+
+
+def test_of_many_pods_only_those_that_end_are_read() -> None:
+    logs, store, cluster = made([FIRST])
+    running, other = pod("a"), pod("b")
+    for one, index in ((running, "0"), (other, "7")):
+        one["metadata"]["annotations"] = {"batch.kubernetes.io/job-completion-index": index}
+    logs.look(MANY, [running, other])
+    assert cluster.asked == []
+    logs.look(MANY, [running])
+    deadline = time.monotonic() + 10
+    while "demo/logs/i1-score-7-2.log" not in store.objects:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert {name for name, _ in cluster.asked} == {"b"}
+    assert logs.text("job") == b""
+    logs.close(0.0)
+
+
+def test_a_pod_that_is_being_deleted_is_read_to_its_end() -> None:
+    logs, _, cluster = made([FIRST])
+    logs.look(MANY, [pod(deletionTimestamp="2026-01-01T00:00:00Z")])
+    deadline = time.monotonic() + 10
+    while len(cluster.asked) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert not logs.are_kept(MANY)
+    logs.look(MANY, [])
+    wait_until_kept(logs, MANY)
+    logs.close(0.0)
+
+
+def test_a_store_that_is_down_delays_the_log_and_a_refusal_gives_it_up() -> None:
+    logs, store, _ = made([FIRST])
+    store.down = True
+    logs.look(JOB, [pod(phase="Failed", code=1)])
+    time.sleep(0.05)
+    assert not logs.are_kept(JOB)
+    store.down = False
+    wait_until_kept(logs, JOB)
+    logs.close(0.0)
+    refused, _, _ = made([ConfigError("not allowed to get pods/log")])
+    refused.look(JOB, [pod(phase="Failed", code=1)])
+    time.sleep(0.05)
+    assert not refused.are_kept(JOB)
+    refused.close(0.0)
+
+
+def test_a_pod_that_left_nothing_leaves_no_file() -> None:
+    logs, store, _ = made([])
+    logs.look(JOB, [pod(phase="Pending")])
+    logs.look(JOB, [])
+    wait_until_kept(logs, JOB)
+    assert store.objects == {}
+    logs.close(0.0)
+
+
+def test_names_and_times() -> None:
+    assert log_name(pod()) == "i1-score-2.log"
+    assert comparable("2026-01-01T00:00:00.12Z") < comparable("2026-01-01T00:00:00.123Z") < comparable("2026-01-01T00:00:01Z")
