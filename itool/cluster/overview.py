@@ -77,7 +77,7 @@ class StageRow:
 def stage_rows(config: RunConfig, resolutions: Mapping[StageId, Resolution], objects: RunObjects) -> list[StageRow]:
     """Every stage in running order. A stage that is done needs no Job any more; of the others the newest attempt's Job speaks.
 
-    The first stage that is not done and has no Job yet may wait for vLLM; the controller's own rule says so.
+    The first stage that is not done and has no Job yet may wait for vLLM, where that was asked for; the controller's own rule says so.
     """
     jobs, reading = _by_label(objects.jobs, KEY_LABEL), _Reading(objects)
     current = next((stage for stage, found in resolutions.items() if not found.done), None)
@@ -86,7 +86,7 @@ def stage_rows(config: RunConfig, resolutions: Mapping[StageId, Resolution], obj
         own, row = jobs.get(found.key or "", []), _row(stage, found)
         if own and not found.done:
             row = reading.with_job(row, max(own, key=_attempt), found)
-        elif stage == current and found.key and objects.serving:
+        elif stage == current and found.key and objects.serving and (objects.serving.replicas or objects.serving.pods):
             waits_for = beside_stage(config, resolutions, objects.serving, stage, objects.at).waits_for
             row = replace(row, reason=f"waits for {waits_for}") if waits_for else row
         rows.append(row)

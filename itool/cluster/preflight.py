@@ -6,7 +6,7 @@ first that is missing. What an account may not look at (a controller may not rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ OLDEST_VERSION = (1, 29)
 
 SECRET_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 KUEUE = "kueue.x-k8s.io"
+_UNSEEN = "cannot be looked at by this account"
 NOBODY: Object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "dry-run", "uid": "00000000-0000-0000-0000-000000000000"}}
 """Owner of what is never created."""
 
@@ -93,6 +94,8 @@ def _namespace(cluster: Asks, config: RunConfig) -> Check:
         return _wrong(
             "namespace", f"{key} = {namespace!r} does not exist", f"Create it with `kubectl create namespace {namespace}`, or correct it"
         )
+    if status == HTTPStatus.FORBIDDEN:
+        return Check("namespace", "note", f"{namespace} {_UNSEEN}")
     enforced = found.get("metadata", {}).get("labels", {}).get("pod-security.kubernetes.io/enforce")
     return Check("namespace", "ok", f"{namespace}{f', Pod Security {enforced}' if enforced else ''}")
 
@@ -115,7 +118,7 @@ def _secret(cluster: Asks, config: RunConfig) -> Check:
     status, secret = cluster.look(f"/api/v1/namespaces/{cluster.namespace}/secrets/{name}")
     setting = f"kubernetes.credentials_secret = {name!r}"
     if status == HTTPStatus.FORBIDDEN:
-        return Check("credentials", "note", f"{setting} cannot be looked at by this account; `itoolctl status` shows when it is missing")
+        return Check("credentials", "note", f"{setting} {_UNSEEN}; `itoolctl status` shows when it is missing")
     create = f"Create it with `kubectl create secret generic {name} --namespace {cluster.namespace} " + " ".join(
         f"--from-literal={key}=..." for key in SECRET_KEYS
     )
@@ -131,23 +134,23 @@ def _service_accounts(cluster: Asks, config: RunConfig) -> Check:
     wanted = {"job_service_account": config.kubernetes.job_service_account}
     if has_managed_serving(config):
         wanted["serving_service_account"] = config.kubernetes.serving_service_account
+    found = {key: cluster.look(f"/api/v1/namespaces/{cluster.namespace}/serviceaccounts/{name}")[0] for key, name in wanted.items()}
     for key, name in wanted.items():
-        status, _ = cluster.look(f"/api/v1/namespaces/{cluster.namespace}/serviceaccounts/{name}")
-        if status == HTTPStatus.NOT_FOUND:
+        if found[key] == HTTPStatus.NOT_FOUND:
             text = f"kubernetes.{key} = {name!r} does not exist in namespace {cluster.namespace}"
             return _wrong("accounts", text, f"Create it with `kubectl create serviceaccount {name}`, or correct it")
-    return Check("accounts", "ok", ", ".join(dict.fromkeys(wanted.values())))
+    return _seen("accounts", ", ".join(dict.fromkeys(wanted.values())), found.values())
 
 
 def _priority_classes(cluster: Asks, config: RunConfig) -> Check:
     pods = {"pods": config.kubernetes.pods, "serving": config.kubernetes.serving}
     pods |= {f"stages.{name}": pod for name, pod in config.kubernetes.stages.items()}
     named = {f"kubernetes.{key}.priority_class": pod.priority_class for key, pod in pods.items() if pod.priority_class}
+    found = {key: cluster.look(f"/apis/scheduling.k8s.io/v1/priorityclasses/{name}")[0] for key, name in named.items()}
     for key, name in named.items():
-        status, _ = cluster.look(f"/apis/scheduling.k8s.io/v1/priorityclasses/{name}")
-        if status == HTTPStatus.NOT_FOUND:
+        if found[key] == HTTPStatus.NOT_FOUND:
             return _wrong("priority", f"{key} = {name!r} does not exist", "See `kubectl get priorityclasses`, or leave the setting out")
-    return Check("priority", "ok", ", ".join(dict.fromkeys(named.values())) or "the cluster's default")
+    return _seen("priority", ", ".join(dict.fromkeys(named.values())) or "the cluster's default", found.values())
 
 
 def _queue(cluster: Asks, config: RunConfig) -> Check:
@@ -165,7 +168,7 @@ def _queue(cluster: Asks, config: RunConfig) -> Check:
     if status == HTTPStatus.NOT_FOUND:
         text = f"{setting} does not exist in namespace {cluster.namespace}"
         return _wrong("queue", text, "See `kubectl get localqueues`, or leave kubernetes.queue out")
-    return Check("queue", "ok", f"Kueue's local queue {name}")
+    return _seen("queue", f"Kueue's local queue {name}", [status])
 
 
 def _jobs(cluster: Asks, config: RunConfig) -> Check:
@@ -201,6 +204,12 @@ def _pod_of(body: dict[str, Any]) -> Object:
     template = body["spec"]["template"]
     metadata = {"name": f"{body['metadata']['name']}-dry-run", **template["metadata"]}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+
+
+def _seen(name: str, finding: str, looks: Iterable[HTTPStatus]) -> Check:
+    """What is there, or what may be there but could not be looked at."""
+    unseen = HTTPStatus.FORBIDDEN in looks
+    return Check(name, "note" if unseen else "ok", f"{finding} {_UNSEEN}" if unseen else finding)
 
 
 def _wrong(name: str, finding: str, remedy: str) -> Check:

@@ -191,6 +191,8 @@ def test_an_account_that_may_not_look_is_told_what_was_not_checked(scene: Scene,
     assert scene.itoolctl("doctor") == 0
     out = capsys.readouterr().out
     assert "note     credentials kubernetes.credentials_secret = 's3' cannot be looked at by this account" in out
+    assert "note     namespace   here cannot be looked at by this account" in out
+    assert "note     accounts    default cannot be looked at by this account" in out
     assert "pods not tried, this account creates none" in out
 
 

@@ -139,6 +139,7 @@ def test_a_stage_that_waits_for_vllm_says_what_vllm_waits_for() -> None:
     pending = ServingPod("v1", "pending", NOW, "unschedulable: 1 Insufficient nvidia.com/gpu.")
     rows = stage_rows(CONFIG, resolutions, RunObjects(NOW, serving=ServingState(wish, 1, (pending,))))
     assert rows[2].reason == "waits for vLLM: 0 of 1 replica ready; v1 is pending: unschedulable: 1 Insufficient nvidia.com/gpu."
+    assert stage_rows(CONFIG, resolutions, RunObjects(NOW, serving=ServingState(wish)))[2].reason == "has not run yet"  # nobody asked
 
 
 def test_without_the_store_the_newest_jobs_speak_alone() -> None:
