@@ -66,7 +66,7 @@ class Site:
 
     def document(self, run: str, *, root: str | None = None, **changes: Any) -> dict[str, Any]:
         """The configuration of a small run; `a__b=value` changes a.b."""
-        pods = {"cpu": "100m", "memory": "1500Mi", "scratch": "1Gi", "shared_memory": "64Mi"}
+        pods = {"cpu": "100m", "memory": "1500Mi", "scratch": "1Gi", "shared_memory": "256Mi"}
         document: dict[str, Any] = {
             "run": run,
             "root": root or f"s3://{BUCKET}/{self.namespace}",
