@@ -184,7 +184,9 @@ class RuntimeConfig(Section):
 class RunConfig(Section):
     """One training run."""
 
-    run: Annotated[str, Field(pattern=RUN_NAME)] = Field("demo", description="the run's name, a DNS label; its artifacts lie below root/run")
+    run: Annotated[str, Field(pattern=RUN_NAME)] = Field(
+        "demo", description="the run's name, a DNS label; its artifacts lie below root/run"
+    )
     root: str = Field("runs", description="artifacts: a folder or s3://bucket/prefix")
     reuse_from: Annotated[str, Field(pattern=RUN_NAME)] | None = Field(None, description="another run whose equal artifacts are reused")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 17
