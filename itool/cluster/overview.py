@@ -18,6 +18,7 @@ from itool.cluster.pods import COMPONENT_LABEL, Object
 from itool.cluster.progress import Progress
 from itool.cluster.wish import Proof
 from itool.config import RunConfig
+from itool.errors import Interrupted
 from itool.stages import StageId
 
 RowState = State | Literal["running", "pending", "failed"]
@@ -143,6 +144,8 @@ class _Reading:
             now = replace(now, phase="running", reason="")  # between a pod's end and the Job's
         if now.phase == "succeeded":
             return replace(row, reason="its Job ended well but left no artifact" if found else "its Job ended well", attempt=_attempt(job))
+        if verdict and verdict[0] == Interrupted.exit_code and now.phase == "failed":
+            return replace(row, reason=verdict[1], attempt=_attempt(job))
         open_pods = [state for state in states if state.phase in ("running", "pending")]
         shown = open_pods or [state for state in states if state.phase == "failed"]
         pods = tuple(_pod_row(state, self._objects) for state in sorted(shown, key=lambda state: (state.shard or 0, state.created_at)))

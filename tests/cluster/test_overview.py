@@ -99,6 +99,13 @@ def test_a_job_that_the_controller_ended_gives_its_reason() -> None:
     assert (row.state, row.reason, row.age_seconds) == ("failed", "could not start within 25 s", None)
 
 
+def test_a_cancelled_stage_has_not_failed() -> None:
+    verdict = {"itool/verdict": json.dumps({"exit_code": 75, "reason": "cancelled"})}
+    made = job(WARMUP, 1, KEY, {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "too long"}, **verdict)
+    [row] = stage_rows(CONFIG, {WARMUP: Resolution(WARMUP, "missing", "", KEY)}, RunObjects(NOW, [made]))
+    assert (row.state, row.reason, row.attempt) == ("missing", "cancelled", 1)
+
+
 def test_a_job_whose_last_pod_has_just_ended_still_runs() -> None:
     made = job(WARMUP)
     made["status"]["uncountedTerminatedPods"] = {"succeeded": ["uid"]}
