@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from itool.cli.tables import duration, size
-from itool.cluster.decide import Action, Fail, StartStage, Wait
+from itool.cluster.decide import Action, Fail, StartStage, StopStage, Wait
 from itool.cluster.progress import Progress as Reported
 from itool.cluster.runner import Attempt, Task
 from itool.config import RunConfig
@@ -28,6 +28,7 @@ class PlainDisplay:
     """One line per start, end and failure, and a progress line now and then."""
 
     total: int = 0
+    stages_live_on: bool = False
     attempts_ended: int = 0
     _said: dict[Task, float] = field(default_factory=dict)
 
@@ -38,6 +39,10 @@ class PlainDisplay:
             self.say(f"{action.task.label}: starting{again}: {action.reason}")
         elif isinstance(action, Wait) and action.seconds is not None:
             self.say(f"{action.reason}; next try in {action.seconds:.0f} s")
+        elif isinstance(action, Wait) and not action.reason.endswith(" running"):
+            self.say(action.reason)
+        elif isinstance(action, StopStage):
+            self.say(f"{action.task.label}: attempt {action.attempt} is stopped: {action.reason}")
         elif isinstance(action, Fail):
             self.say(f"{action.stage}: failed")
 
@@ -55,7 +60,7 @@ class PlainDisplay:
 
     def stopping(self) -> None:
         """Ctrl-C was heard."""
-        self.say("stopping: stages save a checkpoint; Ctrl-C again stops at once")
+        self.say("stopping: Jobs go on" if self.stages_live_on else "stopping: stages save a checkpoint; Ctrl-C again stops at once")
 
     def say(self, line: str) -> None:
         """A line to standard error."""
@@ -97,11 +102,11 @@ class BarDisplay(PlainDisplay):
 @contextmanager
 def open_display(config: RunConfig) -> Iterator[PlainDisplay]:
     """Bars on a terminal, lines elsewhere."""
-    total = len(stage_ids(config))
+    total, stages_live_on = len(stage_ids(config)), config.runtime.backend == "kubernetes"
     if not sys.stderr.isatty():
-        yield PlainDisplay(total)
+        yield PlainDisplay(total, stages_live_on)
         return
-    display = BarDisplay(total)
+    display = BarDisplay(total, stages_live_on)
     with display.progress:
         yield display
 

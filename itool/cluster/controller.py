@@ -16,7 +16,7 @@ from itool.artifacts import resolve as artifacts
 from itool.artifacts.manifest import manifest_key
 from itool.artifacts.resolve import Resolution
 from itool.artifacts.store import Store
-from itool.cluster.decide import Action, Fail, Finish, Observed, RetryRules, StartStage, next_actions
+from itool.cluster.decide import Action, Fail, Finish, Observed, RetryRules, StartStage, StopStage, Wait, next_actions
 from itool.cluster.decide_serving import Serve, StopServing
 from itool.cluster.leases import Lease, LeaseLost
 from itool.cluster.progress import Progress, ProgressTail, Silent, Watcher
@@ -34,6 +34,7 @@ log = get_logger(__name__)
 CONFIG_NAME = "config.yaml"
 STOP_GRACE_SECONDS = 60.0
 ASK_SECONDS = 1.0
+TELLING_SECONDS = 5.0
 
 
 class StageFailed(ItoolError):  # noqa: N818 - says what happened, like the exit code that it carries
@@ -67,7 +68,8 @@ class Controller:
     _seen: frozenset[tuple[Task, int]] = frozenset()
     _asked_at: float = float("-inf")
     _reported: set[tuple[Task, int]] = field(default_factory=set)
-    _last_actions: list[Action] = field(default_factory=list)
+    _decided_at: dict[Action, float] = field(default_factory=dict)
+    _told: set[Action] = field(default_factory=set)
     _down_since: float | None = None
     _shards_done: tuple[Task, int] | None = None
     _tail: ProgressTail = field(default_factory=ProgressTail)
@@ -111,6 +113,8 @@ class Controller:
                 raise StageFailed(action)
             if isinstance(action, StartStage):
                 self.runner.start(action.task, action.attempt)
+            if isinstance(action, StopStage):
+                self.runner.stop(action.task, action.attempt, action.reason)
             if self.serving and isinstance(action, Serve):
                 self.serving.serve(action)
             if self.serving and isinstance(action, StopServing):
@@ -164,10 +168,15 @@ class Controller:
         self.sleep(1.0)
 
     def _announce(self, actions: list[Action]) -> None:
-        for action in actions:
-            if action not in self._last_actions:
+        """Tell every decision once. What is only waited for is told when it lasts."""
+        now = self.clock()
+        self._decided_at = {action: self._decided_at.get(action, now) for action in actions}
+        for action, since in self._decided_at.items():
+            passing = isinstance(action, Wait) and action.seconds is None
+            if action not in self._told and (not passing or now - since >= TELLING_SECONDS):
                 self.watcher.decided(action)
-        self._last_actions = actions
+                self._told.add(action)
+        self._told &= self._decided_at.keys()
 
     def _report_attempts(self, attempts: Attempts) -> None:
         for task, tries in attempts.items():

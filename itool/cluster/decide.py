@@ -60,6 +60,15 @@ class StartStage:
 
 
 @dataclass(frozen=True)
+class StopStage:
+    """End an attempt that an earlier controller left running and that makes nothing of use any more."""
+
+    task: Task
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Wait:
     """Nothing to do before something changes, or before `seconds` have passed."""
 
@@ -83,18 +92,31 @@ class Finish:
     reason: str
 
 
-Action = StartStage | Wait | Fail | Finish | Serve | StopServing
+Action = StartStage | StopStage | Wait | Fail | Finish | Serve | StopServing
+
+
+_NOT_A_STAGE = Resolution(StageId(0, "prepare"), "missing", "")
 
 
 def next_actions(observed: Observed) -> list[Action]:
     """What to do now: advance the first stage that is not done; its shards run side by side, stages one after the other."""
+    stale = _stop_stale(observed)
     for stage in stage_ids(observed.config):
         resolution = observed.resolutions[stage]
         if resolution.state != "done":
             actions = _advance(observed, stage, resolution)
-            return _beside_serving(observed, observed.serving, stage, actions) if observed.serving else actions
+            return [*stale, *(_beside_serving(observed, observed.serving, stage, actions) if observed.serving else actions)]
     reason = "every artifact is there"
-    return [*(stop(observed.serving, reason) if observed.serving else ()), Finish(reason)]
+    return [*stale, *(stop(observed.serving, reason) if observed.serving else ()), Finish(reason)]
+
+
+def _stop_stale(observed: Observed) -> list[Action]:
+    """Attempts of other settings than the run has now. They would hold the GPU that the run waits for."""
+    return [
+        StopStage(task, tries[-1].number, f"{task.stage} has other settings or inputs now")
+        for task, tries in observed.attempts.items()
+        if not tries[-1].over and observed.resolutions.get(task.stage, _NOT_A_STAGE).key != task.key
+    ]
 
 
 def _beside_serving(observed: Observed, serving: ServingState, stage: StageId, actions: list[Action]) -> list[Action]:

@@ -105,6 +105,13 @@ class KubernetesRunner:
         """What the attempt's pods have written, one after the other; nothing where many run side by side."""
         return self.pod_logs.text(job_name(self.config, task.stage, task.key, attempt), offset)
 
+    def stop(self, task: Task, attempt: int, reason: str) -> None:
+        """End a Job that another controller left behind."""
+        name = job_name(self.config, task.stage, task.key, attempt)
+        for job in self._active():
+            if job["metadata"]["name"] == name and verdict_on(job) is None:
+                self._end(job, 75, reason)
+
     def cancel(self, grace_seconds: float) -> None:
         """End every Job that is not over; its pods get SIGTERM and their grace period."""
         for job in self._active():

@@ -116,6 +116,9 @@ class LocalRunner:
         """Where an attempt's output goes."""
         return self.logs_path / f"{task.label}-{attempt}.log"
 
+    def stop(self, task: Task, attempt: int, reason: str) -> None:
+        """Nothing that an earlier controller has left still runs here."""
+
     def cancel(self, grace_seconds: float) -> None:
         """SIGTERM, wait, SIGKILL."""
         self._signal_all(signal.SIGTERM)

@@ -73,6 +73,9 @@ class Runner(Protocol):
     def logs(self, task: Task, attempt: int, offset: int = 0) -> bytes:
         """What the attempt has written (standard output and error) from byte `offset` on; empty when there is nothing yet."""
 
+    def stop(self, task: Task, attempt: int, reason: str) -> None:
+        """Ask one attempt to save a checkpoint and end; returns at once, and may be asked again."""
+
     def cancel(self, grace_seconds: float) -> None:
         """Ask every running attempt to save a checkpoint and stop; kill what still runs after the grace period; return when all ended."""
 

@@ -47,6 +47,9 @@ class InMemoryRunner:
     def logs(self, task: Task, attempt: int, offset: int = 0) -> bytes:
         return b""
 
+    def stop(self, task: Task, attempt: int, reason: str) -> None:
+        """Nothing is left over."""
+
     def cancel(self, grace_seconds: float) -> None:
         """A killed controller's stages are gone with it."""
 

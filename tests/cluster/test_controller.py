@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from itool.artifacts.resolve import resolve
 from itool.artifacts.store import FolderStore
 from itool.cluster.controller import Controller, StageFailed
-from itool.cluster.decide import Action, RetryRules, StartStage
+from itool.cluster.decide import Action, RetryRules, StartStage, Wait
 from itool.cluster.leases import FolderLease
 from itool.cluster.progress import Silent
 from itool.config import RunConfig, SearchConfig
@@ -173,3 +173,19 @@ def test_every_decision_is_told_once_with_its_reason(tmp_path: Path) -> None:
     starts = [action for action in listener.heard if isinstance(action, StartStage)]
     assert len(starts) == len(stage_ids(CONFIG)) + 1
     assert starts[0].reason == "has not run yet"
+
+
+def test_a_wait_is_told_when_it_lasts(tmp_path: Path) -> None:
+    listener = Listener()
+    made = controller(tmp_path)
+    made.watcher = listener
+    wait, retry = Wait("i1-score pending: too few GPUs"), Wait("tried again", 3.0)
+    clock = made.clock
+    assert isinstance(clock, Clock)
+    for _ in range(8):
+        made._announce([wait, retry])
+        clock.now += 1.0
+    assert listener.heard == [retry, wait]
+    made._announce([])
+    made._announce([retry])
+    assert listener.heard == [retry, wait, retry]

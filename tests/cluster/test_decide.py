@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from itool.artifacts.resolve import Resolution, State
-from itool.cluster.decide import Fail, Finish, Observed, RetryRules, StartStage, Wait, next_actions
+from itool.cluster.decide import Fail, Finish, Observed, RetryRules, StartStage, StopStage, Wait, next_actions
 from itool.cluster.runner import Attempt, Task
 from itool.config import RunConfig, SearchConfig
 from itool.stages import StageId, stage_ids
@@ -144,3 +144,24 @@ def test_attempts_for_another_key_do_not_count() -> None:
 def test_patience_is_a_rule() -> None:
     observed = replace(observe(failed(1, 1)), rules=RetryRules(max_attempts=1))
     assert isinstance(next_actions(observed)[0], Fail)
+
+
+def test_what_an_earlier_controller_left_running_for_other_settings_is_stopped() -> None:
+    found, other = resolutions(1), Task(StageId(0, "warmup"), "other key")
+    late = Task(StageId(1, "dpo"), "key of a stage that waits now")
+    gone = Task(StageId(7, "dpo"), "key")
+    attempts = {task: (Attempt(2, "running"),) for task in (other, late, gone)}
+    actions = next_actions(Observed(CONFIG, found, {**attempts, Task(PREPARE, "key"): (Attempt(1, "running"),)}))
+    assert [action.task for action in actions if isinstance(action, StopStage)] == [other, late, gone]
+    assert actions[-1] == StartStage(Task(StageId(0, "warmup"), "key"), 1, "has not run yet")
+
+
+def test_past_attempts_give_numbers_but_are_no_failures() -> None:
+    past = replace(failed(3, 65), past=True)
+    assert next_actions(observe(past)) == [StartStage(Task(PREPARE, "key"), 4, "has not run yet")]
+    assert next_actions(observe(replace(Attempt(3, "succeeded", 0), past=True))) == [StartStage(Task(PREPARE, "key"), 4, "has not run yet")]
+
+
+def test_a_final_attempt_is_not_repeated_whatever_its_code() -> None:
+    final = replace(failed(1, 69, reason="no room"), final=True)
+    assert next_actions(observe(final)) == [Fail(PREPARE, 69, "no room")]

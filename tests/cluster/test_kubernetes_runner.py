@@ -244,6 +244,20 @@ def test_cancelling_ends_what_runs_and_a_new_start_resumes() -> None:
     assert stages(cluster.created_jobs)[:3] == ["i0-prepare", "i0-prepare", "i0-warmup"]
 
 
+def test_a_changed_setting_ends_the_job_that_was_left_behind() -> None:
+    cluster = made_cluster(prepare=["hangs"])
+    controller = open_controller(cluster)
+    for _ in range(4):
+        controller.step()
+        controller.sleep(1.0)
+    controller.lease.release()
+    cluster.config = cluster.config.model_copy(update={"seed": 18})
+    run(cluster)
+    left = cluster.objects["jobs"][cluster.created_jobs[0]]
+    assert verdict_on(left) == (75, "i0/prepare has other settings or inputs now")
+    assert len(cluster.created_jobs) == len(stage_ids(cluster.config)) + 1
+
+
 def test_logs_of_all_pods_are_kept_and_then_the_job_may_go() -> None:
     cluster = made_cluster(score=[137])
     run(cluster)
