@@ -7,18 +7,25 @@ Which stage reads which field stands in `stages.py`; a field that no stage lists
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from itool.config_kubernetes import KubernetesConfig
+from itool.config_kubernetes import DNS_LABEL, QUANTITY, KubernetesConfig
 from itool.config_section import Count, Fraction, Rate, Section, Share
 from itool.errors import ConfigError
 
 Method = Literal["mcts_dpo", "best_of_n", "rejection_sampling", "sft_continued"]
 RUN_NAME = r"^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$"
+FORMS = {
+    RUN_NAME: "DNS label: use small letters, digits and inner dashes, at most 53 characters",
+    DNS_LABEL: "DNS label: use small letters, digits and inner dashes, at most 63 characters",
+    QUANTITY: "quantity: use a number with a unit, as in 500m, 2 or 4Gi",
+}
+"""What a value of each pattern is called in errors, and how it looks."""
 
 
 class ModelConfig(Section):
@@ -251,6 +258,12 @@ def parse_config(document: dict[str, Any], *, origin: str = "configuration") -> 
         raise ConfigError(_explain(error, origin)) from None
 
 
+def check_run_name(name: str) -> None:
+    """Raise ConfigError for a name that no run can have, before anything is looked up under it."""
+    if not re.match(RUN_NAME, name):
+        raise ConfigError(f"run = {name!r} is no {FORMS[RUN_NAME]}")
+
+
 def _read_document(path: Path) -> dict[str, Any]:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -293,6 +306,8 @@ def _explain(error: ValidationError, origin: str) -> str:
         text = f"{origin}: unknown key {key}; allowed here: {', '.join(_siblings(first['loc']))}"
     elif first["type"] == "value_error":
         text = f"{origin}: {key + ': ' if first['loc'] else ''}{first['ctx']['error']}"
+    elif first["type"] == "string_pattern_mismatch" and first["ctx"]["pattern"] in FORMS:
+        text = f"{origin}: {key} = {first['input']!r} is no {FORMS[first['ctx']['pattern']]}"
     else:
         message = first["msg"][:1].lower() + first["msg"][1:]
         text = f"{origin}: {key} = {first['input']!r}: {message}"

@@ -10,8 +10,10 @@ from itool.config_section import Count, Rate, Section
 
 Target = Literal["controller", "warmup", "score", "generate", "dpo", "evaluate", "vllm-cpu"]
 StageKey = Literal["prepare", "warmup", "score", "generate", "dpo", "evaluate", "report"]
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
-DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
+DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+Quantity = Annotated[str, Field(pattern=QUANTITY)]
+DnsLabel = Annotated[str, Field(pattern=DNS_LABEL)]
 
 
 class PodConfig(Section):

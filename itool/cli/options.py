@@ -72,8 +72,10 @@ def build_config(
 
     Without a file, a run that exists already is continued with the configuration that lies beside its artifacts.
     """
-    from itool.config import load_config  # noqa: PLC0415 - pydantic, only when a command runs
+    from itool.config import check_run_name, load_config  # noqa: PLC0415 - pydantic, only when a command runs
 
+    if run is not None:
+        check_run_name(run)
     named = {"run": run, "root": root, "iterations": n, "method": method, "runtime.backend": backend}
     overrides = [*(sets or []), *(f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None)]
     stored = _stored_document(run, root) if config is None and run is not None else None

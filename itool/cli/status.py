@@ -86,6 +86,8 @@ def as_text(found: RunStatus) -> str:
     holder = found.controller
     worker = f"process {holder.get('pid')} on {holder.get('host')} works on it" if holder else "nothing works on it"
     line = f"run {found.run}: {found.state}, {found.done} of {len(found.stages)} stages done; {worker}"
+    if found.state == "unknown":
+        line = f"run {found.run}: only its Jobs can be seen"
     return f"{table}\n\n{line}" + (f"\n{found.problem}" if found.problem else "")
 
 

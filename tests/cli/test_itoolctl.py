@@ -100,7 +100,7 @@ def test_help_needs_no_torch_and_nothing_heavy(itoolctl: Itoolctl) -> None:
         (["iterate", "--set", "search.widht=3"], 64, "unknown key search.widht; allowed here:"),
         (["iterate", "--set", "search.width=0"], 64, "search.width = 0"),
         (["plan", "--config", "nowhere.yaml"], 64, "configuration file nowhere.yaml does not exist"),
-        (["plan", "--run", "Not_A_Label"], 64, "Not_A_Label"),
+        (["plan", "--run", "Not_A_Label"], 64, "run = 'Not_A_Label' is no DNS label"),
         (["status"], 65, "there is no run in runs"),
         (["status", "nothing"], 65, "there is no run nothing in runs"),
         (["report", "nothing"], 65, "there is no run nothing in runs"),
