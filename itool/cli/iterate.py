@@ -66,7 +66,8 @@ def iterate(
         return
     typer.echo(result_text(found.report))
     if display.attempts_ended:
-        typer.echo(f"this command: {display.attempts_ended} stage processes in {seconds:.0f} s")
+        what = "stage processes" if settings.runtime.backend == "local" else "Jobs"
+        typer.echo(f"this command: {display.attempts_ended} {what} in {seconds:.0f} s")
     typer.echo(f"report: {found.html}")
 
 
