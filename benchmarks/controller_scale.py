@@ -29,7 +29,8 @@ from itool.artifacts.manifest import Manifest, artifact_prefix
 from itool.artifacts.store import FolderStore, Store, open_store
 from itool.cluster.client import Cluster, open_cluster
 from itool.cluster.controller import Controller, rules_of
-from itool.cluster.kubernetes_runner import KubernetesRunner, open_runner, task_of
+from itool.cluster.job_facts import task_of
+from itool.cluster.kubernetes_runner import KubernetesRunner, open_runner
 from itool.cluster.leases import StoreLease
 from itool.config import RunConfig, parse_config
 from itool.stages import StageId, stage_ids

@@ -11,28 +11,23 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import urllib3
 
-from itool.errors import ConfigError, DependencyError, ItoolError
+from itool.cluster.api_answers import ClusterDown, Gone, Refused, watch_error
+from itool.cluster.api_transport import READ_SECONDS, Connection, Transport
+from itool.errors import ConfigError, ItoolError
 from itool.logs import get_logger
 
 Object = dict[str, Any]
 log = get_logger(__name__)
 
-CONNECT_SECONDS = 5.0
-READ_SECONDS = 20.0
 ATTEMPTS = 4
-FIRST_PAUSE_SECONDS = 0.5
-LONGEST_PAUSE_SECONDS = 8.0
 WATCH_SECONDS = 30
 LOG_SECONDS = 60.0
 PAGE_OBJECTS = 500
@@ -61,24 +56,6 @@ PERMISSIONS: dict[str, tuple[str, ...]] = {
 """What a controller must be allowed, by resource: checked by `doctor`, granted by the chart's Role, and no more than is used."""
 
 
-class ClusterDown(DependencyError):  # noqa: N818 - says what is the case, like the errors around it
-    """The API server does not answer."""
-
-
-class Gone(ItoolError):  # noqa: N818 - the name of the answer
-    """The version to watch from is too old: list again."""
-
-
-@dataclass(frozen=True)
-class Connection:
-    """An API server and how to speak to it. `headers` is asked before every request, since tokens expire."""
-
-    host: str
-    pool: urllib3.PoolManager
-    headers: Callable[[], dict[str, str]]
-    namespace: str
-
-
 class Cluster:
     """One namespace of a cluster. Thread safe. `connect` gives a connection and is asked again after a 401."""
 
@@ -90,14 +67,13 @@ class Cluster:
         attempts: int = ATTEMPTS,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._connect = connect
-        self._attempts = attempts
-        self._sleep = sleep
-        self._lock = threading.Lock()
-        self._connection = connect()
-        self._accepted = False
-        self.namespace = namespace or self._connection.namespace
-        self.calls = 0
+        self._transport = Transport(connect, attempts, sleep)
+        self.namespace = namespace or self._transport.connection.namespace
+
+    @property
+    def calls(self) -> int:
+        """How many requests were made."""
+        return self._transport.calls
 
     def get(self, resource: str, name: str) -> Object | None:
         """One object; None when there is none of that name."""
@@ -130,7 +106,7 @@ class Cluster:
             for line in _lines(response):
                 event = json.loads(line)
                 if event["type"] == "ERROR":
-                    raise _watch_error(event["object"])
+                    raise watch_error(event["object"])
                 yield event["type"], event["object"]
         except (urllib3.exceptions.HTTPError, ValueError) as error:  # cut off, silent for too long, or half a line
             log.debug("watch ended", resource=resource, reason=str(error))
@@ -166,7 +142,7 @@ class Cluster:
         }
         try:
             response = self._open("GET", "get", "pods", name, "log", query=query, read_seconds=LOG_SECONDS)
-        except _RefusedError as error:
+        except Refused as error:
             if error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST):
                 return
             raise
@@ -179,7 +155,7 @@ class Cluster:
 
     def version(self) -> tuple[int, int]:
         """The API server's version, as (1, 34)."""
-        answer = json.loads(self._request("GET", "/version", {}, None).data)
+        answer = json.loads(self._transport.request("GET", "/version", {}, None).data)
         return int(answer["major"]), int("".join(char for char in answer["minor"] if char.isdigit()))
 
     def may(self, verb: str, resource: str) -> bool:
@@ -188,17 +164,17 @@ class Cluster:
         name, _, subresource = rest.partition("/")
         attributes = {"namespace": self.namespace, "verb": verb, "group": group, "resource": name, "subresource": subresource}
         review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": {"resourceAttributes": attributes}}
-        answer = self._request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", {}, review)
+        answer = self._transport.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", {}, review)
         return bool(json.loads(answer.data)["status"].get("allowed"))
 
     def look(self, path: str) -> tuple[HTTPStatus, Object]:
         """Whether something beyond our own resources is there, by API path: (OK, it), (NOT_FOUND, {}), or (FORBIDDEN, {}) to ask."""
         try:
-            return HTTPStatus.OK, json.loads(self._request("GET", path, {}, None).data)
-        except _RefusedError as error:
+            return HTTPStatus.OK, json.loads(self._transport.request("GET", path, {}, None).data)
+        except Refused as error:
             if error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN):
                 return HTTPStatus(error.status), {}
-            raise self._explain(error, "get", path, "") from None
+            raise self._explained(error, f"get {path}") from None
 
     def _call(
         self,
@@ -214,13 +190,14 @@ class Cluster:
     ) -> Object | None:
         """A call whose answer is one document. None where `absent` or `exists` says that 404 or "AlreadyExists" is an answer."""
         try:
-            response = self._request(method, self._path(resource, name), query or {}, body)
-        except _RefusedError as error:
+            response = self._transport.request(method, self._path(resource, name), query or {}, body)
+        except Refused as error:
             if absent and error.status == HTTPStatus.NOT_FOUND:
                 return None
             if exists and error.reason == "AlreadyExists":
                 return None
-            raise self._explain(error, verb, resource, name or str((body or {}).get("metadata", {}).get("name", ""))) from None
+            name = name or str((body or {}).get("metadata", {}).get("name", ""))
+            raise self._explained(error, f"{verb} {resource} {name}".strip()) from None
         document: Object = json.loads(response.data)
         return document
 
@@ -238,115 +215,20 @@ class Cluster:
         """A call whose answer is read piece by piece."""
         path = self._path(resource, name) + (f"/{subresource}" if subresource else "")
         try:
-            return self._request(method, path, query, None, stream=True, read_seconds=read_seconds)
-        except _RefusedError as error:
+            return self._transport.request(method, path, query, None, stream=True, read_seconds=read_seconds)
+        except Refused as error:
             if error.status == HTTPStatus.GONE:
                 raise Gone(error.message) from None
             if error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST):
                 raise
-            raise self._explain(error, verb, f"{resource}/{subresource}" if subresource else resource, name) from None
-
-    def _request(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        body: Object | None,
-        *,
-        stream: bool = False,
-        read_seconds: float = READ_SECONDS,
-    ) -> urllib3.BaseHTTPResponse:
-        """Ask, and ask again while the server is in trouble. Raises _RefusedError or ClusterDown."""
-        reason, rebuilt = "", False
-        for attempt in range(self._attempts):
-            connection = self._connection
-            try:
-                response = self._send(connection, method, path, query, body, stream=stream, read_seconds=read_seconds)
-            except urllib3.exceptions.HTTPError as error:
-                reason, pause = f"{type(error).__name__}: {error}", None
-                if stream and isinstance(error, urllib3.exceptions.ReadTimeoutError):
-                    break  # whoever reads a stream asks again by itself, from where it stands
-            else:
-                if response.status < HTTPStatus.BAD_REQUEST:
-                    self._accepted = True
-                    return response
-                refusal = _refusal(response)
-                if refusal.status == HTTPStatus.UNAUTHORIZED and not rebuilt:
-                    rebuilt = True
-                    self._reconnect(connection)
-                    continue
-                if not refusal.is_worth_a_retry and not (refusal.status == HTTPStatus.UNAUTHORIZED and self._accepted):
-                    raise refusal
-                reason, pause = f"{refusal.status} {refusal.message}", _retry_after(response)
-            if attempt + 1 < self._attempts:
-                self._sleep(pause or min(FIRST_PAUSE_SECONDS * 2.0**attempt, LONGEST_PAUSE_SECONDS))
-        raise ClusterDown(
-            f"the Kubernetes API at {self._connection.host} does not answer: {reason}", remedy="Check the cluster, then run again"
-        )
-
-    def _send(
-        self,
-        connection: Connection,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        body: Object | None,
-        *,
-        stream: bool,
-        read_seconds: float,
-    ) -> urllib3.BaseHTTPResponse:
-        self.calls += 1
-        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        asked = urlencode({key: value for key, value in query.items() if value})
-        return connection.pool.request(
-            method,
-            f"{connection.host}{path}{'?' + asked if asked else ''}",
-            body=None if body is None else json.dumps(body).encode(),
-            headers={**connection.headers(), "Accept": "application/json", "Content-Type": kind},
-            timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=read_seconds),
-            preload_content=not stream,
-            retries=False,
-            redirect=False,
-        )
-
-    def _reconnect(self, refused: Connection) -> None:
-        """Read the credentials again, unless another thread has done so since."""
-        with self._lock:
-            if self._connection is refused:
-                self._connection = self._connect()
+            raise self._explained(error, f"{verb} {resource}{f'/{subresource}' if subresource else ''} {name}".strip()) from None
 
     def _path(self, resource: str, name: str) -> str:
         path = f"{GROUPS[resource]}/namespaces/{self.namespace}/{resource}"
         return f"{path}/{name}" if name else path
 
-    def _explain(self, error: _RefusedError, verb: str, resource: str, name: str) -> ItoolError:
-        """What a refusal means for whoever runs this."""
-        what = f"{resource} {name}".strip()
-        if error.status == HTTPStatus.UNAUTHORIZED:
-            return ConfigError(
-                f"the Kubernetes API at {self._connection.host} refuses the credentials", remedy="Log in again, or check KUBECONFIG"
-            )
-        if error.status == HTTPStatus.FORBIDDEN and " cannot " in error.message:
-            text = f"not allowed to {verb} {resource} in namespace {self.namespace}: {error.message}"
-            return ConfigError(text, remedy="Use the chart's Role, or ask for these rights; `itoolctl doctor` lists what is missing")
-        if error.status == HTTPStatus.NOT_FOUND and "namespaces" in error.message:
-            return ConfigError(f"namespace {self.namespace} does not exist", remedy="Create it, or set kubernetes.namespace")
-        return ConfigError(f"Kubernetes refuses to {verb} {what} in namespace {self.namespace}: {error.message}")
-
-
-class _RefusedError(Exception):
-    """An answer that is not a success."""
-
-    def __init__(self, status: int, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.reason, self.message = status, reason, message
-
-    @property
-    def is_worth_a_retry(self) -> bool:
-        """Throttled, in trouble, or in conflict with another writer (a quota's counter, for instance)."""
-        if self.status == HTTPStatus.CONFLICT:
-            return self.reason != "AlreadyExists"
-        return self.status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS) or self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    def _explained(self, error: Refused, what: str) -> ItoolError:
+        return error.explained(what, host=self._transport.connection.host, namespace=self.namespace)
 
 
 def open_cluster(namespace: str | None = None) -> Cluster:
@@ -378,25 +260,6 @@ def connect() -> Connection:
         return {setting["key"]: setting["value"] for setting in settings if setting["in"] == "header" and setting["value"]}
 
     return Connection(configuration.host, pool, headers, namespace)
-
-
-def _refusal(response: urllib3.BaseHTTPResponse) -> _RefusedError:
-    try:
-        status = json.loads(response.data)
-        return _RefusedError(response.status, str(status.get("reason", "")), " ".join(str(status.get("message", "")).split()))
-    except (ValueError, AttributeError, urllib3.exceptions.HTTPError):
-        return _RefusedError(response.status, "", HTTPStatus(response.status).phrase if response.status in list(HTTPStatus) else "")
-
-
-def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
-    given = response.headers.get("Retry-After", "")
-    return min(float(given), LONGEST_PAUSE_SECONDS) if given.isdigit() else None
-
-
-def _watch_error(status: Object) -> ItoolError:
-    if status.get("code") == HTTPStatus.GONE:
-        return Gone(str(status.get("message", "")))
-    return ClusterDown(f"the watch ended: {status.get('message', status)}")
 
 
 def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:

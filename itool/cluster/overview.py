@@ -11,7 +11,7 @@ from typing import Literal
 
 from itool.artifacts.resolve import Resolution, State
 from itool.cluster.decide_serving import ServingState, beside_stage
-from itool.cluster.kubernetes_runner import has_begun, verdict_on
+from itool.cluster.job_facts import has_begun, verdict_on
 from itool.cluster.manifests import ATTEMPT_LABEL, ITERATION_LABEL, JOB_LABEL, KEY_LABEL, STAGE_LABEL
 from itool.cluster.pod_states import PodState, events_by_object, job_state, pod_state
 from itool.cluster.pods import COMPONENT_LABEL, Object

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from itool.artifacts.store import Store
 from itool.cluster.decide_serving import ServingState
-from itool.cluster.kubernetes_runner import is_over
+from itool.cluster.job_facts import is_over
 from itool.cluster.manifests import JOB_LABEL, STAGE_CONTAINER
 from itool.cluster.overview import RunObjects
 from itool.cluster.pod_states import pod_state

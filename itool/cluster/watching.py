@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from itool.cluster.client import Cluster, Gone, Object
+from itool.cluster.api_answers import Gone
+from itool.cluster.client import Cluster, Object
 from itool.errors import ItoolError
 from itool.logs import get_logger
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from itool.cluster.kubernetes_runner import verdict_on
+from itool.cluster.job_facts import verdict_on
 from itool.cluster.leases import StoreLease
 from tests.cli.cluster_scene import NAMESPACE, Scene
 

@@ -21,7 +21,7 @@ from itool.artifacts.commit import commit, join_shards
 from itool.artifacts.manifest import Manifest, artifact_prefix, manifest_key
 from itool.artifacts.resolve import shard_prefix
 from itool.artifacts.store import Store
-from itool.cluster.client import ClusterDown, Gone
+from itool.cluster.api_answers import ClusterDown, Gone
 from itool.config import RunConfig
 from itool.errors import DependencyError
 from itool.stages import StageId

@@ -13,7 +13,8 @@ from itool.artifacts.resolve import resolve
 from itool.cluster import pod_logs
 from itool.cluster.client import PERMISSIONS
 from itool.cluster.controller import Controller, StageFailed, rules_of
-from itool.cluster.kubernetes_runner import KubernetesRunner, verdict_on
+from itool.cluster.job_facts import verdict_on
+from itool.cluster.kubernetes_runner import KubernetesRunner
 from itool.cluster.leases import LeaseLost, StoreLease
 from itool.cluster.progress import Silent
 from itool.cluster.run_events import RunEvents

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from itool.cluster import pod_logs
-from itool.cluster.client import ClusterDown
+from itool.cluster.api_answers import ClusterDown
 from itool.cluster.pod_logs import PodLogs, comparable, log_name
 from itool.errors import ConfigError
 from tests.fakes.memory_store import MemoryStore

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from itool.cluster import watching
-from itool.cluster.client import ClusterDown, Gone
+from itool.cluster.api_answers import ClusterDown, Gone
 from itool.cluster.watching import Cache, View
 
 Object = dict[str, Any]

@@ -1,0 +1,66 @@
+"""What the API server's answers mean when they are no success: a dependency that is down, a list that is too old, or a setting."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from typing import Any
+
+import urllib3
+
+from itool.errors import ConfigError, DependencyError, ItoolError
+
+LONGEST_PAUSE_SECONDS = 8.0
+
+
+class ClusterDown(DependencyError):  # noqa: N818 - says what is the case, like the errors around it
+    """The API server does not answer."""
+
+
+class Gone(ItoolError):  # noqa: N818 - the name of the answer
+    """The version to watch from is too old: list again."""
+
+
+class Refused(Exception):  # noqa: N818 - says what happened, and never leaves the client
+    """An answer that is not a success."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.reason, self.message = status, reason, message
+
+    @property
+    def is_worth_a_retry(self) -> bool:
+        """Throttled, in trouble, or in conflict with another writer (a quota's counter, for instance)."""
+        if self.status == HTTPStatus.CONFLICT:
+            return self.reason != "AlreadyExists"
+        return self.status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS) or self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+
+    def explained(self, what: str, *, host: str, namespace: str) -> ItoolError:
+        """What it means for whoever runs this; `what` is verb and resource, as in `create jobs demo`."""
+        if self.status == HTTPStatus.UNAUTHORIZED:
+            return ConfigError(f"the Kubernetes API at {host} refuses the credentials", remedy="Log in again, or check KUBECONFIG")
+        if self.status == HTTPStatus.FORBIDDEN and " cannot " in self.message:
+            text = f"not allowed to {what} in namespace {namespace}: {self.message}"
+            return ConfigError(text, remedy="Use the chart's Role, or ask for these rights; `itoolctl doctor` lists what is missing")
+        if self.status == HTTPStatus.NOT_FOUND and "namespaces" in self.message:
+            return ConfigError(f"namespace {namespace} does not exist", remedy="Create it, or set kubernetes.namespace")
+        return ConfigError(f"Kubernetes refuses to {what} in namespace {namespace}: {self.message}")
+
+
+def refusal_of(response: urllib3.BaseHTTPResponse) -> Refused:
+    try:
+        status = json.loads(response.data)
+        return Refused(response.status, str(status.get("reason", "")), " ".join(str(status.get("message", "")).split()))
+    except (ValueError, AttributeError, urllib3.exceptions.HTTPError):
+        return Refused(response.status, "", HTTPStatus(response.status).phrase if response.status in list(HTTPStatus) else "")
+
+
+def retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
+    given = response.headers.get("Retry-After", "")
+    return min(float(given), LONGEST_PAUSE_SECONDS) if given.isdigit() else None
+
+
+def watch_error(status: dict[str, Any]) -> ItoolError:
+    if status.get("code") == HTTPStatus.GONE:
+        return Gone(str(status.get("message", "")))
+    return ClusterDown(f"the watch ended: {status.get('message', status)}")

@@ -1,0 +1,111 @@
+"""One request to the API server: bounded in time, tried again while the server is in trouble, with credentials read again after a 401."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlencode
+
+import urllib3
+
+from itool.cluster.api_answers import LONGEST_PAUSE_SECONDS, ClusterDown, refusal_of, retry_after
+
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 20.0
+FIRST_PAUSE_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Connection:
+    """An API server and how to speak to it. `headers` is asked before every request, since tokens expire."""
+
+    host: str
+    pool: urllib3.PoolManager
+    headers: Callable[[], dict[str, str]]
+    namespace: str
+
+
+class Transport:
+    """A connection that lasts. Thread safe. `connect` gives one and is asked again after a 401."""
+
+    def __init__(self, connect: Callable[[], Connection], attempts: int, sleep: Callable[[float], None]) -> None:
+        self._connect = connect
+        self._attempts = attempts
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._accepted = False
+        self.connection = connect()
+        self.calls = 0
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: dict[str, Any] | None,
+        *,
+        stream: bool = False,
+        read_seconds: float = READ_SECONDS,
+    ) -> urllib3.BaseHTTPResponse:
+        """Ask, and ask again while the server is in trouble. Raises Refused or ClusterDown."""
+        reason, rebuilt = "", False
+        for attempt in range(self._attempts):
+            connection = self.connection
+            try:
+                response = self._send(connection, method, path, query, body, stream=stream, read_seconds=read_seconds)
+            except urllib3.exceptions.HTTPError as error:
+                reason, pause = f"{type(error).__name__}: {error}", None
+                if stream and isinstance(error, urllib3.exceptions.ReadTimeoutError):
+                    break  # whoever reads a stream asks again by itself, from where it stands
+            else:
+                if response.status < HTTPStatus.BAD_REQUEST:
+                    self._accepted = True
+                    return response
+                refusal = refusal_of(response)
+                if refusal.status == HTTPStatus.UNAUTHORIZED and not rebuilt:
+                    rebuilt = True
+                    self._reconnect(connection)
+                    continue
+                if not refusal.is_worth_a_retry and not (refusal.status == HTTPStatus.UNAUTHORIZED and self._accepted):
+                    raise refusal
+                reason, pause = f"{refusal.status} {refusal.message}", retry_after(response)
+            if attempt + 1 < self._attempts:
+                self._sleep(pause or min(FIRST_PAUSE_SECONDS * 2.0**attempt, LONGEST_PAUSE_SECONDS))
+        raise ClusterDown(
+            f"the Kubernetes API at {self.connection.host} does not answer: {reason}", remedy="Check the cluster, then run again"
+        )
+
+    def _send(
+        self,
+        connection: Connection,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: dict[str, Any] | None,
+        *,
+        stream: bool,
+        read_seconds: float,
+    ) -> urllib3.BaseHTTPResponse:
+        self.calls += 1
+        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        asked = urlencode({key: value for key, value in query.items() if value})
+        return connection.pool.request(
+            method,
+            f"{connection.host}{path}{'?' + asked if asked else ''}",
+            body=None if body is None else json.dumps(body).encode(),
+            headers={**connection.headers(), "Accept": "application/json", "Content-Type": kind},
+            timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=read_seconds),
+            preload_content=not stream,
+            retries=False,
+            redirect=False,
+        )
+
+    def _reconnect(self, refused: Connection) -> None:
+        """Read the credentials again, unless another thread has done so since."""
+        with self._lock:
+            if self.connection is refused:
+                self.connection = self._connect()

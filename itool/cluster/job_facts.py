@@ -1,0 +1,103 @@
+"""What a stage's Job says of itself, read from the plain object: pure, and the same for the runner, `status` and `cancel`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import cast
+
+from itool.cluster.client import Object
+from itool.cluster.manifests import ITERATION_LABEL, KEY_LABEL, STAGE_LABEL
+from itool.cluster.pod_states import PodState
+from itool.cluster.runner import Task
+from itool.stages import STAGES, StageId, StageName
+
+VERDICT = "itool/verdict"
+"""Annotation of a Job that the controller ended: {"exit_code", "reason"}."""
+
+DISK_EVICTIONS = 2
+
+
+def task_of(job: Object) -> Task:
+    """What a Job works on."""
+    labels = job["metadata"]["labels"]
+    return Task(StageId(int(labels[ITERATION_LABEL]), cast(StageName, labels[STAGE_LABEL])), labels[KEY_LABEL])
+
+
+def is_over(job: Object) -> bool:
+    """Whether a Job is complete or has failed for good."""
+    conditions = (job.get("status") or {}).get("conditions") or []
+    return any(found["type"] in ("Complete", "Failed") and found["status"] == "True" for found in conditions)
+
+
+def has_begun(job: Object) -> bool:
+    """Whether pods of a Job run or have ended well, as far as Kubernetes has counted."""
+    status = job.get("status") or {}
+    return bool(status.get("active") or status.get("succeeded") or (status.get("uncountedTerminatedPods") or {}).get("succeeded"))
+
+
+def shards_done(job: Object) -> int | None:
+    """How many shards of a stage have ended well; None for a stage that has none."""
+    status = job.get("status") or {}
+    if not STAGES[task_of(job).stage.name].sharded or int(job["spec"].get("completions") or 1) == 1:
+        return None
+    uncounted = (status.get("uncountedTerminatedPods") or {}).get("succeeded") or []
+    return int(status.get("succeeded") or 0) + len(uncounted)
+
+
+def verdict_on(job: Object) -> tuple[int, str] | None:
+    """Exit code and reason of a Job that a controller ended."""
+    text = (job["metadata"].get("annotations") or {}).get(VERDICT)
+    if text is None:
+        return None
+    document = json.loads(text)
+    return int(document["exit_code"]), str(document["reason"])
+
+
+def hopeless(
+    job: Object, states: Sequence[PodState], waits: Sequence[tuple[float, str]], now: float, pending_seconds: float
+) -> tuple[int, str] | None:
+    """Exit code and reason why a Job should be ended that Kubernetes would wait for or repeat for ever; None while there is hope.
+
+    `waits` says of every pod that has not started, or of the one that is not even there, since when it waits and why. A pod that finds no
+    node or image waits without an end; shards may wait for each other, as long as one of them runs. A pod that fills its own scratch
+    folder is evicted as in a disruption, which the failure policy ignores.
+    """
+    evictions = [state for state in states if state.phase == "failed" and "Evicted" in state.reason and "exceed" in state.reason]
+    if len(evictions) >= DISK_EVICTIONS:
+        return 74, evictions[-1].reason
+    if (job.get("spec") or {}).get("suspend"):
+        return None
+    running = any(state.phase == "running" for state in states)
+    since, reason = min(waits, default=(now, ""))
+    if now - since < pending_seconds or (running and shards_done(job) is not None):
+        return None
+    return 69, f"could not start within {pending_seconds:.0f} s (kubernetes.pending_seconds): {reason}"
+
+
+def trim_job(job: Object) -> Object:
+    """What is asked of a Job."""
+    spec = job.get("spec") or {}
+    kept = ("suspend", "completions", "parallelism", "backoffLimit", "ttlSecondsAfterFinished")
+    return {"metadata": _trim_metadata(job), "spec": {key: spec[key] for key in kept if key in spec}, "status": job.get("status") or {}}
+
+
+def trim_pod(pod: Object) -> Object:
+    """What is asked of a pod."""
+    spec, status = pod.get("spec") or {}, pod.get("status") or {}
+    containers = {
+        kind: [{key: found[key] for key in ("name", "resources", "restartPolicy") if key in found} for found in spec.get(kind) or []]
+        for kind in ("containers", "initContainers")
+    }
+    kept = ("phase", "reason", "message", "conditions", "containerStatuses", "initContainerStatuses", "podIP")
+    return {
+        "metadata": _trim_metadata(pod),
+        "spec": {"nodeName": spec.get("nodeName"), **containers},
+        "status": {key: status[key] for key in kept if key in status},
+    }
+
+
+def _trim_metadata(item: Object) -> Object:
+    metadata = item["metadata"]
+    kept = ("name", "uid", "labels", "annotations", "creationTimestamp", "deletionTimestamp", "resourceVersion")
+    return {"labels": {}} | {key: metadata[key] for key in kept if key in metadata}
