@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import BinaryIO, cast
 
 from itool.artifacts.store import Store
@@ -216,17 +215,11 @@ class PodLogs:
         """Append to what earlier pods of the same attempt have left, unless it is there already. True."""
         if reading.gone and not reading.size():
             return True
-        with self._locks[hash(reading.key) % LOCKS], tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "log"
-            if self._store.size(reading.key) is not None:
-                self._store.download(reading.key, path)
-                start = heading_start(reading.latest["metadata"]["name"]).encode()
-                if any(line.startswith(start) for line in path.read_bytes().splitlines()):
-                    return True
-            with path.open("ab") as file:
-                file.write(reading.heading.encode())
-                file.write(reading.read())
-            self._store.upload(path, reading.key)
+        with self._locks[hash(reading.key) % LOCKS]:
+            before = b"" if self._store.size(reading.key) is None else self._store.read(reading.key)
+            start = heading_start(reading.latest["metadata"]["name"]).encode()
+            if not any(line.startswith(start) for line in before.splitlines()):
+                self._store.write(reading.key, before + reading.heading.encode() + reading.read())
         return True
 
 

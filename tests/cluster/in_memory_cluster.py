@@ -28,6 +28,7 @@ from itool.stages import StageId
 
 Object = dict[str, Any]
 Outcome = int | Literal["unschedulable", "no image", "oom", "evicted", "disrupted", "no pod", "hangs", "no artifact"]
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 INDEX = "batch.kubernetes.io/job-completion-index"
 JOB = "batch.kubernetes.io/job-name"
 
@@ -250,7 +251,7 @@ class InMemoryCluster:
             run=self.config.run, iteration=stage.iteration, stage=stage.name, key=key, files={}, started=now, ended=now,
             shard=_index(pod), shards=shards,
         )  # fmt: skip
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
             output = Path(folder) / "output"
             output.mkdir()
             (output / "rows.jsonl").write_text(f'{{"key": "{key}", "shard": {draft.shard}}}\n')
