@@ -17,6 +17,7 @@ from itool.errors import ConfigError, Interrupted, ItoolError, StorageError
         OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),  # safetensors
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0: PytorchStreamWriter failed writing file data/0"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 380224 vs 380116"),  # torch, at the end of a file
     ],
 )
 def test_a_full_disk_is_one_error_whoever_reports_it(error: Exception) -> None:

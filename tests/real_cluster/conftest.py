@@ -135,6 +135,11 @@ def credentials() -> dict[str, str]:
     return {"AWS_ACCESS_KEY_ID": environment["CLUSTER_S3_ACCESS_KEY"], "AWS_SECRET_ACCESS_KEY": environment["CLUSTER_S3_SECRET_KEY"]}
 
 
+def credentials_here() -> dict[str, str]:
+    """The same with this machine's way to S3, for commands that are given no configuration."""
+    return credentials() | {"AWS_ENDPOINT_URL_S3": os.environ["CLUSTER_S3_ENDPOINT"]}
+
+
 def digests(store: S3Store, run: str) -> dict[str, dict[str, str]]:
     """Files and SHA-256 of every artifact of a run, by stage; the report, which holds times, is left out."""
     found = {}
@@ -189,7 +194,7 @@ def site(images: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
     """A namespace that enforces Pod Security "restricted", with the credentials of a bucket; it is gone afterwards."""
     repository, tag = images
     found = Site(f"itool-test-{secrets.token_hex(3)}", tmp_path_factory.mktemp("site"), repository, tag)
-    os.environ.update(credentials())
+    os.environ.update(credentials_here())
     make_namespace(found)
     store = found.store()
     if BUCKET not in [bucket["Name"] for bucket in store._client.list_buckets()["Buckets"]]:
