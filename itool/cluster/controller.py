@@ -33,6 +33,7 @@ log = get_logger(__name__)
 
 CONFIG_NAME = "config.yaml"
 STOP_GRACE_SECONDS = 60.0
+SETTLE_SECONDS = 30.0
 ASK_SECONDS = 1.0
 TELLING_SECONDS = 5.0
 
@@ -82,11 +83,13 @@ class Controller:
         try:
             while not self.step():
                 self.sleep(self.poll_seconds)
+            self.runner.settle(SETTLE_SECONDS)
         except BaseException:
             self.runner.detach(STOP_GRACE_SECONDS)
+            raise
+        finally:
             with contextlib.suppress(DependencyError):
                 self._report_attempts(self.runner.state())
-            raise
         assert self._resolutions is not None
         return self._resolutions
 

@@ -6,6 +6,7 @@ goes on with them. A verdict of the controller's own (waited too long for a node
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -118,6 +119,14 @@ class KubernetesRunner:
 
     def detach(self, grace_seconds: float) -> None:
         """Jobs live on without a controller."""
+
+    def settle(self, seconds: float) -> None:
+        """Wait until the last pods have ended and all logs are stored: the run was finished by a manifest, before its pod ended."""
+        deadline = time.monotonic() + seconds
+        with contextlib.suppress(DependencyError):
+            while any(job["metadata"]["name"] not in self._settled for job in self.cache.items("jobs")) and time.monotonic() < deadline:
+                self.cache.wait(1.0)
+                self.state()
 
     def close(self) -> None:
         """Store the logs of what has ended, and stop watching."""

@@ -130,6 +130,9 @@ class LocalRunner:
         """Stages here cannot outlive their controller."""
         self.cancel(grace_seconds)
 
+    def settle(self, seconds: float) -> None:
+        """A stage here is done when its process has ended."""
+
     def kill(self) -> None:
         """Stop everything now, without a checkpoint."""
         self._signal_all(signal.SIGKILL)

@@ -82,5 +82,8 @@ class Runner(Protocol):
     def detach(self, grace_seconds: float) -> None:
         """The controller goes away: leave running attempts to themselves where they live on without it, else stop them as `cancel` does."""
 
+    def settle(self, seconds: float) -> None:
+        """Wait, not for longer than this, until attempts that have written their artifact have ended too."""
+
     def close(self) -> None:
         """Give back what the runner holds."""

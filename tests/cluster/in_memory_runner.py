@@ -56,6 +56,9 @@ class InMemoryRunner:
     def detach(self, grace_seconds: float) -> None:
         """As for `cancel`."""
 
+    def settle(self, seconds: float) -> None:
+        """What has written its artifact has ended."""
+
     def close(self) -> None:
         """Nothing is held."""
 
