@@ -34,6 +34,7 @@ RELEASE_VARIABLE = "ITOOL_RELEASE_CONFIGMAP"
 EVENTS_SECONDS = 5.0
 MOST_LOOKED_AT = 4
 LOGS_SECONDS = 15.0
+CULPRIT_SECONDS = 5.0
 
 
 @dataclass
@@ -54,6 +55,7 @@ class KubernetesRunner:
     _config_map: tuple[str, str] = ("", "")
     _podless_since: dict[str, float] = field(default_factory=dict)
     _spoken: dict[str, str] = field(default_factory=dict)
+    _failed_since: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         run = f"{RUN_LABEL}={self.config.run}"
@@ -89,6 +91,9 @@ class KubernetesRunner:
         jobs = {job["metadata"]["name"]: job for job in self.cache.items("jobs")}
         if len(self._ended) > len(jobs):
             self._ended = {name: ended for name, ended in self._ended.items() if name in jobs}
+            for remembered in (self._spoken, self._failed_since, self._podless_since):
+                for name in [name for name in remembered if name not in jobs]:
+                    del remembered[name]
             self._settled &= jobs.keys()
         found: dict[Task, list[Attempt]] = defaultdict(list)
         for name, job in jobs.items():
@@ -138,38 +143,49 @@ class KubernetesRunner:
 
     def _read(self, job: Object, pods: Sequence[Object]) -> tuple[Task, Attempt]:
         """The attempt that a Job is. One that is over is read once."""
-        name = job["metadata"]["name"]
+        name, verdict = job["metadata"]["name"], verdict_on(job)
         states = [pod_state(pod, self._events.get(pod["metadata"]["name"], ())) for pod in pods]
-        found = job_state(job, states, self._events.get(name, ()))
-        if states:
-            self._spoken[name] = found.reason
-        elif found.phase == "pending" and has_begun(job):
-            found = replace(found, phase="running", reason="")  # between a pod's end and the Job's
-        elif found.phase == "pending" and name in self._spoken:
-            found = replace(found, reason=f"waits for its next pod; the last one: {self._spoken[name]}")
-        task, number, verdict = task_of(job), int(job["metadata"]["labels"][ATTEMPT_LABEL]), verdict_on(job)
+        found = self._job_state(job, states)
+        failed_pods = int((job.get("status") or {}).get("failed") or 0)
         attempt = Attempt(
-            number,
+            int(job["metadata"]["labels"][ATTEMPT_LABEL]),
             found.phase,
             found.exit_code,
-            found.reason,
+            f"{found.reason} ({failed_pods} pods failed)" if found.phase == "failed" and failed_pods > 1 else found.reason,
             found.started_at,
             found.ended_at,
             shards_done=shards_done(job),
             past=name in self._past,
         )
-        failed_pods = int((job.get("status") or {}).get("failed") or 0)
-        if attempt.phase == "failed" and failed_pods > 1:
-            attempt = replace(attempt, reason=f"{attempt.reason} ({failed_pods} pods failed)")
         if verdict is not None:
             code, reason = verdict
             attempt = replace(attempt, exit_code=code if attempt.over else None, reason=reason, final=True)
         if attempt.over:
-            self._ended[name] = (task, attempt)
-            self._spoken.pop(name, None)
-        elif verdict is None:
+            self._ended[name] = (task_of(job), attempt)
+        elif verdict is None and not is_over(job):
             self._judge(job, found, states)
-        return task, attempt
+        return task_of(job), attempt
+
+    def _job_state(self, job: Object, states: Sequence[PodState]) -> JobState:
+        """What a Job does, where what its pods have said before fills the gaps between one pod and the next."""
+        name = job["metadata"]["name"]
+        found = job_state(job, states, self._events.get(name, ()))
+        if states:
+            self._spoken[name] = found.reason
+        if found.phase == "failed" and verdict_on(job) is None and name not in self._past and self._waits_for_culprit(name, states):
+            return replace(found, phase="running", reason="is ending")
+        if found.phase != "pending" or states:
+            return found
+        if has_begun(job):
+            return replace(found, phase="running", reason="")  # between a pod's end and the Job's
+        if name in self._spoken:
+            return replace(found, reason=f"waits for its next pod; the last one: {self._spoken[name]}")
+        return found
+
+    def _waits_for_culprit(self, name: str, states: Sequence[PodState]) -> bool:
+        """A Job's failure may be heard of before the end of the pod that failed it, which says why."""
+        since = self._failed_since.setdefault(name, self.clock())
+        return not any(state.phase == "failed" for state in states) and self.clock() - since < CULPRIT_SECONDS
 
     def _tend_logs(self, job: Object, pods: Sequence[Object]) -> None:
         """Have the pods' logs kept; a Job that is over may go once they all are."""

@@ -12,7 +12,7 @@ from itool.artifacts.resolve import resolve
 from itool.cluster import pod_logs
 from itool.cluster.client import PERMISSIONS
 from itool.cluster.controller import Controller, StageFailed, rules_of
-from itool.cluster.job_facts import verdict_on
+from itool.cluster.job_facts import trim_pod, verdict_on
 from itool.cluster.kubernetes_runner import KubernetesRunner
 from itool.cluster.leases import LeaseLost, StoreLease
 from itool.cluster.pod_states import seconds
@@ -200,6 +200,24 @@ def test_a_pod_that_fills_its_disk_is_not_repeated_for_ever() -> None:
         run(cluster)
     assert caught.value.exit_code == 74
     assert len(cluster.script["score"]) >= 45
+
+
+def test_a_jobs_failure_that_is_heard_of_before_its_pods_waits_for_the_reason() -> None:
+    cluster = made_cluster(prepare=[65])
+    controller = open_controller(cluster)
+    controller.step()
+    late: list[dict[str, object]] = []
+    trim, runner = trim_pod, controller.runner
+    assert isinstance(runner, KubernetesRunner)
+    items = runner.cache.items
+    runner.cache.items = lambda kind: late if kind == "pods" else items(kind)  # type: ignore[method-assign,assignment,return-value]
+    for _ in range(4):
+        controller.sleep(1.0)
+    (attempt,) = next(iter(runner.state().values()))
+    assert (attempt.phase, attempt.reason) == ("running", "is ending")
+    late += [trim(pod) for pod in cluster.objects["pods"].values()]
+    (attempt,) = next(iter(runner.state().values()))
+    assert (attempt.phase, attempt.exit_code, attempt.reason) == ("failed", 65, "told to end with 65")
 
 
 def test_a_stage_without_an_artifact_fails_the_run() -> None:
