@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 
 from itool.artifacts.s3 import S3Store
 from itool.artifacts.store import FolderStore, Store
@@ -79,13 +78,6 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     server.start()
     yield server
     server.kill()
-
-
-@pytest.fixture(autouse=True)
-def _logging_of_its_own() -> Iterator[None]:
-    """A stage configures logging to the stderr of its test, which is gone afterwards."""
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture
