@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
+
+from itool.artifacts.manifest import manifest_key, parse_manifest
+from itool.artifacts.resolve import manifest_prefixes
+from itool.artifacts.store import FolderStore, Store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -56,12 +59,17 @@ def copy_of(folder: Path, target: Path) -> Path:
 
 
 def digests(folder: Path, run: str = "demo") -> dict[str, dict[str, str]]:
+    """`digests_in` of a run below a folder."""
+    return digests_in(FolderStore(folder / "runs"), run)
+
+
+def digests_in(store: Store, run: str = "demo") -> dict[str, dict[str, str]]:
     """Files and SHA-256 of every artifact of a run, by stage; the report, which holds times, is left out."""
     found = {}
-    for path in sorted((folder / "runs" / run).glob("i*/*/*/manifest.json")):
-        manifest = json.loads(path.read_text())
-        if manifest["stage"] != "report":
-            found[f"i{manifest['iteration']}/{manifest['stage']}"] = {n: f["sha256"] for n, f in manifest["files"].items()}
+    for prefix in sorted(manifest_prefixes(store.list(run))):
+        manifest = parse_manifest(store.read(manifest_key(prefix)), prefix)
+        if manifest.stage != "report":
+            found[f"i{manifest.iteration}/{manifest.stage}"] = {name: entry.sha256 for name, entry in manifest.files.items()}
     return found
 
 

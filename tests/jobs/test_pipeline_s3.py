@@ -10,7 +10,7 @@ import pytest
 from itool.artifacts.s3 import S3Store
 from itool.config import StoreConfig
 from tests.artifacts.conftest import ACCESS_KEY, SECRET_KEY, S3Server, s3_server
-from tests.jobs.conftest import digests, iterate, itoolctl
+from tests.jobs.conftest import digests, digests_in, iterate, itoolctl
 
 __all__ = ["s3_server"]  # a fixture that this module borrows
 
@@ -31,14 +31,3 @@ def test_a_run_in_s3_has_the_digests_of_the_run_in_a_folder(
     assert not (tmp_path / "runs").exists()
     status = json.loads(itoolctl("status", "demo", "--root", "s3://bucket/whole", "--output", "json", cwd=tmp_path).stdout)
     assert {stage["state"] for stage in status["stages"]} == {"done"}
-
-
-def digests_in(store: S3Store, run: str = "demo") -> dict[str, dict[str, str]]:
-    """As `digests`, of a run in S3."""
-    found = {}
-    for key in sorted(store.list(run)):
-        if key.endswith("/manifest.json") and key.count("/") == 4:
-            manifest = json.loads(store.read(key))
-            if manifest["stage"] != "report":
-                found[f"i{manifest['iteration']}/{manifest['stage']}"] = {n: f["sha256"] for n, f in manifest["files"].items()}
-    return found

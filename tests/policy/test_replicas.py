@@ -154,7 +154,9 @@ def test_a_name_that_does_not_resolve_for_a_moment_stops_no_search(pair: tuple[F
         await draw_all(policy)
         name.addresses = []
         await asyncio.sleep(0.25)
+        before = sum(asked(server) for server in pair)
         await draw_all(policy)
+        assert sum(asked(server) for server in pair) - before == 40
 
     ask(name, adapter, question, patience=0.1)
 

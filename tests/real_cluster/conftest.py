@@ -24,6 +24,7 @@ import yaml
 
 from itool.artifacts.s3 import S3Store
 from itool.config import StoreConfig
+from tests.jobs.conftest import digests_in
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TARGETS = ("controller", "warmup", "score", "generate", "dpo", "evaluate", "vllm-cpu")
@@ -140,17 +141,6 @@ def credentials_here() -> dict[str, str]:
     return credentials() | {"AWS_ENDPOINT_URL_S3": os.environ["CLUSTER_S3_ENDPOINT"]}
 
 
-def digests(store: S3Store, run: str) -> dict[str, dict[str, str]]:
-    """Files and SHA-256 of every artifact of a run, by stage; the report, which holds times, is left out."""
-    found = {}
-    for key in sorted(store.list(run)):
-        if key.endswith("/manifest.json") and key.count("/") == 4:
-            manifest = json.loads(store.read(key))
-            if manifest["stage"] != "report":
-                found[f"i{manifest['iteration']}/{manifest['stage']}"] = {n: f["sha256"] for n, f in manifest["files"].items()}
-    return found
-
-
 def copy_stages(store: S3Store, run: str, target: str, stages: tuple[str, ...]) -> None:
     """Give another run the artifacts of some stages (`i0/prepare`), under the same keys."""
     for key in store.list(run):
@@ -224,7 +214,7 @@ def undisturbed(site: Site) -> dict[str, dict[str, str]]:
     """Digests of the small run `calm`, made by processes on this machine with its artifacts in the same bucket."""
     config = site.config("calm", runtime__backend="local")
     site.itoolctl("iterate", "--config", str(config))
-    return digests(site.store(), "calm")
+    return digests_in(site.store(), "calm")
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.real_cluster.conftest import Site, copy_stages, digests, wait_until
+from tests.jobs.conftest import digests_in
+from tests.real_cluster.conftest import Site, copy_stages, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -29,69 +30,57 @@ def long_warmup(site: Site) -> dict[str, dict[str, str]]:
     """Digests of a run with a warm-up that lasts long enough to be disturbed, made on this machine."""
     config = site.config("long", runtime__backend="local", **LONG)
     site.itoolctl("iterate", "--config", str(config))
-    return digests(site.store(), "long")
+    return digests_in(site.store(), "long")
 
 
 def test_a_pod_deleted_mid_training_resumes_from_its_checkpoint(site: Site, long_warmup: dict[str, dict[str, str]]) -> None:
-    config = prepared(site, "deleted", **LONG)
-    process = site.start("iterate", "--config", str(config))
-    pod = training_pod(site, "deleted", process)
+    _, process, pod = training(site, "deleted")
     site.kubectl("delete", "pod", pod, "--wait=false")
     finish(process)
     assert "checkpoint resumed" in kept_logs(site, "deleted", "i0-warmup")
-    assert digests(site.store(), "deleted") == long_warmup
+    assert digests_in(site.store(), "deleted") == long_warmup
 
 
 def test_a_stage_killed_by_sigkill_resumes_from_its_checkpoint(site: Site, long_warmup: dict[str, dict[str, str]]) -> None:
-    config = prepared(site, "killed", **LONG)
-    process = site.start("iterate", "--config", str(config))
-    training_pod(site, "killed", process)
+    _, process, _ = training(site, "killed")
     os.kill(stage_process("jobs.warmup"), signal.SIGKILL)
     finish(process)
     assert "checkpoint resumed" in kept_logs(site, "killed", "i0-warmup")
-    assert digests(site.store(), "killed") == long_warmup
+    assert digests_in(site.store(), "killed") == long_warmup
 
 
 def test_a_controller_killed_during_a_stage_is_followed_by_another(site: Site, long_warmup: dict[str, dict[str, str]]) -> None:
-    config = prepared(site, "orphan", **LONG)
-    process = site.start("iterate", "--config", str(config))
-    pod = training_pod(site, "orphan", process)
+    config, process, pod = training(site, "orphan")
     process.kill()
     process.communicate()
     finish(site.start("iterate", "--config", str(config), "--wait-lease", "120"))
     assert [p["metadata"]["name"] for p in site.get("pods", "itool/run=orphan,itool/stage=warmup")] == [pod]
-    assert digests(site.store(), "orphan") == long_warmup
+    assert digests_in(site.store(), "orphan") == long_warmup
 
 
 def test_an_interrupted_controller_leaves_its_job_alone(site: Site, long_warmup: dict[str, dict[str, str]]) -> None:
-    config = prepared(site, "left", **LONG)
-    process = site.start("iterate", "--config", str(config))
-    pod = training_pod(site, "left", process)
+    config, process, pod = training(site, "left")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
     assert "itoolctl cancel" in errors.splitlines()[-1]
     assert site.kubectl("get", "pod", pod, "--output", "jsonpath={.status.phase}") in ("Running", "Succeeded")
     finish(site.start("iterate", "--config", str(config)))
-    assert digests(site.store(), "left") == long_warmup
+    assert digests_in(site.store(), "left") == long_warmup
 
 
 def test_cancel_stops_the_stage_with_a_checkpoint(site: Site, long_warmup: dict[str, dict[str, str]]) -> None:
-    config = prepared(site, "cancelled", **LONG)
-    process = site.start("iterate", "--config", str(config))
-    training_pod(site, "cancelled", process)
+    config, process, _ = training(site, "cancelled")
     site.itoolctl("cancel", "cancelled", "--config", str(config))
     process.communicate(timeout=120)
     assert process.returncode == 75
     wait_until(lambda: not running_pods(site, "cancelled"), "no pod of the run is left", 90)
     finish(site.start("iterate", "--config", str(config)))
-    assert digests(site.store(), "cancelled") == long_warmup
+    assert digests_in(site.store(), "cancelled") == long_warmup
 
 
 def test_a_second_controller_is_told_who_acts(site: Site, undisturbed: dict[str, dict[str, str]]) -> None:
-    config = prepared(site, "two", **LONG)
-    process = site.start("iterate", "--config", str(config))
-    training_pod(site, "two", process)
+    config, process, _ = training(site, "two")
     second = site.itoolctl("iterate", "--config", str(config), expect=69)
     assert len(second.stderr.strip().splitlines()) == 1
     assert "two" in second.stderr
@@ -124,7 +113,7 @@ def test_a_pod_that_cannot_run_says_why(
     assert reason in errors.strip().splitlines()[-1]
     mended = site.config(name, iterations=0)
     finish(site.start("iterate", "--config", str(mended)))
-    made = digests(site.store(), name)
+    made = digests_in(site.store(), name)
     assert made["i0/warmup"] == undisturbed["i0/warmup"]
 
 
@@ -158,27 +147,30 @@ def test_a_full_scratch_folder_ends_with_74_and_a_larger_one_mends_it(site: Site
     done = site.itoolctl("iterate", "--config", str(config), expect=74)
     assert "No space left on device" in done.stderr.strip().splitlines()[-1]
     site.itoolctl("iterate", "--config", str(site.config("full", iterations=0)))
-    assert digests(site.store(), "full")["i0/warmup"] == undisturbed["i0/warmup"]
+    assert digests_in(site.store(), "full")["i0/warmup"] == undisturbed["i0/warmup"]
 
 
 def test_a_minute_without_s3_is_waited_for(site: Site, long_warmup: dict[str, dict[str, str]]) -> None:
-    config = prepared(site, "stalled", **LONG)
-    process = site.start("iterate", "--config", str(config))
-    training_pod(site, "stalled", process)
+    _, process, _ = training(site, "stalled")
     with paused("s3"):
         time.sleep(60)
     finish(process)
-    assert digests(site.store(), "stalled") == long_warmup
+    assert digests_in(site.store(), "stalled") == long_warmup
 
 
 def test_a_minute_without_the_api_server_is_waited_for(site: Site, long_warmup: dict[str, dict[str, str]]) -> None:
-    config = prepared(site, "blind", **LONG)
-    process = site.start("iterate", "--config", str(config))
-    training_pod(site, "blind", process)
+    _, process, _ = training(site, "blind")
     with paused("apiserver"):
         time.sleep(60)
     finish(process)
-    assert digests(site.store(), "blind") == long_warmup
+    assert digests_in(site.store(), "blind") == long_warmup
+
+
+def training(site: Site, run: str) -> tuple[Path, subprocess.Popen[str], str]:
+    """A run of the long warm-up that has stored its first checkpoint: its configuration, its controller and its pod."""
+    config = prepared(site, run, **LONG)
+    process = site.start("iterate", "--config", str(config))
+    return config, process, training_pod(site, run, process)
 
 
 def prepared(site: Site, run: str, **changes: Any) -> Path:

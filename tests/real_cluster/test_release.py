@@ -13,7 +13,8 @@ import yaml
 
 from itool.errors import DependencyError
 from itool.policy.server import find_vllm_python
-from tests.real_cluster.conftest import REPOSITORY, Site, digests, wait_until
+from tests.jobs.conftest import digests_in
+from tests.real_cluster.conftest import REPOSITORY, Site, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
@@ -86,7 +87,7 @@ def test_an_installation_trains_an_iteration_although_its_controller_is_deleted(
     controllers = release.site.get("pods", "app.kubernetes.io/component=controller")
     release.site.kubectl("delete", "pod", *(pod["metadata"]["name"] for pod in controllers), "--wait=false")
     release.wait(1)
-    made = digests(release.site.store(), RUN)
+    made = digests_in(release.site.store(), RUN)
     assert list(made) == ["i0/evaluate", "i0/prepare", "i0/warmup", "i1/dpo", "i1/evaluate", "i1/generate", "i1/score"]
     for stage in ("i0/prepare", "i0/warmup", "i1/score"):  # no sampling by vLLM in them: bit for bit
         assert made[stage] == undisturbed[stage]
@@ -108,17 +109,18 @@ def test_a_laptop_with_the_same_policy_backend_learns_the_same(release: Release)
         pytest.skip(str(error))
     config = release.site.config("laptop", runtime__backend="local", **SERVING)
     release.site.itoolctl("iterate", "--config", str(config), timeout_seconds=1200)
-    here, there = digests(release.site.store(), "laptop"), digests(release.site.store(), RUN)
+    here, there = digests_in(release.site.store(), "laptop"), digests_in(release.site.store(), RUN)
     assert here["i1/dpo"] == there["i1/dpo"]
     assert metrics_of(release.site, "laptop") == metrics_of(release.site, RUN)
 
 
 def test_helm_test_passes(release: Release) -> None:
-    release.helm("test", release.name, "--timeout", "5m")
+    done = release.helm("test", release.name, "--timeout", "5m")
+    assert "Phase:          Succeeded" in done.stdout
 
 
 def test_more_iterations_extend_the_run_although_vllm_is_killed(release: Release) -> None:
-    before = digests(release.site.store(), RUN)
+    before = digests_in(release.site.store(), RUN)
     release.helm("upgrade", release.name, str(REPOSITORY / "helm/itool"), "--values", release.values(iterations=2))
 
     def searching() -> list[dict[str, Any]]:
@@ -130,13 +132,13 @@ def test_more_iterations_extend_the_run_although_vllm_is_killed(release: Release
     servers = release.site.get("pods", f"itool/run={RUN},app.kubernetes.io/component=serving")
     release.site.kubectl("delete", "pod", *(pod["metadata"]["name"] for pod in servers), "--wait=false", "--grace-period=1")
     release.wait(2)
-    after = digests(release.site.store(), RUN)
+    after = digests_in(release.site.store(), RUN)
     assert {name: after[name] for name in before} == before
     assert set(after) - set(before) == {"i2/score", "i2/generate", "i2/dpo", "i2/evaluate"}
 
 
 def test_a_finished_run_holds_no_gpu(release: Release) -> None:
-    wait_until(lambda: not release.site.get("pods", f"itool/run={RUN},app.kubernetes.io/component=serving"), "vLLM has gone", 90)
+    assert wait_until(lambda: not release.site.get("pods", f"itool/run={RUN},app.kubernetes.io/component=serving"), "vLLM has gone", 90)
 
 
 def test_uninstalling_leaves_nothing_but_the_artifacts(release: Release) -> None:
@@ -148,7 +150,7 @@ def test_uninstalling_leaves_nothing_but_the_artifacts(release: Release) -> None
         return [name for name in names if "itool/run" in name or RUN in name or release.name in name]
 
     wait_until(lambda: not left(), "nothing is left", 120)
-    assert "i2/evaluate" in digests(release.site.store(), RUN)
+    assert "i2/evaluate" in digests_in(release.site.store(), RUN)
 
 
 def reach_checks(site: Site) -> None:

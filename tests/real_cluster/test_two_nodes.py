@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.real_cluster.conftest import Site, copy_stages, digests
+from tests.jobs.conftest import digests_in
+from tests.real_cluster.conftest import Site, copy_stages
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -23,7 +24,7 @@ def test_two_pods_train_the_adapter_of_one(site: Site, undisturbed: dict[str, di
     pods = {"cpu": "100m", "memory": "1500Mi", "nodes": 2}
     config = site.config("pair", iterations=0, kubernetes__stages={"warmup": pods})
     site.itoolctl("iterate", "--config", str(config))
-    assert digests(site.store(), "pair")["i0/prepare"] == undisturbed["i0/prepare"]
+    assert digests_in(site.store(), "pair")["i0/prepare"] == undisturbed["i0/prepare"]
     job = site.get("jobs", "itool/run=pair,itool/stage=warmup")[0]
     assert job["status"]["succeeded"] == 2
     alone, together = (load_file(adapter(site, run, tmp_path)) for run in ("calm", "pair"))
