@@ -32,8 +32,8 @@ def cancel(
 def stop(settings: RunConfig) -> bool:
     """Stop it where it runs; False when nothing works on it."""
     from itool.artifacts.store import open_store  # noqa: PLC0415
-    from itool.cluster.cancelling import cancel_here, cancel_in_cluster  # noqa: PLC0415
     from itool.cluster.client import open_cluster  # noqa: PLC0415
+    from itool.operations.cancelling import cancel_here, cancel_in_cluster  # noqa: PLC0415
 
     store = open_store(settings.root, settings.store)
     if settings.runtime.backend == "kubernetes":

@@ -18,9 +18,9 @@ from itool.errors import ItoolError
 
 if TYPE_CHECKING:
     from itool.artifacts.store import Store
-    from itool.cluster.attempt_logs import AttemptKey, Wanted
-    from itool.cluster.live_logs import ClusterLogs, PodText
     from itool.config import RunConfig
+    from itool.operations.attempt_logs import AttemptKey, Wanted
+    from itool.operations.live_logs import ClusterLogs, PodText
 
 MOST_FOLLOWED = 32
 LOOK_AGAIN_SECONDS = 1.0
@@ -43,8 +43,8 @@ def logs(
 ) -> None:
     """Print the log of a stage's newest attempt: live, and from the store after its pods are gone. --output json: one object per line."""
     from itool.artifacts.store import open_store  # noqa: PLC0415
-    from itool.cluster.attempt_logs import Wanted  # noqa: PLC0415
     from itool.errors import InputError  # noqa: PLC0415
+    from itool.operations.attempt_logs import Wanted  # noqa: PLC0415
 
     name, wanted_iteration = parse_stage(stage, iteration)
     settings = existing_config(run, root, config, backend=backend)
@@ -109,7 +109,7 @@ class Printer:
 
 def _show_local(settings: RunConfig, store: Store, wanted: Wanted, printer: Printer, *, follow: bool) -> bool:
     """Files of this machine or the store, read on from where they were; False when there is none."""
-    from itool.cluster.attempt_logs import find_logs  # noqa: PLC0415
+    from itool.operations.attempt_logs import find_logs  # noqa: PLC0415
 
     offsets: dict[str, int] = {}
     while True:
@@ -128,7 +128,7 @@ def _show_local(settings: RunConfig, store: Store, wanted: Wanted, printer: Prin
 def _show_cluster(settings: RunConfig, store: Store, wanted: Wanted, printer: Printer, *, follow: bool) -> bool:
     """Pods that are there and logs of those that are gone; False when there is none."""
     from itool.cluster.client import open_cluster  # noqa: PLC0415
-    from itool.cluster.live_logs import ClusterLogs  # noqa: PLC0415
+    from itool.operations.live_logs import ClusterLogs  # noqa: PLC0415
 
     logs = ClusterLogs(settings, store, open_cluster(settings.kubernetes.namespace), wanted)
     found = False

@@ -16,9 +16,9 @@ from itool.cli.options import print_json as print_document
 from itool.cli.tables import columns, duration
 
 if TYPE_CHECKING:
-    from itool.cluster.overview import PodRow, StageRow
-    from itool.cluster.run_status import RunStatus, StatusReader
     from itool.config import RunConfig
+    from itool.operations.overview import PodRow, StageRow
+    from itool.operations.run_status import RunStatus, StatusReader
 
 STATUS_VERSION = 1
 """Version of the JSON document (docs/cli.md). It rises when a field changes its meaning or goes; a new field does not raise it."""
@@ -64,7 +64,7 @@ def open_reader(settings: RunConfig) -> StatusReader:
     """Who reads the run's status: with its cluster, or from this machine's logs."""
     from itool.artifacts.store import open_store  # noqa: PLC0415
     from itool.cluster.client import open_cluster  # noqa: PLC0415
-    from itool.cluster.run_status import StatusReader  # noqa: PLC0415
+    from itool.operations.run_status import StatusReader  # noqa: PLC0415
 
     cluster = open_cluster(settings.kubernetes.namespace) if settings.runtime.backend == "kubernetes" else None
     return StatusReader(settings, open_store(settings.root, settings.store), cluster)

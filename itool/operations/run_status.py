@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from itool.artifacts.resolve import Observed, Resolution, observe, resolve_observed
 from itool.artifacts.store import Store
-from itool.cluster.attempt_logs import last_word
-from itool.cluster.overview import PodRow, RunObjects, StageRow, component_rows, job_rows, stage_rows
 from itool.cluster.pods import has_managed_serving
-from itool.cluster.run_objects import Reads, read_objects
 from itool.cluster.session import open_lease
 from itool.config import RunConfig
 from itool.errors import ItoolError
+from itool.operations.attempt_logs import last_word
+from itool.operations.overview import PodRow, RunObjects, StageRow, component_rows, job_rows, stage_rows
+from itool.operations.run_objects import Reads, read_objects
 from itool.stages import StageId
 
 State = Literal["done", "running", "failed", "stopped", "unknown"]

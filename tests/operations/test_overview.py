@@ -9,11 +9,11 @@ from typing import Any
 from itool.artifacts.manifest import FileEntry, Manifest, content_digest
 from itool.artifacts.resolve import Resolution
 from itool.cluster.decide_serving import ServingPod, ServingState
-from itool.cluster.overview import RunObjects, component_rows, job_rows, stage_rows
 from itool.cluster.progress import Progress
-from itool.cluster.run_status import run_state
 from itool.cluster.wish import Proof, StoredArtifact, Wish
 from itool.config import merge_config
+from itool.operations.overview import RunObjects, component_rows, job_rows, stage_rows
+from itool.operations.run_status import run_state
 from itool.stages import StageId, StageName
 
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC).timestamp()

@@ -14,7 +14,6 @@ from itool.artifacts.store import Store
 from itool.cluster.decide_serving import ServingState
 from itool.cluster.job_facts import is_over
 from itool.cluster.manifests import JOB_LABEL, STAGE_CONTAINER
-from itool.cluster.overview import RunObjects
 from itool.cluster.pod_states import pod_state
 from itool.cluster.pods import COMPONENT_LABEL, RUN_LABEL, Object, has_managed_serving
 from itool.cluster.preflight import NOBODY
@@ -23,6 +22,7 @@ from itool.cluster.serving import Deployments, KubernetesServing
 from itool.cluster.wish import Proof, read_proof
 from itool.config import RunConfig
 from itool.errors import ItoolError
+from itool.operations.overview import RunObjects
 
 MOST_LOOKED_AT = 8
 TAIL_LINES = 30
