@@ -3,7 +3,11 @@
     python -m benchmarks.learning --seeds 17 18 19 --methods mcts_dpo sft_continued best_of_n rejection_sampling
 
 The arms of a seed share data and warm-up (`reuse_from`). Each arm trains `dpo.updates` updates with equally many sequences; the samples per
-example of best_of_n and rejection_sampling are those that the search of the same seed drew on average, so sampled tokens are equal too.
+example of best_of_n and rejection_sampling are those that the search of the same seed (the first `mcts_dpo` arm) drew on average, so
+sampled tokens are equal too. Where only a checker knows the buffer's answers:
+
+    python -m benchmarks.learning --root runs/checker --set data.buffer_labels=checker --set select.by=pass_rate --methods mcts_dpo ...
+
 Runs that exist are not repeated: the table can be printed again at no cost. Extra `--set` values apply to every arm.
 """
 
@@ -47,8 +51,9 @@ def run_seed(arms: Sequence[Arm], seed: int, options: argparse.Namespace) -> dic
         settings = [*options.set, *arm.settings, f"seed={seed}", f"runtime.threads={options.threads}"]
         if arm is not arms[0]:
             settings.append(f"reuse_from={first}")
-        if arm.method in SAMPLING_CONTROLS and "mcts_dpo" in reports:
-            settings.append(f"search.best_of={samples_per_example(options.root, run_name(Arm('mcts_dpo', 'mcts_dpo'), seed))}")
+        searched = next((before for before in arms if before.method == "mcts_dpo" and before.name in reports), None)
+        if arm.method in SAMPLING_CONTROLS and searched:
+            settings.append(f"search.best_of={samples_per_example(options.root, run_name(searched, seed))}")
         reports[arm.name] = run(arm, seed, settings, options)
     return reports
 
