@@ -70,7 +70,14 @@ def test_a_secret_without_the_keys_is_refused_and_a_complete_one_accepted(namesp
 def pod_monitors() -> Iterator[None]:
     """A cluster that knows PodMonitor: a definition with the fields of the operator's that the chart fills, and no others."""
     text = {"type": "string"}
-    labels = {"type": "object", "properties": {"matchLabels": {"type": "object", "additionalProperties": text}}}
+    rule = {"type": "object", "properties": {"key": text, "operator": text, "values": {"type": "array", "items": text}}}
+    labels = {
+        "type": "object",
+        "properties": {
+            "matchLabels": {"type": "object", "additionalProperties": text},
+            "matchExpressions": {"type": "array", "items": rule},
+        },
+    }
     endpoint = {"type": "object", "properties": {"port": text, "path": text, "interval": text}}
     spec = {"type": "object", "properties": {"selector": labels, "podMetricsEndpoints": {"type": "array", "items": endpoint}}}
     schema = {"openAPIV3Schema": {"type": "object", "properties": {"spec": {**spec, "required": ["podMetricsEndpoints", "selector"]}}}}
