@@ -104,6 +104,7 @@ def pod_monitors() -> Iterator[None]:
 
 def test_a_pod_monitor_is_created_where_its_definition_is(namespace: str, pod_monitors: None) -> None:
     values = {"podMonitor": {"enabled": True}, "run": {"policy": {"backend": "vllm"}}}
+    assert dry_run(namespace, **values).returncode == 0
     rendered = helm_template(
         deep_merge(SMALLEST, values), "--api-versions", POD_MONITOR, "--show-only", "templates/serving/pod-monitor.yaml"
     )
@@ -114,7 +115,6 @@ def test_a_pod_monitor_is_created_where_its_definition_is(namespace: str, pod_mo
     assert (created.returncode, created.stderr) == (0, ""), created.stderr
     stored = json.loads(kubectl("get", "podmonitors", "--namespace", namespace, "-o", "json").stdout)["items"][0]
     assert stored["spec"]["podMetricsEndpoints"] == [{"port": "http", "path": "/metrics", "interval": "30s"}]
-    assert dry_run(namespace, **values).returncode == 0
 
 
 def test_a_pod_monitor_without_its_definition_is_refused(namespace: str) -> None:
