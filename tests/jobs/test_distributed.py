@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -19,6 +20,8 @@ from itool.artifacts.stage import Stage, run_stage
 from tests.jobs.conftest import REPOSITORY, digests
 
 SETTINGS = {"data.count": 120, "data.held_out_count": 10, "warmup.epochs": 1, "warmup.batch_examples": 8, "runtime.threads": 1}
+THREADS = {"OMP_NUM_THREADS": "1"}
+"""As a pod has it. Without it accelerate takes every core, and sums in another order."""
 JOB = ["--config", str(REPOSITORY / "configs/demo.yaml"), *(f for key, value in SETTINGS.items() for f in ("--set", f"{key}={value}"))]
 ACCELERATE = ["accelerate", "--num_processes", "2", "--num_machines", "1", "--multi_gpu", "--mixed_precision", "no"]
 TORCHRUN = ["torchrun", "--standalone", "--nproc-per-node", "2"]
@@ -28,7 +31,7 @@ def start(folder: Path, *launcher: str, log: str = "log", job: list[str] | None 
     """Start the warm-up below `folder` by a launcher; its output goes to `log`."""
     command = [sys.executable, "-m", "itool.train.launch", *launcher, "-m", "jobs.warmup", *(JOB if job is None else job)]
     with (folder / log).open("wb") as output:
-        return subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
+        return subprocess.Popen(command, cwd=folder, env=os.environ | THREADS, stdout=output, stderr=output)
 
 
 def free_port() -> int:
@@ -71,7 +74,7 @@ def copy(folder: Path, target: Path) -> Path:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
-    subprocess.run([sys.executable, "-m", "jobs.prepare", *JOB], cwd=folder, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "jobs.prepare", *JOB], cwd=folder, env=os.environ | THREADS, check=True, capture_output=True)
     return folder
 
 
@@ -86,7 +89,7 @@ def by_two(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_two_processes_of_a_pod_train_the_adapter_of_one(prepared: Path, by_two: Path, tmp_path: Path) -> None:
     alone = copy(prepared, tmp_path)
-    subprocess.run([sys.executable, "-m", "jobs.warmup", *JOB], cwd=alone, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "jobs.warmup", *JOB], cwd=alone, env=os.environ | THREADS, check=True, capture_output=True)
     one, two = load_file(adapter(alone)), load_file(adapter(by_two))
     assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-5
     log = (by_two / "log").read_text()
