@@ -37,6 +37,7 @@ SMALL: dict[str, Any] = {
     "model": {"path": "demo", "context_tokens": 384, "max_response_tokens": 96, "lora_rank": 16},
     "data": {"source": "demo", "count": 240, "held_out_count": 30},
     "warmup": {"epochs": 2, "batch_examples": 16, "optimizer": "muon", "learning_rate": 0.01, "checkpoint_seconds": 1},
+    "select": {"alpha": 0.8},
     "search": {"root_samples": 6, "simulations": 2, "trees_in_flight": 8, "shards": 2},
     "dpo": {"updates": 6, "batch_pairs": 4, "checkpoint_seconds": 0.5},
     "runtime": {"threads": 1, "backend": "kubernetes"},

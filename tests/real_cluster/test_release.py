@@ -19,15 +19,18 @@ from tests.real_cluster.conftest import REPOSITORY, Site, wait_until
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 RUN = "served"
-SERVING = {"policy__backend": "vllm", "policy__startup_seconds": 600}
+SERVING = {"policy__backend": "vllm", "policy__startup_seconds": 600, "search__trees_in_flight": 1}
+"""One tree at a time, so that a search lasts long enough to be disturbed."""
+KINDS = "configmaps,services,deployments,jobs,pods,serviceaccounts,roles,rolebindings,networkpolicies,poddisruptionbudgets"
 REACH = "import socket, sys\nsocket.create_connection((sys.argv[1], int(sys.argv[2])), 4).close()"
 
 
 @dataclass(frozen=True)
 class Release:
-    """A Helm release of the chart in the site's namespace."""
+    """A Helm release of the chart in the site's namespace, and what other runs had left there before it."""
 
     site: Site
+    before: frozenset[str]
     name: str = "itool"
 
     def helm(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -44,6 +47,10 @@ class Release:
         del document["runtime"]["backend"], document["kubernetes"]["namespace"]  # the chart's own to say
         path.write_text(yaml.safe_dump({"run": document}))
         return str(path)
+
+    def objects(self) -> set[str]:
+        """What has come since, as `kind/name`."""
+        return objects_of(self.site) - self.before
 
     def wait(self, revision: int, seconds: float = 1200) -> None:
         """Until the revision's controller has ended well."""
@@ -67,7 +74,7 @@ class Release:
 @pytest.fixture(scope="module")
 def release(site: Site) -> Iterator[Release]:
     """The release; whatever the tests leave of it is uninstalled."""
-    found = Release(site)
+    found = Release(site, frozenset(objects_of(site)))
     yield found
     found.helm("uninstall", found.name, "--ignore-not-found", "--wait", check=False)
 
@@ -78,7 +85,7 @@ def test_an_unknown_value_is_refused_before_anything_is_created(release: Release
     )
     assert refused.returncode != 0
     assert "bta" in refused.stderr
-    assert release.site.get("configmaps", "app.kubernetes.io/name=itool") == []
+    assert release.objects() == set()
 
 
 def test_an_installation_trains_an_iteration_although_its_controller_is_deleted(release: Release, undisturbed: dict[str, Any]) -> None:
@@ -129,6 +136,7 @@ def test_more_iterations_extend_the_run_although_vllm_is_killed(release: Release
 
     wait_until(searching, "the second search", 900)
     reach_checks(release.site)
+    assert searching(), "the search was over before vLLM was killed"
     servers = release.site.get("pods", f"itool/run={RUN},app.kubernetes.io/component=serving")
     release.site.kubectl("delete", "pod", *(pod["metadata"]["name"] for pod in servers), "--wait=false", "--grace-period=1")
     release.wait(2)
@@ -143,59 +151,58 @@ def test_a_finished_run_holds_no_gpu(release: Release) -> None:
 
 def test_uninstalling_leaves_nothing_but_the_artifacts(release: Release) -> None:
     release.helm("uninstall", release.name, "--wait")
-    kinds = "configmaps,services,deployments,jobs,pods,serviceaccounts,roles,rolebindings,networkpolicies,poddisruptionbudgets"
-
-    def left() -> list[str]:
-        names = release.site.kubectl("get", kinds, "--selector", "app.kubernetes.io/name=itool", "--output", "name").split()
-        return [name for name in names if "itool/run" in name or RUN in name or release.name in name]
-
-    wait_until(lambda: not left(), "nothing is left", 120)
+    wait_until(lambda: not release.objects(), "nothing is left", 120)
     assert "i2/evaluate" in digests_in(release.site.store(), RUN)
 
 
+def objects_of(site: Site) -> set[str]:
+    """Every object of iTool's in the namespace, as `kind/name`."""
+    return set(site.kubectl("get", KINDS, "--selector", "app.kubernetes.io/name=itool", "--output", "name").split())
+
+
 def reach_checks(site: Site) -> None:
-    """What the network policies let through while vLLM serves, and what not."""
+    """What the network policies let through while vLLM serves, and what not. All at once: the server stays for the search only."""
     serving = site.get("pods", f"itool/run={RUN},app.kubernetes.io/component=serving")[0]["status"]["podIP"]
     api = json.loads(site.kubectl("get", "endpoints", "kubernetes", "--namespace", "default", "--output", "json"))["subsets"][0]
-    api_address, api_port = api["addresses"][0]["ip"], api["ports"][0]["port"]
     labels = {"app.kubernetes.io/name": "itool", "app.kubernetes.io/instance": "itool", "itool/run": RUN}
-    stage = {**labels, "app.kubernetes.io/component": "stage"}
-    assert reaches(site, "stage-to-vllm", stage, serving, 8000)
-    assert not reaches(site, "stage-to-api", stage, api_address, api_port)
-    assert not reaches(site, "stage-to-service", stage, "kubernetes.default.svc.cluster.local", 443)
-    assert not reaches(site, "stranger-to-vllm", {"app": "stranger"}, serving, 8000)
-    assert not reaches(site, "stranger-to-keeper", {"app": "stranger"}, serving, 8001)
+    stage, stranger = {**labels, "app.kubernetes.io/component": "stage"}, {"app": "stranger"}
+    pods = [
+        probe(site, "stage-to-vllm", stage, serving, 8000),
+        probe(site, "stage-to-api", stage, api["addresses"][0]["ip"], api["ports"][0]["port"]),
+        probe(site, "stage-to-service", stage, "kubernetes.default.svc.cluster.local", 443),
+        probe(site, "stranger-to-vllm", stranger, serving, 8000),
+        probe(site, "stranger-to-keeper", stranger, serving, 8001),
+    ]
+    probes = [pod["metadata"]["name"] for pod in pods]
+    site.kubectl("apply", "--filename", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": pods}))
+
+    def phases() -> dict[str, str] | None:
+        found = {pod["metadata"]["name"]: pod["status"]["phase"] for pod in site.get("pods") if pod["metadata"]["name"] in probes}
+        return found if set(found.values()) <= {"Succeeded", "Failed"} else None
+
+    ended = wait_until(phases, "the probes have ended", 90)
+    said = {name: site.kubectl("logs", name) for name in probes}
+    site.kubectl("delete", "pods", *probes, "--wait=false")
+    assert {name for name, phase in ended.items() if phase == "Succeeded"} == {"stage-to-vllm"}, said
+    denied = ("timed out", "refused", "unreachable")
+    assert all(any(word in said[name] for word in denied) for name in probes if name != "stage-to-vllm"), said
 
 
-def reaches(site: Site, name: str, labels: dict[str, str], address: str, port: int) -> bool:
-    """Whether a pod with these labels can open a connection."""
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "labels": labels},
-        "spec": {
-            "restartPolicy": "Never",
-            "automountServiceAccountToken": False,
-            "securityContext": {"runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
-            "containers": [
-                {
-                    "name": "try",
-                    "image": f"{site.repository}/controller:{site.tag}",
-                    "command": ["sh", "-c", 'sleep 4; exec python -c "$0" "$@"', REACH, address, str(port)],  # policies need a moment
-                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-                }
-            ],
-        },
+def probe(site: Site, name: str, labels: dict[str, str], address: str, port: int) -> dict[str, Any]:
+    """A pod that succeeds when it can open a connection."""
+    container = {
+        "name": "try",
+        "image": f"{site.repository}/controller:{site.tag}",
+        "command": ["sh", "-c", 'sleep 4; exec python -c "$0" "$@"', REACH, address, str(port)],  # policies need a moment
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
-    site.kubectl("apply", "--filename", "-", given=json.dumps(pod))
-    ended = ("Succeeded", "Failed")
-    phase = wait_until(
-        lambda: next((p for p in [site.kubectl("get", "pod", name, "--output", "jsonpath={.status.phase}")] if p in ended), None), name, 90
-    )
-    said = site.kubectl("logs", name)
-    site.kubectl("delete", "pod", name, "--wait=false")
-    assert phase == "Succeeded" or "timed out" in said or "refused" in said or "unreachable" in said, said
-    return bool(phase == "Succeeded")
+    spec = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "securityContext": {"runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [container],
+    }
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels}, "spec": spec}
 
 
 def manifest_of(site: Site, stage: str, run: str = RUN) -> dict[str, Any]:
