@@ -130,15 +130,18 @@ def test_more_iterations_extend_the_run_although_vllm_is_killed(release: Release
     before = digests_in(release.site.store(), RUN)
     release.helm("upgrade", release.name, str(REPOSITORY / "helm/itool"), "--values", release.values(iterations=2))
 
-    def searching() -> list[dict[str, Any]]:
+    def searching() -> list[str]:
         pods = release.site.get("pods", f"itool/run={RUN},itool/stage=generate,itool/iteration=2")
-        return [pod for pod in pods if pod["status"]["phase"] == "Running"]
+        return [pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] == "Running"]
 
-    wait_until(searching, "the second search", 900)
-    reach_checks(release.site)
+    def underway() -> bool:
+        return any('"progress"' in release.site.kubectl("logs", name, check=False) for name in searching())
+
+    wait_until(underway, "a tree of the second search", 900, 0.2)
+    [server] = [pod["metadata"]["name"] for pod in servers(release.site)]
+    release.site.kubectl("delete", "pod", server, "--wait=false", "--grace-period=1")
     assert searching(), "the search was over before vLLM was killed"
-    servers = release.site.get("pods", f"itool/run={RUN},app.kubernetes.io/component=serving")
-    release.site.kubectl("delete", "pod", *(pod["metadata"]["name"] for pod in servers), "--wait=false", "--grace-period=1")
+    reach_checks(release.site, wait_until(lambda: address_of_another(release.site, server), "another vLLM that is ready", 300))
     release.wait(2)
     after = digests_in(release.site.store(), RUN)
     assert {name: after[name] for name in before} == before
@@ -146,7 +149,7 @@ def test_more_iterations_extend_the_run_although_vllm_is_killed(release: Release
 
 
 def test_a_finished_run_holds_no_gpu(release: Release) -> None:
-    assert wait_until(lambda: not release.site.get("pods", f"itool/run={RUN},app.kubernetes.io/component=serving"), "vLLM has gone", 90)
+    assert wait_until(lambda: not servers(release.site), "vLLM has gone", 90)
 
 
 def test_uninstalling_leaves_nothing_but_the_artifacts(release: Release) -> None:
@@ -160,9 +163,22 @@ def objects_of(site: Site) -> set[str]:
     return set(site.kubectl("get", KINDS, "--selector", "app.kubernetes.io/name=itool", "--output", "name").split())
 
 
-def reach_checks(site: Site) -> None:
-    """What the network policies let through while vLLM serves, and what not. All at once: the server stays for the search only."""
-    serving = site.get("pods", f"itool/run={RUN},app.kubernetes.io/component=serving")[0]["status"]["podIP"]
+def servers(site: Site) -> list[dict[str, Any]]:
+    """The run's vLLM pods."""
+    return site.get("pods", f"itool/run={RUN},app.kubernetes.io/component=serving")
+
+
+def address_of_another(site: Site, gone: str) -> str | None:
+    """Where a vLLM pod other than `gone` is ready to serve."""
+    for pod in servers(site):
+        ready = any(condition["type"] == "Ready" and condition["status"] == "True" for condition in pod["status"].get("conditions", []))
+        if ready and pod["metadata"]["name"] != gone:
+            return str(pod["status"]["podIP"])
+    return None
+
+
+def reach_checks(site: Site, serving: str) -> None:
+    """What the network policies let through to and past a vLLM at the address `serving`, and what not. All at once: it will not stay."""
     api = json.loads(site.kubectl("get", "endpoints", "kubernetes", "--namespace", "default", "--output", "json"))["subsets"][0]
     labels = {"app.kubernetes.io/name": "itool", "app.kubernetes.io/instance": "itool", "itool/run": RUN}
     stage, stranger = {**labels, "app.kubernetes.io/component": "stage"}, {"app": "stranger"}
