@@ -174,6 +174,7 @@ def test_logs_are_found_afterwards(finished: Itoolctl) -> None:
     assert finished("logs", "score", "--iteration", "7").returncode == 65
 
 
+@pytest.mark.slow
 def test_artifacts_are_verified_copied_and_a_flipped_byte_is_found(itoolctl: Itoolctl) -> None:
     itoolctl("iterate", "--n", "0", *COLD)
     assert "4 artifacts are whole" in itoolctl("artifacts", "verify").stderr
@@ -189,6 +190,7 @@ def test_artifacts_are_verified_copied_and_a_flipped_byte_is_found(itoolctl: Ito
     assert "4 artifacts are whole" in itoolctl("artifacts", "verify").stderr
 
 
+@pytest.mark.slow
 def test_a_failing_stage_gives_its_exit_code_and_status_says_why(itoolctl: Itoolctl) -> None:
     itoolctl.script(warmup=["exit 65"])
     done = itoolctl("iterate", "--n", "0", *COLD)
@@ -199,6 +201,7 @@ def test_a_failing_stage_gives_its_exit_code_and_status_says_why(itoolctl: Itool
     assert itoolctl("iterate", "--run", "demo").returncode == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_after_a_checkpoint_and_says_how_to_resume(itoolctl: Itoolctl) -> None:
     itoolctl.script(warmup=["hang", "ok"])
     process = itoolctl.open("iterate", "--n", "0", *COLD)
@@ -217,6 +220,7 @@ def test_ctrl_c_stops_after_a_checkpoint_and_says_how_to_resume(itoolctl: Itoolc
     assert itoolctl("iterate", "--n", "0", *COLD).returncode == 0
 
 
+@pytest.mark.slow
 def test_cancel_stops_a_run(itoolctl: Itoolctl) -> None:
     itoolctl.script(prepare=["hang"])
     process = itoolctl.open("iterate", "--n", "0", *COLD)
@@ -227,6 +231,7 @@ def test_cancel_stops_a_run(itoolctl: Itoolctl) -> None:
     assert "Nothing works on run demo" in itoolctl("cancel").stderr
 
 
+@pytest.mark.slow
 def test_a_killed_controller_leaves_no_stage_behind_and_the_next_one_finishes(itoolctl: Itoolctl) -> None:
     itoolctl.script(warmup=["hang", "ok"])
     process = itoolctl.open("iterate", "--n", "0", *COLD)

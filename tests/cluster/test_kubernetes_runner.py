@@ -403,6 +403,7 @@ def test_killed_between_any_two_calls_and_restarted_it_ends_in_the_same_state(de
     assert sorted(cluster.created_jobs) == sorted(plain.created_jobs)
 
 
+@pytest.mark.slow
 def test_two_hundred_iterations_cost_few_calls_per_job() -> None:
     cluster = made_cluster(made_config(iterations=200, search={"shards": 1}))
     run(cluster)

@@ -61,6 +61,7 @@ def test_losses_and_gradients_of_shares_add_up_to_those_of_one_process(tiny_base
     torch.testing.assert_close(parts[1], whole[1], atol=1e-7, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_workers_train_the_adapter_of_one(tiny_base, lora, sequences, adapter, pairs, tmp_path):  # noqa: PLR0917 - fixtures
     def train(name, workers):
         hooks = TrainingHooks(workers=workers)
@@ -90,6 +91,7 @@ def test_two_workers_train_the_adapter_of_one(tiny_base, lora, sequences, adapte
         assert not (tmp_path / "worker-1" / stage).exists()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_stopped_stops_all_with_one_checkpoint_and_all_resume(tiny_base, lora, sequences, tmp_path):
     lora = lora.model_copy(update={"lora_dropout": 0.1})
 
@@ -141,6 +143,7 @@ def test_a_dead_worker_ends_the_others_at_once():
     assert time.monotonic() - start < 30
 
 
+@pytest.mark.slow
 def test_a_silent_worker_ends_the_others_within_the_timeout():
     def body(workers):
         if workers.rank == 1:

@@ -38,6 +38,7 @@ def test_the_first_loss_is_the_one_that_trl_computes(tiny_base, lora, sequences,
     assert ours == pytest.approx(total / tokens, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_an_interrupted_training_ends_bit_identical_to_an_undisturbed_one(tiny_base, lora, sequences, tmp_path, optimizer):
     lora = lora.model_copy(update={"lora_dropout": 0.1})
