@@ -19,7 +19,9 @@ DnsLabel = Annotated[str, Field(pattern=DNS_LABEL)]
 class PodConfig(Section):
     """What a pod asks for and where it may run."""
 
-    gpus: Annotated[int, Field(ge=0)] | None = Field(None, description="GPUs per pod; null: 1 where the work needs one, else 0")
+    gpus: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="GPUs per pod; null: 1 where the work needs one, else 0. In `pods` a number counts for such work only"
+    )
     cpu: Quantity = Field("1", description="CPU request")
     cpu_limit: Quantity | None = Field(None, description="CPU limit; null: none")
     memory: Quantity = Field("2Gi", description="memory request, and the limit unless memory_limit is given")

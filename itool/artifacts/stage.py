@@ -268,6 +268,8 @@ def run_stage(name: StageName, body: Body, argv: list[str] | None = None) -> int
         arguments = parse_arguments(name, argv)
         config = load_config(arguments.config, arguments.overrides)
         configure_logging(config.runtime.log_format, level=logging.ERROR if arguments.rank else logging.INFO)
+        if config.runtime.threads:  # a runner has set it already; torch reads it when it is imported
+            os.environ.setdefault("OMP_NUM_THREADS", str(config.runtime.threads))
         _run(name, body, config, arguments, before)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the job's main: every error becomes an exit code and one line
         return exit_code_of(error)

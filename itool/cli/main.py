@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import traceback
+from typing import Annotated
 
 import typer
 
@@ -26,8 +27,20 @@ app = typer.Typer(
 )
 
 
+def show_version(asked: bool) -> None:
+    """`itoolctl --version`: package version and, in a checkout, the commit; as in every manifest."""
+    if asked:
+        from itool.artifacts.manifest import code_version  # noqa: PLC0415 - other commands start without it
+
+        typer.echo(code_version())
+        raise typer.Exit
+
+
 @app.callback()
-def configure(context: typer.Context) -> None:
+def configure(
+    context: typer.Context,
+    _version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")] = False,
+) -> None:
     """Before every command: log lines go to standard error; of a controller in a pod all, else only what is wrong."""
     if "--help" in sys.argv or "-h" in sys.argv:
         return

@@ -134,10 +134,11 @@ def config_object(config: RunConfig, namespace: str, owner: Object) -> Object:
 
 
 def gpus_of(config: RunConfig, stage: StageId | StageName) -> int:
-    """GPUs of one pod of a stage: as configured, else one where the stage itself computes on it."""
+    """GPUs of one pod of a stage: `pods.gpus` counts where the stage itself computes on a GPU, what `stages` says of it always."""
     name = stage.name if isinstance(stage, StageId) else stage
-    configured = config.kubernetes.pod(name).gpus
-    return int(computes_on_gpu(config, name)) if configured is None else configured
+    needed = computes_on_gpu(config, name)
+    configured = config.kubernetes.pod(name).gpus if needed or name in config.kubernetes.stages else 0
+    return int(needed) if configured is None else configured
 
 
 def computes_on_gpu(config: RunConfig, stage: StageName) -> bool:

@@ -110,6 +110,23 @@ def test_the_manifest_tells_what_happened(folder_run: Run, monkeypatch: pytest.M
     assert manifest.code_version
 
 
+@pytest.mark.parametrize(("already", "threads"), [("", "3"), ("5", "5")])
+def test_the_threads_of_the_configuration_are_set_unless_a_runner_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, already: str, threads: str
+) -> None:
+    inherited = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    monkeypatch.setattr(os, "environ", inherited | ({"OMP_NUM_THREADS": already} if already else {}))
+    seen: list[str] = []
+
+    def body(stage: Stage) -> None:
+        seen.append(os.environ["OMP_NUM_THREADS"])
+        prepare(stage)
+
+    run = Run(FolderStore(tmp_path / "store"), tmp_path, runtime={"threads": 3})
+    assert run.stage("prepare", body) == 0
+    assert seen == [threads]
+
+
 def test_two_equal_runs_have_equal_digests(tmp_path: Path) -> None:
     digests = set()
     for name in ("a", "b"):

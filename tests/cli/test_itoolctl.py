@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from itool.artifacts.manifest import code_version
 from tests.fakes.jobs_path import fake_jobs_environment
 
 COLD = ("--set", "runtime.warm_start=false")
@@ -92,6 +93,10 @@ def test_help_needs_no_torch_and_nothing_heavy(itoolctl: Itoolctl) -> None:
     assert done.returncode == 0, done.stderr
     for command in ("iterate", "plan", "status", "logs", "report", "compare", "artifacts", "stages", "doctor", "cancel", "runs"):
         assert f"  {command}" in done.stdout
+
+
+def test_version_is_that_of_the_manifests(itoolctl: Itoolctl) -> None:
+    assert itoolctl("--version").stdout.strip() == code_version()
 
 
 @pytest.mark.parametrize(

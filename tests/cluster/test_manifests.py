@@ -202,6 +202,10 @@ def test_placement_and_extras_come_from_the_stages_own_settings() -> None:
         ("score", {"policy": {"backend": "vllm"}, "select": {"by": "pass_rate"}}, 0),
         ("dpo", {"policy": {"backend": "vllm"}}, 1),
         ("dpo", {"kubernetes": {"pods": {"gpus": 0}}}, 0),
+        ("dpo", {"kubernetes": {"pods": {"gpus": 8}}}, 8),
+        ("prepare", {"kubernetes": {"pods": {"gpus": 8}}}, 0),
+        ("generate", {"policy": {"backend": "vllm"}, "kubernetes": {"pods": {"gpus": 1}}}, 0),
+        ("generate", {"policy": {"backend": "vllm"}, "kubernetes": {"stages": {"generate": {"gpus": 1}}}}, 1),
     ],
 )
 def test_a_stage_asks_for_a_gpu_when_it_computes_itself(stage: Any, more: dict[str, Any], gpus: int) -> None:

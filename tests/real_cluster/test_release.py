@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,7 @@ import yaml
 from itool.errors import DependencyError
 from itool.policy.server import find_vllm_python
 from tests.jobs.conftest import digests_in
-from tests.real_cluster.conftest import REPOSITORY, Site, wait_until
+from tests.real_cluster.conftest import REPOSITORY, Site, copy_stages, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
@@ -121,6 +123,23 @@ def test_a_laptop_with_the_same_policy_backend_learns_the_same(release: Release)
     assert metrics_of(release.site, "laptop") == metrics_of(release.site, RUN)
 
 
+def test_one_gpu_that_vllm_and_the_stages_take_in_turns_gives_the_same(release: Release) -> None:
+    site, run = release.site, "in-turns"
+    copy_stages(site.store(), RUN, run, ("i0/prepare", "i0/warmup", "i0/evaluate"))
+    wait_until(lambda: not gpu_pods(site, RUN), "the run before has given its GPU back", 120)
+    with one_gpu(site):
+        process = site.start("iterate", "--config", str(site.config(run, **SERVING, kubernetes__serving__gpu_sharing="timeshare")))
+        turns: list[list[str]] = []
+        while process.poll() is None:
+            if (holders := gpu_pods(site, run)) and holders not in turns[-1:]:
+                turns.append(holders)
+            time.sleep(0.5)
+    assert process.returncode == 0, process.communicate()[1]
+    assert turns == [["score"], ["serving"], ["dpo"], ["serving"]]
+    here, there = digests_in(site.store(), run), digests_in(site.store(), RUN)
+    assert here["i1/dpo"] == there["i1/dpo"]
+
+
 def test_helm_test_passes(release: Release) -> None:
     done = release.helm("test", release.name, "--timeout", "5m")
     assert "Phase:          Succeeded" in done.stdout
@@ -166,6 +185,31 @@ def objects_of(site: Site) -> set[str]:
 def servers(site: Site) -> list[dict[str, Any]]:
     """The run's vLLM pods."""
     return site.get("pods", f"itool/run={RUN},app.kubernetes.io/component=serving")
+
+
+@contextmanager
+def one_gpu(site: Site) -> Iterator[None]:
+    """The namespace may hold a single GPU: a second pod that asks for one is refused, as on a machine that has no other."""
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "one-gpu"},
+        "spec": {"hard": {"requests.nvidia.com/gpu": "1"}},
+    }
+    site.kubectl("apply", "--filename", "-", given=json.dumps(quota))
+    yield
+    site.kubectl("delete", "resourcequota", "one-gpu")
+
+
+def gpu_pods(site: Site, run: str) -> list[str]:
+    """What holds a GPU in the run: the stage's name, or `serving`, of every pod that asks for one and has not ended."""
+    holders = []
+    for pod in site.get("pods", f"itool/run={run}"):
+        requests = [c.get("resources", {}).get("requests", {}) for c in pod["spec"]["containers"]]
+        if pod["status"]["phase"] not in ("Succeeded", "Failed") and any("nvidia.com/gpu" in request for request in requests):
+            labels = pod["metadata"]["labels"]
+            holders.append(labels.get("itool/stage", labels["app.kubernetes.io/component"]))
+    return holders
 
 
 def address_of_another(site: Site, gone: str) -> str | None:
