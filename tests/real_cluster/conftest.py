@@ -42,6 +42,7 @@ SMALL: dict[str, Any] = {
     "dpo": {"updates": 6, "batch_pairs": 4, "checkpoint_seconds": 0.5},
     "runtime": {"threads": 1, "backend": "kubernetes"},
 }
+LONG = {"iterations": 0, "warmup__epochs": 6}
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,14 @@ def undisturbed(site: Site) -> dict[str, dict[str, str]]:
     config = site.config("calm", runtime__backend="local")
     site.itoolctl("iterate", "--config", str(config))
     return digests_in(site.store(), "calm")
+
+
+@pytest.fixture(scope="session")
+def long_warmup(site: Site) -> dict[str, dict[str, str]]:
+    """Digests of a run with a warm-up that lasts long enough to be disturbed, made on this machine."""
+    config = site.config("long", runtime__backend="local", **LONG)
+    site.itoolctl("iterate", "--config", str(config))
+    return digests_in(site.store(), "long")
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,21 +15,13 @@ from typing import Any
 import pytest
 
 from tests.jobs.conftest import digests_in
-from tests.real_cluster.conftest import Site, copy_stages, wait_until
+from tests.real_cluster.conftest import Site, wait_until
+from tests.real_cluster.trainings import finish, prepared, training
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-LONG = {"iterations": 0, "warmup__epochs": 6}
 REASON_SECONDS = 15
 NO_RETRY = {"kubernetes__backoff_limit": 0}
-
-
-@pytest.fixture(scope="module")
-def long_warmup(site: Site) -> dict[str, dict[str, str]]:
-    """Digests of a run with a warm-up that lasts long enough to be disturbed, made on this machine."""
-    config = site.config("long", runtime__backend="local", **LONG)
-    site.itoolctl("iterate", "--config", str(config))
-    return digests_in(site.store(), "long")
 
 
 def test_a_pod_deleted_mid_training_resumes_from_its_checkpoint(site: Site, long_warmup: dict[str, dict[str, str]]) -> None:
@@ -166,49 +157,9 @@ def test_a_minute_without_the_api_server_is_waited_for(site: Site, long_warmup: 
     assert digests_in(site.store(), "blind") == long_warmup
 
 
-def training(site: Site, run: str) -> tuple[Path, subprocess.Popen[str], str]:
-    """A run of the long warm-up that has stored its first checkpoint: its configuration, its controller and its pod."""
-    config = prepared(site, run, **LONG)
-    process = site.start("iterate", "--config", str(config))
-    return config, process, training_pod(site, run, process)
-
-
-def prepared(site: Site, run: str, **changes: Any) -> Path:
-    """The configuration of a run whose `prepare` is done already (it is the same in all of them)."""
-    if not [key for key in site.store().list("seed") if key.endswith("manifest.json")]:
-        site.itoolctl("iterate", "--config", str(site.config("seed", iterations=0, runtime__backend="local")))
-    copy_stages(site.store(), "seed", run, ("i0/prepare",))
-    return site.config(run, **changes)
-
-
-def training_pod(site: Site, run: str, process: subprocess.Popen[str]) -> str:
-    """The warm-up's pod, when it has stored its first checkpoint."""
-
-    def found() -> str | None:
-        assert process.poll() is None, process.communicate()
-        for pod in site.get("pods", f"itool/run={run},itool/stage=warmup"):
-            name: str = pod["metadata"]["name"]
-            if "checkpoint saved" in site.kubectl("logs", name, check=False):
-                return name
-        return None
-
-    return str(wait_until(found, f"a checkpoint of {run}'s warm-up", 180, 0.2))
-
-
 def running_pods(site: Site, run: str) -> list[dict[str, Any]]:
     """The run's pods that have not ended."""
     return [pod for pod in site.get("pods", f"itool/run={run}") if pod["status"]["phase"] in ("Pending", "Running")]
-
-
-def finish(process: subprocess.Popen[str], seconds: float = 480) -> None:
-    """Wait for `itoolctl iterate` to end well."""
-    try:
-        output, errors = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        output, errors = process.communicate()
-        pytest.fail(f"not done after {seconds} s\n{output}\n{errors}")
-    assert process.returncode == 0, f"exit code {process.returncode}\n{output}\n{errors}"
 
 
 def kept_logs(site: Site, run: str, label: str) -> str:

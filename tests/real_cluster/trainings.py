@@ -1,0 +1,51 @@
+"""Runs that train long enough to be disturbed."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.real_cluster.conftest import LONG, Site, copy_stages, wait_until
+
+
+def training(site: Site, run: str) -> tuple[Path, subprocess.Popen[str], str]:
+    """A run of the long warm-up that has stored its first checkpoint: its configuration, its controller and its pod."""
+    config = prepared(site, run, **LONG)
+    process = site.start("iterate", "--config", str(config))
+    return config, process, training_pod(site, run, process)
+
+
+def prepared(site: Site, run: str, **changes: Any) -> Path:
+    """The configuration of a run whose `prepare` is done already (it is the same in all of them)."""
+    if not [key for key in site.store().list("seed") if key.endswith("manifest.json")]:
+        site.itoolctl("iterate", "--config", str(site.config("seed", iterations=0, runtime__backend="local")))
+    copy_stages(site.store(), "seed", run, ("i0/prepare",))
+    return site.config(run, **changes)
+
+
+def training_pod(site: Site, run: str, process: subprocess.Popen[str]) -> str:
+    """The warm-up's pod, when it has stored its first checkpoint."""
+
+    def found() -> str | None:
+        assert process.poll() is None, process.communicate()
+        for pod in site.get("pods", f"itool/run={run},itool/stage=warmup"):
+            name: str = pod["metadata"]["name"]
+            if "checkpoint saved" in site.kubectl("logs", name, check=False):
+                return name
+        return None
+
+    return str(wait_until(found, f"a checkpoint of {run}'s warm-up", 180, 0.2))
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 480) -> None:
+    """Wait for `itoolctl iterate` to end well."""
+    try:
+        output, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, errors = process.communicate()
+        pytest.fail(f"not done after {seconds} s\n{output}\n{errors}")
+    assert process.returncode == 0, f"exit code {process.returncode}\n{output}\n{errors}"
