@@ -63,10 +63,20 @@ STAGES: dict[StageName, StageSpec] = {
         StageSpec("warmup", "SFT from easy to hard -> adapter 0", ("seed", "model", "warmup"), ("adapter/", "training.jsonl"), gpu=True),
         StageSpec(
             "score",
-            "perplexity of every buffer example -> the hard ones",
-            ("seed", "model.dtype", "model.context_tokens", "model.max_response_tokens", "select", "search.temperature"),
+            "perplexity or pass rate of every buffer example -> the hard ones",
+            (
+                "seed",
+                "model.dtype",
+                "model.context_tokens",
+                "model.max_response_tokens",
+                "select",
+                "search.temperature",
+                "policy.backend",
+                "data.buffer_labels",
+            ),
             ("scores.jsonl",),
             gpu=True,
+            version=2,
         ),
         StageSpec(
             "generate",

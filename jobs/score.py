@@ -16,11 +16,18 @@ from jobs.training import token_sequences
 
 
 def score(stage: Stage) -> None:
-    """By perplexity of the ground truth (the paper), or by how rarely a sample is right."""
+    """By perplexity of the ground truth (the paper), or by how rarely a sample is right.
+
+    Where a pass rate decides, the perplexity is measured beside it, for the report, if the model is at hand and the ground truth is known.
+    """
     examples = stage.read(Example, "data", "buffer.jsonl")
     by_pass_rate = stage.config.select.by == "pass_rate"
     scores = asyncio.run(_pass_rates(stage, examples)) if by_pass_rate else _perplexities(stage, examples)
     scores = hardest(scores, fraction=stage.config.select.alpha)
+    if by_pass_rate and stage.config.policy.backend == "embedded" and stage.config.data.buffer_labels == "response":
+        told = {"perplexity", "response_tokens"}
+        measured = _perplexities(stage, examples)
+        scores = [score.model_copy(update=beside.model_dump(include=told)) for score, beside in zip(scores, measured, strict=True)]
     stage.write("scores.jsonl", scores)
     stage.count(incoming=len(examples), kept=len(examples))
     stage.metrics({"selected": sum(score.selected for score in scores)})

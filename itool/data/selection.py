@@ -11,8 +11,8 @@ from itool.records import Score
 def hardest(scores: Sequence[Score], *, fraction: float) -> list[Score]:
     """The same scores in the same order, with `selected` set on the hardest `fraction` of each stratum (at least one of each).
 
-    Hard is a low pass rate where one was measured, else a high perplexity; the perplexity breaks ties, then the example id. Selecting
-    within the strata keeps examples in which no tool fits in the search.
+    Hard is a low pass rate where one was measured, else a high perplexity; the example id breaks ties. Selecting within the strata keeps
+    examples in which no tool fits in the search.
     """
     selected: set[str] = set()
     for stratum in ("calls", "text"):
@@ -21,6 +21,6 @@ def hardest(scores: Sequence[Score], *, fraction: float) -> list[Score]:
     return [score.model_copy(update={"selected": score.example_id in selected}) for score in scores]
 
 
-def _hardness(score: Score) -> tuple[float, float, str]:
+def _hardness(score: Score) -> tuple[float, str]:
     """Sort key: the hardest first."""
-    return (1.0 if score.pass_rate is None else score.pass_rate, -(score.perplexity or 0.0), score.example_id)
+    return (-(score.perplexity or 0.0) if score.pass_rate is None else score.pass_rate, score.example_id)

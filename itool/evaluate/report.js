@@ -96,7 +96,7 @@ function panelsOf(curves) {
 
 function perplexity() {
   const scored = report.iterations.filter((turn) => turn.perplexity);
-  if (!scored.length) { put("perplexity", nothing(report.config.select.by === "pass_rate" ? "This run selects by pass rate and measures no perplexity." : "No buffer example is scored yet, or the method scores none.")); return; }
+  if (!scored.length) { put("perplexity", nothing(report.config.select.by === "pass_rate" ? "This run selects by pass rate, and its model was not at hand to measure a perplexity." : "No buffer example is scored yet, or the method scores none.")); return; }
   const top = Math.max(...scored.flatMap((turn) => turn.perplexity.histogram.counts));
   const last = scored.length - 1;
   const place = (i) => (last === 0 ? "" : i === 0 ? "Before: " : i === last ? "After: " : "");

@@ -16,14 +16,14 @@ def test_the_highest_perplexities_of_each_stratum_are_selected() -> None:
     assert selected(calls + text, 0.2) == {"c9", "c8", "t4"}
 
 
-def test_a_low_pass_rate_is_hard_and_perplexity_breaks_ties() -> None:
+def test_where_a_pass_rate_was_measured_a_low_one_is_hard_and_the_id_breaks_ties() -> None:
     scores = [
         Score(example_id="solved", stratum="calls", perplexity=9.0, pass_rate=1.0),
-        Score(example_id="sure", stratum="calls", perplexity=1.5, pass_rate=0.0),
-        Score(example_id="surprised", stratum="calls", perplexity=3.0, pass_rate=0.0),
+        Score(example_id="failed a", stratum="calls", perplexity=1.5, pass_rate=0.0),
+        Score(example_id="failed b", stratum="calls", perplexity=3.0, pass_rate=0.0),
     ]
-    assert selected(scores, 0.3) == {"surprised"}
-    assert selected(scores, 0.6) == {"surprised", "sure"}
+    assert selected(scores, 0.3) == {"failed a"}
+    assert selected(scores, 0.6) == {"failed a", "failed b"}
 
 
 def test_every_stratum_gives_at_least_one_and_the_order_stays() -> None:

@@ -20,6 +20,7 @@ SMALL = {
     "data.count": 240,
     "data.held_out_count": 30,
     "warmup.epochs": 2,
+    "select.by": "perplexity",
     "search.root_samples": 6,
     "search.simulations": 2,
     "search.trees_in_flight": 8,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,3 +105,23 @@ def test_a_buffer_without_ground_truth_text_is_learned_from_by_its_checker(finis
     iterate(tmp_path, data__buffer_labels="checker", select__by="pass_rate", select__samples=4)
     pairs = next((tmp_path / "runs/demo/i1/generate").glob("*/*/pairs.jsonl")).read_text().splitlines()
     assert not any(json.loads(line)["injected"] for line in pairs)
+    [scores] = scores_in(tmp_path)
+    assert all(score["pass_rate"] is not None and score["perplexity"] is None for score in scores)
+
+
+def test_scoring_by_pass_rate_measures_the_perplexity_beside_it(finished: Path, tmp_path: Path) -> None:
+    folder = copy_of(finished, tmp_path)
+    [before] = scores_in(folder)
+    command = [sys.executable, "-m", "jobs.score", "--config", str(REPOSITORY / "configs/demo.yaml"), "--iteration", "1"]
+    subprocess.run([*command, *small_settings(select__by="pass_rate", select__samples=2)], cwd=folder, check=True, capture_output=True)
+    [after] = [scores for scores in scores_in(folder) if scores != before]
+    assert [score["perplexity"] for score in after] == [score["perplexity"] for score in before]
+    assert {score["pass_rate"] for score in after} <= {0.0, 0.5, 1.0}
+    chosen = [score["pass_rate"] for score in after if score["selected"] and score["stratum"] == "calls"]
+    assert max(chosen) <= min(score["pass_rate"] for score in after if not score["selected"] and score["stratum"] == "calls")
+
+
+def scores_in(folder: Path) -> list[list[dict[str, Any]]]:
+    """The records of every `score` artifact of iteration 1."""
+    files = sorted((folder / "runs/demo/i1/score").glob("*/*/scores.jsonl"))
+    return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]

@@ -21,6 +21,7 @@ from tests.real_cluster.conftest import REPOSITORY, Site, copy_stages, wait_unti
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 RUN = "served"
+IN_TURNS = "in-turns"
 SERVING = {"policy__backend": "vllm", "policy__startup_seconds": 600, "search__trees_in_flight": 1}
 """One tree at a time, so that a search lasts long enough to be disturbed."""
 KINDS = "configmaps,services,deployments,jobs,pods,serviceaccounts,roles,rolebindings,networkpolicies,poddisruptionbudgets"
@@ -124,7 +125,7 @@ def test_a_laptop_with_the_same_policy_backend_learns_the_same(release: Release)
 
 
 def test_one_gpu_that_vllm_and_the_stages_take_in_turns_gives_the_same(release: Release) -> None:
-    site, run = release.site, "in-turns"
+    site, run = release.site, IN_TURNS
     copy_stages(site.store(), RUN, run, ("i0/prepare", "i0/warmup", "i0/evaluate"))
     wait_until(lambda: not gpu_pods(site, RUN), "the run before has given its GPU back", 120)
     with one_gpu(site):
@@ -134,7 +135,8 @@ def test_one_gpu_that_vllm_and_the_stages_take_in_turns_gives_the_same(release: 
             if (holders := gpu_pods(site, run)) and holders not in turns[-1:]:
                 turns.append(holders)
             time.sleep(0.5)
-    assert process.returncode == 0, process.communicate()[1]
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
     assert turns == [["score"], ["serving"], ["dpo"], ["serving"]]
     here, there = digests_in(site.store(), run), digests_in(site.store(), RUN)
     assert here["i1/dpo"] == there["i1/dpo"]
@@ -178,8 +180,8 @@ def test_uninstalling_leaves_nothing_but_the_artifacts(release: Release) -> None
 
 
 def objects_of(site: Site) -> set[str]:
-    """Every object of iTool's in the namespace, as `kind/name`."""
-    return set(site.kubectl("get", KINDS, "--selector", "app.kubernetes.io/name=itool", "--output", "name").split())
+    """Every object of iTool's in the namespace but those of the run that no release started, as `kind/name`."""
+    return set(site.kubectl("get", KINDS, "--selector", f"app.kubernetes.io/name=itool,itool/run!={IN_TURNS}", "--output", "name").split())
 
 
 def servers(site: Site) -> list[dict[str, Any]]:
