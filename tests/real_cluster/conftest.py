@@ -111,15 +111,7 @@ class Site:
 
     def itoolctl(self, *arguments: str, expect: int = 0, timeout_seconds: float = 600) -> subprocess.CompletedProcess[str]:
         """`itoolctl ...`, checked for its exit code."""
-        process = self.start(*arguments)
-        try:
-            output, errors = process.communicate(timeout=timeout_seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            output, errors = process.communicate()
-            pytest.fail(f"{' '.join(arguments)}: not done after {timeout_seconds} s\n{output}\n{errors}\n{self.kubectl('get', 'pods')}")
-        assert process.returncode == expect, f"{' '.join(arguments)}: exit code {process.returncode}\n{output}\n{errors}"
-        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+        return finish(self.start(*arguments), expect, timeout_seconds)
 
     def status(self, config: Path) -> dict[str, Any]:
         """What `itoolctl status --output json` says of a run."""
@@ -130,6 +122,19 @@ class Site:
         """The artifacts, from this machine."""
         config = StoreConfig(endpoint_url=os.environ["CLUSTER_S3_ENDPOINT"], region="us-east-1", path_style=True)
         return S3Store(root or f"s3://{BUCKET}/{self.namespace}", config)
+
+
+def finish(process: subprocess.Popen[str], expect: int = 0, timeout_seconds: float = 480) -> subprocess.CompletedProcess[str]:
+    """Wait for a command of `Site.start` to end with the expected exit code."""
+    shown = " ".join(process.args[2:])  # type: ignore[index,arg-type] # a list, as `start` gives it
+    try:
+        output, errors = process.communicate(timeout=timeout_seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, errors = process.communicate()
+        pytest.fail(f"{shown}: not done after {timeout_seconds} s\n{output}\n{errors}")
+    assert process.returncode == expect, f"{shown}: exit code {process.returncode}\n{output}\n{errors}"
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def credentials() -> dict[str, str]:

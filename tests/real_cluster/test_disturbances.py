@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.jobs.conftest import digests_in
-from tests.real_cluster.conftest import Site, wait_until
-from tests.real_cluster.trainings import finish, prepared, training
+from tests.real_cluster.conftest import Site, finish, wait_until
+from tests.real_cluster.trainings import prepared, training
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 

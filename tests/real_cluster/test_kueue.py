@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.jobs.conftest import digests_in
-from tests.real_cluster.conftest import LONG, Site, wait_until
-from tests.real_cluster.trainings import finish, prepared, training_pod
+from tests.real_cluster.conftest import LONG, Site, finish, wait_until
+from tests.real_cluster.trainings import prepared, training_pod
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 

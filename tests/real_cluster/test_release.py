@@ -16,7 +16,7 @@ import yaml
 from itool.errors import DependencyError
 from itool.policy.server import find_vllm_python
 from tests.jobs.conftest import digests_in
-from tests.real_cluster.conftest import REPOSITORY, Site, copy_stages, wait_until
+from tests.real_cluster.conftest import REPOSITORY, Site, copy_stages, finish, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
@@ -135,8 +135,7 @@ def test_one_gpu_that_vllm_and_the_stages_take_in_turns_gives_the_same(release: 
             if (holders := gpu_pods(site, run)) and holders not in turns[-1:]:
                 turns.append(holders)
             time.sleep(0.5)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    finish(process)
     assert turns == [["score"], ["serving"], ["dpo"], ["serving"]]
     here, there = digests_in(site.store(), run), digests_in(site.store(), RUN)
     assert here["i1/dpo"] == there["i1/dpo"]
@@ -199,8 +198,10 @@ def one_gpu(site: Site) -> Iterator[None]:
         "spec": {"hard": {"requests.nvidia.com/gpu": "1"}},
     }
     site.kubectl("apply", "--filename", "-", given=json.dumps(quota))
-    yield
-    site.kubectl("delete", "resourcequota", "one-gpu")
+    try:
+        yield
+    finally:
+        site.kubectl("delete", "resourcequota", "one-gpu")
 
 
 def gpu_pods(site: Site, run: str) -> list[str]:

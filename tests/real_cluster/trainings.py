@@ -6,8 +6,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.real_cluster.conftest import LONG, Site, copy_stages, wait_until
 
 
@@ -38,14 +36,3 @@ def training_pod(site: Site, run: str, process: subprocess.Popen[str]) -> str:
         return None
 
     return str(wait_until(found, f"a checkpoint of {run}'s warm-up", 180, 0.2))
-
-
-def finish(process: subprocess.Popen[str], seconds: float = 480) -> None:
-    """Wait for `itoolctl iterate` to end well."""
-    try:
-        output, errors = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        output, errors = process.communicate()
-        pytest.fail(f"not done after {seconds} s\n{output}\n{errors}")
-    assert process.returncode == 0, f"exit code {process.returncode}\n{output}\n{errors}"
