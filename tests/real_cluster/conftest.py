@@ -126,7 +126,7 @@ class Site:
 
 def finish(process: subprocess.Popen[str], expect: int = 0, timeout_seconds: float = 480) -> subprocess.CompletedProcess[str]:
     """Wait for a command of `Site.start` to end with the expected exit code."""
-    shown = " ".join(process.args[2:])  # type: ignore[index,arg-type] # a list, as `start` gives it
+    shown = " ".join(map(str, process.args[2:]))
     try:
         output, errors = process.communicate(timeout=timeout_seconds)
     except subprocess.TimeoutExpired:
