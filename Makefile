@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 RUN_FLAGS ?=
+TEST_WORKERS ?= auto
 CONSTRAINTS := configs/constraints
 IMAGE_REPOSITORY ?= localhost/itool
 IMAGE_TAG ?= dev
@@ -30,11 +31,12 @@ demo-llm: install-train models/SmolLM2-135M-Instruct.Q4_1.gguf  ## the same on S
 
 .PHONY: test
 test: install-dev install-vllm  ## install and run every test that this machine can run
-	ITOOL_VLLM_PYTHON=$${ITOOL_VLLM_PYTHON:-$(abspath $(VLLM_VENV))/bin/python} $(VENV)/bin/python -m pytest -m 'not cluster and not gpu' -ra
+	ITOOL_VLLM_PYTHON=$${ITOOL_VLLM_PYTHON:-$(abspath $(VLLM_VENV))/bin/python} $(VENV)/bin/python -m pytest -m 'not cluster and not gpu' -ra \
+	  -n $(TEST_WORKERS) --maxprocesses 4 --dist worksteal
 
 .PHONY: test-cluster
 test-cluster: install-dev  ## the tests that need a Kubernetes cluster in KUBECONFIG (tests/real_cluster/conftest.py says what they read)
-	ITOOL_VLLM_PYTHON=$${ITOOL_VLLM_PYTHON:-$(abspath $(VLLM_VENV))/bin/python} $(VENV)/bin/python -m pytest -m cluster -ra
+	ITOOL_VLLM_PYTHON=$${ITOOL_VLLM_PYTHON:-$(abspath $(VLLM_VENV))/bin/python} $(VENV)/bin/python -m pytest -m cluster -ra -v --durations=0 --durations-min=10
 
 .PHONY: test-fast
 test-fast: install-dev  ## only the unit tests

@@ -7,6 +7,7 @@ CLUSTER_LOAD_IMAGE (commands `BUILD context target image` and `LOAD image...`). 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import secrets
@@ -14,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import pytest
 import yaml
 
 from itool.artifacts.s3 import S3Store
+from itool.cluster.client import Cluster, open_cluster
 from itool.config import StoreConfig
 from tests.jobs.conftest import digests_in
 
@@ -42,7 +44,7 @@ SMALL: dict[str, Any] = {
     "dpo": {"updates": 6, "batch_pairs": 4, "checkpoint_seconds": 0.5},
     "runtime": {"threads": 1, "backend": "kubernetes"},
 }
-LONG = {"iterations": 0, "warmup__epochs": 6}
+LONG = {"iterations": 0, "warmup__epochs": 4}
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,12 @@ class Site:
         return done.stdout
 
     def get(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
-        """Objects of a kind, by label selector."""
-        chosen = ["--selector", selector] if selector else []
-        items: list[dict[str, Any]] = json.loads(self.kubectl("get", kind, *chosen, "--output", "json"))["items"]
-        return items
+        """Objects of a kind, by label selector. Tests ask several times a second: kubectl would cost them a third of a core."""
+        return cluster_of(self.namespace).list(kind, selector)[0]
+
+    def log(self, pod: str) -> str:
+        """What a pod's only container has written; nothing when it has not started."""
+        return b"".join(cluster_of(self.namespace).pod_log(pod, "")).decode()
 
     def document(self, run: str, *, root: str | None = None, **changes: Any) -> dict[str, Any]:
         """The configuration of a small run; `a__b=value` changes a.b."""
@@ -124,6 +128,12 @@ class Site:
         return S3Store(root or f"s3://{BUCKET}/{self.namespace}", config)
 
 
+@functools.cache
+def cluster_of(namespace: str) -> Cluster:
+    """A connection to the namespace."""
+    return open_cluster(namespace)
+
+
 def finish(process: subprocess.Popen[str], expect: int = 0, timeout_seconds: float = 480) -> subprocess.CompletedProcess[str]:
     """Wait for a command of `Site.start` to end with the expected exit code."""
     shown = " ".join(map(str, process.args[2:]))
@@ -164,6 +174,15 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 120, pa
             return answer
         time.sleep(pause)
     pytest.fail(f"{what}: not after {seconds} s")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Say at once what failed: these tests take long, and may be cut off before their summary."""
+    report = yield
+    if report.failed and (terminal := item.config.pluginmanager.get_plugin("terminalreporter")):
+        terminal.write_line(f"\n{item.nodeid} failed after {call.duration:.0f} s\n{report.longreprtext}")
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
 import time
 from collections.abc import Iterator
@@ -14,49 +13,54 @@ from typing import Any
 
 import pytest
 
+from itool.cluster.leases import StoreLease
 from tests.jobs.conftest import digests_in
 from tests.real_cluster.conftest import Site, finish, wait_until
-from tests.real_cluster.trainings import prepared, training
+from tests.real_cluster.trainings import prepared, training, training_pod
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 REASON_SECONDS = 15
+STUCK = "stuck"
 NO_RETRY = {"kubernetes__backoff_limit": 0}
+SHORT_WAIT = {"kubernetes__pending_seconds": 25}
+TINY_SCRATCH = {  # in memory, since the kubelet looks at the size of an emptyDir on disk only once a minute
+    "cpu": "100m",
+    "memory": "1500Mi",
+    "volumes": [{"name": "tiny", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}],
+    "volume_mounts": [{"name": "tiny", "mountPath": "/tiny"}],
+    "env": {"TMPDIR": "/tiny"},
+}
 
 
-def test_a_pod_deleted_mid_training_resumes_from_its_checkpoint(site: Site, long_warmup: dict[str, dict[str, str]]) -> None:
-    _, process, pod = training(site, "deleted")
+def test_a_pod_deleted_and_the_next_one_killed_mid_training_resume_from_their_checkpoints(
+    site: Site, long_warmup: dict[str, dict[str, str]]
+) -> None:
+    _, process, pod = training(site, "killed")
     site.kubectl("delete", "pod", pod, "--wait=false")
-    finish(process)
-    assert "checkpoint resumed" in kept_logs(site, "deleted", "i0-warmup")
-    assert digests_in(site.store(), "deleted") == long_warmup
-
-
-def test_a_stage_killed_by_sigkill_resumes_from_its_checkpoint(site: Site, long_warmup: dict[str, dict[str, str]]) -> None:
-    _, process, _ = training(site, "killed")
+    training_pod(site, "killed", process, other_than=pod)
     os.kill(stage_process("jobs.warmup"), signal.SIGKILL)
     finish(process)
-    assert "checkpoint resumed" in kept_logs(site, "killed", "i0-warmup")
+    assert kept_logs(site, "killed", "i0-warmup").count("checkpoint resumed") == 2
     assert digests_in(site.store(), "killed") == long_warmup
 
 
-def test_a_controller_killed_during_a_stage_is_followed_by_another(site: Site, long_warmup: dict[str, dict[str, str]]) -> None:
-    config, process, pod = training(site, "orphan")
-    process.kill()
-    process.communicate()
-    finish(site.start("iterate", "--config", str(config), "--wait-lease", "120"))
-    assert [p["metadata"]["name"] for p in site.get("pods", "itool/run=orphan,itool/stage=warmup")] == [pod]
-    assert digests_in(site.store(), "orphan") == long_warmup
-
-
-def test_an_interrupted_controller_leaves_its_job_alone(site: Site, long_warmup: dict[str, dict[str, str]]) -> None:
+def test_controllers_are_refused_interrupted_and_killed_and_the_job_goes_on(site: Site, long_warmup: dict[str, dict[str, str]]) -> None:
     config, process, pod = training(site, "left")
+    second = site.itoolctl("iterate", "--config", str(config), expect=69)
+    assert len(second.stderr.strip().splitlines()) == 1
+    assert "left" in second.stderr
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
     assert "itoolctl cancel" in errors.splitlines()[-1]
     assert site.kubectl("get", "pod", pod, "--output", "jsonpath={.status.phase}") in ("Running", "Succeeded")
-    finish(site.start("iterate", "--config", str(config)))
+    third = site.start("iterate", "--config", str(config))
+    wait_until(lambda: StoreLease(site.store(), "left").holder(), "the third controller's lease", 60)
+    third.kill()
+    third.communicate()
+    finish(site.start("iterate", "--config", str(config), "--wait-lease", "120"))
+    assert [p["metadata"]["name"] for p in site.get("pods", "itool/run=left,itool/stage=warmup")] == [pod]
     assert digests_in(site.store(), "left") == long_warmup
 
 
@@ -70,42 +74,35 @@ def test_cancel_stops_the_stage_with_a_checkpoint(site: Site, long_warmup: dict[
     assert digests_in(site.store(), "cancelled") == long_warmup
 
 
-def test_a_second_controller_is_told_who_acts(site: Site, undisturbed: dict[str, dict[str, str]]) -> None:
-    config, process, _ = training(site, "two")
-    second = site.itoolctl("iterate", "--config", str(config), expect=69)
-    assert len(second.stderr.strip().splitlines()) == 1
-    assert "two" in second.stderr
-    finish(process)
-
-
 @pytest.mark.parametrize(
-    ("changes", "reason", "code"),
+    ("changes", "phase", "reason", "code"),
     [
-        ({"kubernetes__stages": {"warmup": {"gpus": 99}}, "kubernetes__pending_seconds": 25}, "Insufficient", 69),
-        (
-            {"kubernetes__images": {"warmup": "localhost/itool/nothing:none"}, "kubernetes__pending_seconds": 25},
-            "nothing:none",
-            69,
-        ),
-        ({"kubernetes__stages": {"warmup": {"cpu": "100m", "memory": "100Mi"}}, **NO_RETRY}, "OOMKilled", 1),
+        ({"kubernetes__stages": {"warmup": {"gpus": 99}}, **SHORT_WAIT}, "Pending", "Insufficient", 69),
+        ({"kubernetes__images": {"warmup": "localhost/itool/nothing:none"}, **SHORT_WAIT}, "Pending", "nothing:none", 69),
+        ({"kubernetes__stages": {"warmup": {"cpu": "100m", "memory": "100Mi"}}, **NO_RETRY}, "Failed", "OOMKilled", 1),
+        ({"kubernetes__stages": {"warmup": TINY_SCRATCH}, **NO_RETRY}, "Failed", "No space left on device", 74),
     ],
 )
-def test_a_pod_that_cannot_run_says_why(
-    site: Site, undisturbed: dict[str, dict[str, str]], changes: dict[str, Any], reason: str, code: int
-) -> None:
-    name = f"stuck-{secrets.token_hex(2)}"
-    config = prepared(site, name, iterations=0, **changes)
+def test_a_pod_that_cannot_run_says_why(site: Site, changes: dict[str, Any], phase: str, reason: str, code: int) -> None:
+    warmups = f"itool/run={STUCK},itool/stage=warmup"
+    before = {job["metadata"]["name"] for job in site.get("jobs", warmups)}
+    config = prepared(site, STUCK, iterations=0, **changes)
     process = site.start("iterate", "--config", str(config))
-    wait_until(lambda: site.get("pods", f"itool/run={name},itool/stage=warmup"), "a warm-up pod", 60)
-    shown = wait_until(lambda: reason in json.dumps(site.status(config)), f"{reason} in status", REASON_SECONDS + 15)
-    assert shown
+
+    def is_stuck() -> bool:
+        fresh = [pod for pod in site.get("pods", warmups) if pod["metadata"]["labels"]["batch.kubernetes.io/job-name"] not in before]
+        return any(pod["status"]["phase"] == phase for pod in fresh)
+
+    wait_until(is_stuck, f"a pod that is {phase}", 120)
+    wait_until(lambda: reason in json.dumps(site.status(config)), f"{reason} in status", REASON_SECONDS)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == code, errors
     assert reason in errors.strip().splitlines()[-1]
-    mended = site.config(name, iterations=0)
-    finish(site.start("iterate", "--config", str(mended)))
-    made = digests_in(site.store(), name)
-    assert made["i0/warmup"] == undisturbed["i0/warmup"]
+
+
+def test_the_run_whose_pods_could_not_run_completes_once_mended(site: Site, undisturbed: dict[str, dict[str, str]]) -> None:
+    finish(site.start("iterate", "--config", str(prepared(site, STUCK, iterations=0))))
+    assert digests_in(site.store(), STUCK)["i0/warmup"] == undisturbed["i0/warmup"]
 
 
 def test_wrong_credentials_fail_at_once_with_64(site: Site) -> None:
@@ -126,35 +123,14 @@ def test_an_unusable_base_model_fails_without_a_retry(site: Site) -> None:
     assert len(site.get("pods", "itool/run=no-model")) == 1
 
 
-def test_a_full_scratch_folder_ends_with_74_and_a_larger_one_mends_it(site: Site, undisturbed: dict[str, dict[str, str]]) -> None:
-    tiny = {  # in memory, since the kubelet looks at the size of an emptyDir on disk only once a minute
-        "cpu": "100m",
-        "memory": "1500Mi",
-        "volumes": [{"name": "tiny", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}],
-        "volume_mounts": [{"name": "tiny", "mountPath": "/tiny"}],
-        "env": {"TMPDIR": "/tiny"},
-    }
-    config = prepared(site, "full", iterations=0, kubernetes__stages={"warmup": tiny}, **NO_RETRY)
-    done = site.itoolctl("iterate", "--config", str(config), expect=74)
-    assert "No space left on device" in done.stderr.strip().splitlines()[-1]
-    site.itoolctl("iterate", "--config", str(site.config("full", iterations=0)))
-    assert digests_in(site.store(), "full")["i0/warmup"] == undisturbed["i0/warmup"]
-
-
-def test_a_minute_without_s3_is_waited_for(site: Site, long_warmup: dict[str, dict[str, str]]) -> None:
+def test_a_minute_without_s3_and_one_without_the_api_server_are_waited_for(site: Site, long_warmup: dict[str, dict[str, str]]) -> None:
     _, process, _ = training(site, "stalled")
-    with paused("s3"):
-        time.sleep(60)
+    for service in ("s3", "apiserver"):
+        with paused(service):
+            time.sleep(60)
+        wait_until(lambda: site.get("jobs", "itool/run=stalled"), f"{service} to answer again", 60)
     finish(process)
     assert digests_in(site.store(), "stalled") == long_warmup
-
-
-def test_a_minute_without_the_api_server_is_waited_for(site: Site, long_warmup: dict[str, dict[str, str]]) -> None:
-    _, process, _ = training(site, "blind")
-    with paused("apiserver"):
-        time.sleep(60)
-    finish(process)
-    assert digests_in(site.store(), "blind") == long_warmup
 
 
 def running_pods(site: Site, run: str) -> list[dict[str, Any]]:

@@ -71,7 +71,7 @@ def test_every_image_runs_its_own_entry_point_and_any_job(site: Site) -> None:
         return found if set(found.values()) <= {"Succeeded", "Failed"} else None
 
     ended = wait_until(phases, "the pods to end", seconds=600, pause=2)
-    failed = {name: site.kubectl("logs", name)[-2000:] for name, phase in ended.items() if phase == "Failed"}
+    failed = {name: site.log(name)[-2000:] for name, phase in ended.items() if phase == "Failed"}
     site.kubectl("delete", "pods", "--selector", "test=images")
     assert failed == {}
 
@@ -81,6 +81,6 @@ def test_the_controller_s_image_is_small(site: Site) -> None:
     """Measured inside, where it is unpacked; a node lists compressed sizes."""
     site.kubectl("apply", "--filename", "-", given=json.dumps(pod(site, "image-size", "controller", command=["python", "-c", SIZE])))
     wait_until(lambda: site.get("pods", "test=images")[0]["status"]["phase"] == "Succeeded", "the size")
-    size = int(site.kubectl("logs", "image-size"))
+    size = int(site.log("image-size"))
     site.kubectl("delete", "pod", "image-size", "--wait=false")
     assert 100e6 < size <= CONTROLLER_BYTES

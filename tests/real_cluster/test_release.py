@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 RUN = "served"
 IN_TURNS = "in-turns"
+WARM = ("i0/prepare", "i0/warmup", "i0/evaluate")
+"""What the runs that are compared with RUN begin with: a second warm-up would prove nothing more."""
 SERVING = {"policy__backend": "vllm", "policy__startup_seconds": 600, "search__trees_in_flight": 1}
 """One tree at a time, so that a search lasts long enough to be disturbed."""
 KINDS = "configmaps,services,deployments,jobs,pods,serviceaccounts,roles,rolebindings,networkpolicies,poddisruptionbudgets"
@@ -117,7 +119,8 @@ def test_a_laptop_with_the_same_policy_backend_learns_the_same(release: Release)
         find_vllm_python()
     except DependencyError as error:
         pytest.skip(str(error))
-    config = release.site.config("laptop", runtime__backend="local", **SERVING)
+    copy_stages(release.site.store(), RUN, "laptop", WARM)
+    config = release.site.config("laptop", runtime__backend="local", **SERVING, search__shards=1)  # every shard would start a vLLM
     release.site.itoolctl("iterate", "--config", str(config), timeout_seconds=1200)
     here, there = digests_in(release.site.store(), "laptop"), digests_in(release.site.store(), RUN)
     assert here["i1/dpo"] == there["i1/dpo"]
@@ -126,7 +129,7 @@ def test_a_laptop_with_the_same_policy_backend_learns_the_same(release: Release)
 
 def test_one_gpu_that_vllm_and_the_stages_take_in_turns_gives_the_same(release: Release) -> None:
     site, run = release.site, IN_TURNS
-    copy_stages(site.store(), RUN, run, ("i0/prepare", "i0/warmup", "i0/evaluate"))
+    copy_stages(site.store(), RUN, run, WARM)
     wait_until(lambda: not gpu_pods(site, RUN), "the run before has given its GPU back", 120)
     with one_gpu(site):
         process = site.start("iterate", "--config", str(site.config(run, **SERVING, kubernetes__serving__gpu_sharing="timeshare")))
@@ -155,7 +158,7 @@ def test_more_iterations_extend_the_run_although_vllm_is_killed(release: Release
         return [pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] == "Running"]
 
     def underway() -> bool:
-        return any('"progress"' in release.site.kubectl("logs", name, check=False) for name in searching())
+        return any('"progress"' in release.site.log(name) for name in searching())
 
     wait_until(underway, "a tree of the second search", 900, 0.2)
     [server] = [pod["metadata"]["name"] for pod in servers(release.site)]
@@ -244,7 +247,7 @@ def reach_checks(site: Site, serving: str) -> None:
         return found if set(found.values()) <= {"Succeeded", "Failed"} else None
 
     ended = wait_until(phases, "the probes have ended", 90)
-    said = {name: site.kubectl("logs", name) for name in probes}
+    said = {name: site.log(name) for name in probes}
     site.kubectl("delete", "pods", *probes, "--wait=false")
     assert {name for name, phase in ended.items() if phase == "Succeeded"} == {"stage-to-vllm"}, said
     denied = ("timed out", "refused", "unreachable")

@@ -18,20 +18,22 @@ def training(site: Site, run: str) -> tuple[Path, subprocess.Popen[str], str]:
 
 def prepared(site: Site, run: str, **changes: Any) -> Path:
     """The configuration of a run whose `prepare` is done already (it is the same in all of them)."""
-    if not [key for key in site.store().list("seed") if key.endswith("manifest.json")]:
-        site.itoolctl("iterate", "--config", str(site.config("seed", iterations=0, runtime__backend="local")))
-    copy_stages(site.store(), "seed", run, ("i0/prepare",))
+    finished = (name for name in ("long", "calm", "seed") if site.store().list(f"{name}/i0/report"))
+    if (source := next(finished, None)) is None:
+        source = "seed"
+        site.itoolctl("iterate", "--config", str(site.config(source, iterations=0, runtime__backend="local")))
+    copy_stages(site.store(), source, run, ("i0/prepare",))
     return site.config(run, **changes)
 
 
-def training_pod(site: Site, run: str, process: subprocess.Popen[str]) -> str:
-    """The warm-up's pod, when it has stored its first checkpoint."""
+def training_pod(site: Site, run: str, process: subprocess.Popen[str], other_than: str = "") -> str:
+    """The warm-up's pod (not one that has gone), when it has stored a checkpoint."""
 
     def found() -> str | None:
         assert process.poll() is None, process.communicate()
         for pod in site.get("pods", f"itool/run={run},itool/stage=warmup"):
             name: str = pod["metadata"]["name"]
-            if "checkpoint saved" in site.kubectl("logs", name, check=False):
+            if name != other_than and "checkpoint saved" in site.log(name):
                 return name
         return None
 
