@@ -120,7 +120,7 @@ def test_a_laptop_with_the_same_policy_backend_learns_the_same(release: Release)
     except DependencyError as error:
         pytest.skip(str(error))
     copy_stages(release.site.store(), RUN, "laptop", WARM)
-    config = release.site.config("laptop", runtime__backend="local", **SERVING, search__shards=1)  # every shard would start a vLLM
+    config = release.site.config("laptop", runtime__backend="local", **SERVING)
     release.site.itoolctl("iterate", "--config", str(config), timeout_seconds=1200)
     here, there = digests_in(release.site.store(), "laptop"), digests_in(release.site.store(), RUN)
     assert here["i1/dpo"] == there["i1/dpo"]
