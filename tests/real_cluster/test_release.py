@@ -259,7 +259,7 @@ def probe(site: Site, name: str, labels: dict[str, str], address: str, port: int
     container = {
         "name": "try",
         "image": f"{site.repository}/controller:{site.tag}",
-        "command": ["sh", "-c", 'sleep 4; exec python -c "$0" "$@"', REACH, address, str(port)],  # policies need a moment
+        "command": ["sh", "-c", 'sleep 12; exec python -c "$0" "$@"', REACH, address, str(port)],  # policies need a moment
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
     spec = {
