@@ -44,6 +44,7 @@ SMALL: dict[str, Any] = {
     "dpo": {"updates": 6, "batch_pairs": 4, "checkpoint_seconds": 0.5},
     "runtime": {"threads": 1, "backend": "kubernetes"},
 }
+CALM = "calm"
 LONG = {"iterations": 0, "warmup__epochs": 4}
 
 
@@ -237,15 +238,16 @@ def make_namespace(site: Site) -> None:
 
 @pytest.fixture(scope="session")
 def undisturbed(site: Site) -> dict[str, dict[str, str]]:
-    """Digests of the small run `calm`, made by processes on this machine with its artifacts in the same bucket."""
-    config = site.config("calm", runtime__backend="local")
+    """Digests of the small run CALM, made by processes on this machine with its artifacts in the same bucket."""
+    config = site.config(CALM, runtime__backend="local")
     site.itoolctl("iterate", "--config", str(config))
-    return digests_in(site.store(), "calm")
+    return digests_in(site.store(), CALM)
 
 
 @pytest.fixture(scope="session")
-def long_warmup(site: Site) -> dict[str, dict[str, str]]:
+def long_warmup(site: Site, undisturbed: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
     """Digests of a run with a warm-up that lasts long enough to be disturbed, made on this machine."""
+    copy_stages(site.store(), CALM, "long", ("i0/prepare",))
     config = site.config("long", runtime__backend="local", **LONG)
     site.itoolctl("iterate", "--config", str(config))
     return digests_in(site.store(), "long")

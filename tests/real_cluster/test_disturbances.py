@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from itool.cluster.leases import StoreLease
+from itool.cluster.manifests import JOB_LABEL
 from tests.jobs.conftest import digests_in
 from tests.real_cluster.conftest import Site, finish, wait_until
 from tests.real_cluster.trainings import prepared, training, training_pod
@@ -21,7 +22,6 @@ from tests.real_cluster.trainings import prepared, training, training_pod
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 REASON_SECONDS = 15
-STUCK = "stuck"
 NO_RETRY = {"kubernetes__backoff_limit": 0}
 SHORT_WAIT = {"kubernetes__pending_seconds": 25}
 TINY_SCRATCH = {  # in memory, since the kubelet looks at the size of an emptyDir on disk only once a minute
@@ -31,6 +31,23 @@ TINY_SCRATCH = {  # in memory, since the kubelet looks at the size of an emptyDi
     "volume_mounts": [{"name": "tiny", "mountPath": "/tiny"}],
     "env": {"TMPDIR": "/tiny"},
 }
+
+
+class Obstacle(NamedTuple):
+    """Settings under which the warm-up's pod cannot run: the phase it stays in, the reason to show, the exit code."""
+
+    changes: dict[str, Any]
+    phase: str
+    reason: str
+    exit_code: int
+
+
+OBSTACLES = (
+    Obstacle({"kubernetes__stages": {"warmup": {"gpus": 99}}, **SHORT_WAIT}, "Pending", "Insufficient", 69),
+    Obstacle({"kubernetes__images": {"warmup": "localhost/itool/nothing:none"}, **SHORT_WAIT}, "Pending", "nothing:none", 69),
+    Obstacle({"kubernetes__stages": {"warmup": {"cpu": "100m", "memory": "100Mi"}}, **NO_RETRY}, "Failed", "OOMKilled", 1),
+    Obstacle({"kubernetes__stages": {"warmup": TINY_SCRATCH}, **NO_RETRY}, "Failed", "No space left on device", 74),
+)
 
 
 def test_a_pod_deleted_and_the_next_one_killed_mid_training_resume_from_their_checkpoints(
@@ -74,38 +91,14 @@ def test_cancel_stops_the_stage_with_a_checkpoint(site: Site, long_warmup: dict[
     assert digests_in(site.store(), "cancelled") == long_warmup
 
 
-@pytest.mark.parametrize(
-    ("changes", "phase", "reason", "code"),
-    [
-        ({"kubernetes__stages": {"warmup": {"gpus": 99}}, **SHORT_WAIT}, "Pending", "Insufficient", 69),
-        ({"kubernetes__images": {"warmup": "localhost/itool/nothing:none"}, **SHORT_WAIT}, "Pending", "nothing:none", 69),
-        ({"kubernetes__stages": {"warmup": {"cpu": "100m", "memory": "100Mi"}}, **NO_RETRY}, "Failed", "OOMKilled", 1),
-        ({"kubernetes__stages": {"warmup": TINY_SCRATCH}, **NO_RETRY}, "Failed", "No space left on device", 74),
-    ],
-)
-def test_a_pod_that_cannot_run_says_why(site: Site, changes: dict[str, Any], phase: str, reason: str, code: int) -> None:
-    warmups = f"itool/run={STUCK},itool/stage=warmup"
-    before = {job["metadata"]["name"] for job in site.get("jobs", warmups)}
-    config = prepared(site, STUCK, iterations=0, **changes)
-    process = site.start("iterate", "--config", str(config))
-
-    def is_stuck() -> bool:
-        fresh = [pod for pod in site.get("pods", warmups) if pod["metadata"]["labels"]["batch.kubernetes.io/job-name"] not in before]
-        return any(pod["status"]["phase"] == phase for pod in fresh)
-
-    wait_until(is_stuck, f"a pod that is {phase}", 120)
-    wait_until(lambda: reason in json.dumps(site.status(config)), f"{reason} in status", REASON_SECONDS)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == code, errors
-    assert reason in errors.strip().splitlines()[-1]
+def test_pods_that_cannot_run_say_why_and_the_run_completes_once_mended(site: Site, undisturbed: dict[str, dict[str, str]]) -> None:
+    for obstacle in OBSTACLES:
+        fails_and_says_why(site, "stuck", obstacle)
+    finish(site.start("iterate", "--config", str(site.config("stuck", iterations=0))))
+    assert digests_in(site.store(), "stuck")["i0/warmup"] == undisturbed["i0/warmup"]
 
 
-def test_the_run_whose_pods_could_not_run_completes_once_mended(site: Site, undisturbed: dict[str, dict[str, str]]) -> None:
-    finish(site.start("iterate", "--config", str(prepared(site, STUCK, iterations=0))))
-    assert digests_in(site.store(), STUCK)["i0/warmup"] == undisturbed["i0/warmup"]
-
-
-def test_wrong_credentials_fail_at_once_with_64(site: Site) -> None:
+def test_wrong_credentials_fail_at_once_with_64(site: Site, undisturbed: dict[str, dict[str, str]]) -> None:
     wrong = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "wrong"}}
     wrong["stringData"] = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing"}
     site.kubectl("apply", "--filename", "-", given=json.dumps(wrong))
@@ -131,6 +124,24 @@ def test_a_minute_without_s3_and_one_without_the_api_server_are_waited_for(site:
         wait_until(lambda: site.get("jobs", "itool/run=stalled"), f"{service} to answer again", 60)
     finish(process)
     assert digests_in(site.store(), "stalled") == long_warmup
+
+
+def fails_and_says_why(site: Site, run: str, obstacle: Obstacle) -> None:
+    """Start a run that cannot go on: status, last line and exit code must tell why."""
+    warmups = f"itool/run={run},itool/stage=warmup"
+    before = {job["metadata"]["name"] for job in site.get("jobs", warmups)}
+    config = prepared(site, run, iterations=0, **obstacle.changes)
+    process = site.start("iterate", "--config", str(config))
+
+    def is_stuck() -> bool:
+        fresh = [pod for pod in site.get("pods", warmups) if pod["metadata"]["labels"][JOB_LABEL] not in before]
+        return any(pod["status"]["phase"] == obstacle.phase for pod in fresh)
+
+    wait_until(is_stuck, f"a pod that is {obstacle.phase}", 120)
+    wait_until(lambda: obstacle.reason in json.dumps(site.status(config)), f"{obstacle.reason} in status", REASON_SECONDS)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == obstacle.exit_code, errors
+    assert obstacle.reason in errors.strip().splitlines()[-1]
 
 
 def running_pods(site: Site, run: str) -> list[dict[str, Any]]:

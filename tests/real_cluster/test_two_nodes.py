@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.jobs.conftest import digests_in
-from tests.real_cluster.conftest import Site, copy_stages
+from tests.real_cluster.conftest import CALM, Site
+from tests.real_cluster.trainings import prepared
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -20,14 +21,13 @@ rounding into a whole step; the demo's optimizer, Muon, does not.)"""
 def test_two_pods_train_the_adapter_of_one(site: Site, undisturbed: dict[str, dict[str, str]], tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
-    copy_stages(site.store(), "calm", "pair", ("i0/prepare",))
     pods = {"cpu": "100m", "memory": "1500Mi", "nodes": 2}
-    config = site.config("pair", iterations=0, kubernetes__stages={"warmup": pods})
+    config = prepared(site, "pair", iterations=0, kubernetes__stages={"warmup": pods})
     site.itoolctl("iterate", "--config", str(config))
     assert digests_in(site.store(), "pair")["i0/prepare"] == undisturbed["i0/prepare"]
     job = site.get("jobs", "itool/run=pair,itool/stage=warmup")[0]
     assert job["status"]["succeeded"] == 2
-    alone, together = (load_file(adapter(site, run, tmp_path)) for run in ("calm", "pair"))
+    alone, together = (load_file(adapter(site, run, tmp_path)) for run in (CALM, "pair"))
     assert alone.keys() == together.keys()
     difference = max(float(abs(alone[name] - together[name]).max()) for name in alone)
     assert max(float(abs(weight).max()) for weight in alone.values()) > 0.0

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.real_cluster.conftest import LONG, Site, copy_stages, wait_until
+from tests.real_cluster.conftest import CALM, LONG, Site, copy_stages, wait_until
 
 
 def training(site: Site, run: str) -> tuple[Path, subprocess.Popen[str], str]:
@@ -17,12 +17,8 @@ def training(site: Site, run: str) -> tuple[Path, subprocess.Popen[str], str]:
 
 
 def prepared(site: Site, run: str, **changes: Any) -> Path:
-    """The configuration of a run whose `prepare` is done already (it is the same in all of them)."""
-    finished = (name for name in ("long", "calm", "seed") if site.store().list(f"{name}/i0/report"))
-    if (source := next(finished, None)) is None:
-        source = "seed"
-        site.itoolctl("iterate", "--config", str(site.config(source, iterations=0, runtime__backend="local")))
-    copy_stages(site.store(), source, run, ("i0/prepare",))
+    """The configuration of a run whose `prepare` is that of the undisturbed run, which must be there (it is the same in all of them)."""
+    copy_stages(site.store(), CALM, run, ("i0/prepare",))
     return site.config(run, **changes)
 
 
