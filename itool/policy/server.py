@@ -66,7 +66,7 @@ class LocalVllmServer:
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         context = folder.context_tokens
-        self._arguments = server_arguments(
+        self.arguments = server_arguments(
             folder.path.absolute(), context, model, port=port, max_requests=policy.max_requests, gpu=has_gpu()
         )
 
@@ -78,7 +78,7 @@ class LocalVllmServer:
     async def __aenter__(self) -> Self:
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         guard = [sys.executable, "-I", guard_program.__file__, str(os.getpid())]
-        command = [*guard, str(self._python), "-m", "vllm.entrypoints.openai.api_server", *self._arguments]
+        command = [*guard, str(self._python), "-m", "vllm.entrypoints.openai.api_server", *self.arguments]
         environment = server_environment(dict(os.environ), threads=self._threads, python=self._python)
         with self._log_path.open("wb") as log:
             self._process = subprocess.Popen(
@@ -163,7 +163,8 @@ def server_arguments(
         # A seeded request whose prompt is computed in pieces kills the engine of the CPU build ("CPU Generator does not use offset").
         tokens = max(MOST_BATCHED_TOKENS, model.context_tokens)
         arguments += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(tokens)]
-        arguments += ["--max-num-seqs", str(max(max_requests, 128))]
+        # Samples of one prompt share its whole blocks; of the default, 128 tokens long, a short prompt has one or none.
+        arguments += ["--max-num-seqs", str(max(max_requests, 128)), "--block-size", "32"]
     return arguments
 
 
