@@ -5,7 +5,8 @@
 
 The limit is a plain forward pass over rows that are all of one length (the sample's mean) in batches of the same number of tokens, with
 logits at as many positions as our responses have and no other work: no padding, no sorting, no bookkeeping. The loop is what one writes
-first: one sequence at a time through the whole model. Seconds are CPU seconds of the process, the best of `--repeats`.
+first: one sequence at a time through the whole model. Seconds are CPU seconds of the process, with a GPU elapsed ones, the best of
+`--repeats`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.training_throughput import Draws, build_base
+from benchmarks.training_throughput import DEVICE, Draws, build_base, timed
 from itool.train.model import load_model
 from itool.train.perplexity import perplexities
 from itool.train.sequences import TokenSequence
@@ -31,7 +31,7 @@ def loop(model: Any, sequences: Sequence[TokenSequence]) -> list[float]:
     """Perplexities by a loop of one sequence at a time."""
     values = []
     for sequence in sequences:
-        ids = torch.tensor([[*sequence.prompt_ids, *sequence.response_ids]])
+        ids = torch.tensor([[*sequence.prompt_ids, *sequence.response_ids]], device=DEVICE)
         labels = ids.clone()
         labels[:, : len(sequence.prompt_ids)] = -100
         with torch.inference_mode():
@@ -43,7 +43,7 @@ def limit(model: Any, sequences: Sequence[TokenSequence], batch_tokens: int) -> 
     """Forward rows of one length; returns how many tokens that were."""
     length = round(sum(map(len, sequences)) / len(sequences))
     scored = round(sum(len(sequence.response_ids) for sequence in sequences) / len(sequences))
-    rows = torch.randint(3, 2000, (max(1, batch_tokens // length), length))
+    rows = torch.randint(3, 2000, (max(1, batch_tokens // length), length), device=DEVICE)
     batches = max(1, len(sequences) // len(rows))
     with torch.inference_mode():
         for _ in range(batches):
@@ -54,9 +54,8 @@ def limit(model: Any, sequences: Sequence[TokenSequence], batch_tokens: int) -> 
 def best(run: Callable[[], Any], repeats: int) -> tuple[float, Any]:
     fastest, result = math.inf, None
     for _ in range(repeats):
-        started = time.process_time()
-        result = run()
-        fastest = min(fastest, time.process_time() - started)
+        seconds, result = timed(run)
+        fastest = min(fastest, seconds)
     return fastest, result
 
 
@@ -80,7 +79,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.model is None:
             build_base(Path(folder), options.hidden, options.layers)
-        model = load_model(options.model or Path(folder), dtype=options.dtype).eval()
+        model = load_model(options.model or Path(folder), dtype=options.dtype).to(DEVICE).eval()
         ours_seconds, ours = best(lambda: perplexities(model, sequences, batch_tokens=options.batch_tokens), options.repeats)
         loop_seconds, looped = best(lambda: loop(model, sequences), options.repeats)
         limit_seconds, limit_tokens = best(lambda: limit(model, sequences, options.batch_tokens), options.repeats)

@@ -21,6 +21,8 @@ from transformers import AutoModelForCausalLM
 from itool.config import ModelConfig, PolicyConfig
 from itool.policy.embedded import EmbeddedPolicy
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 def main() -> None:
     options = _read_options()
@@ -61,16 +63,16 @@ async def _embedded_rate(options: argparse.Namespace, rounds: list[list[list[int
 
 @torch.inference_mode()
 def _generate_rate(options: argparse.Namespace, rounds: list[list[list[int]]]) -> float:
-    model: Any = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).to(DEVICE).eval()
     stop = model.generation_config.eos_token_id
-    stops = torch.tensor(stop if isinstance(stop, list) else [stop])
+    stops = torch.tensor(stop if isinstance(stop, list) else [stop], device=DEVICE)
     tokens = 0
     for number, prompts in enumerate(rounds):
         if number == 1:
             started = time.perf_counter()
         longest = max(map(len, prompts))
-        ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
-        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=DEVICE)
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=DEVICE)
         output = model.generate(
             ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=options.tokens,
             num_return_sequences=options.count, pad_token_id=int(stops[0]),

@@ -225,6 +225,12 @@ class RunConfig(Section):
             raise ValueError(
                 f"root = {self.root!r} is a folder, which pods do not share; use s3://bucket/prefix with runtime.backend kubernetes"
             )
+        serves = self.runtime.backend == "kubernetes" and self.policy.backend == "vllm" and self.policy.url is None
+        if serves and self.model.dtype == "float32" and not self.kubernetes.serving.runs_on_cpu:
+            raise ValueError(
+                "model.dtype = 'float32': vLLM computes adapters on a GPU in bfloat16 only; "
+                "use bfloat16, or kubernetes.serving.device cpu with an image of vLLM's CPU build"
+            )
         if self.data.buffer_labels == "checker" and self.method == "sft_continued":
             raise ValueError("method sft_continued needs ground-truth text; data.buffer_labels is checker")
         return self

@@ -58,6 +58,11 @@ class ServingConfig(PodConfig):
     kv_cache_gib: Count = Field(1, description="CPU build: GiB of KV cache")
     startup_seconds: Rate = Field(900.0, description="how long a pod may take to serve before the run fails with exit code 69")
 
+    @property
+    def runs_on_cpu(self) -> bool:
+        """Whether the image holds vLLM's CPU build, which wants other flags and computes adapters in float32 too."""
+        return self.device == "cpu" if self.device else self.image is None or self.gpus == 0
+
 
 class KubernetesConfig(Section):
     """Stages as Jobs. Credentials come from a Secret or from workload identity, never from here."""

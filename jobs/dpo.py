@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from itool.artifacts.stage import Stage
 from itool.data.chat import load_tokenizer
@@ -17,6 +18,7 @@ from jobs.training import run_training, save_training, token_sequences, training
 if TYPE_CHECKING:
     from itool.train.sequences import TokenSequence
 
+Found = TypeVar("Found", PreferencePair, AcceptedSample)
 SFT_CONTROLS = ("sft_continued", "rejection_sampling")
 
 _log = get_logger(__name__)
@@ -31,7 +33,7 @@ def dpo(stage: Stage) -> None:
     tokenizer = load_tokenizer(model_dir)
     control = stage.config.method in SFT_CONTROLS
     replay = token_sequences(tokenizer, replayed_examples(stage))
-    rows = _responses(stage, tokenizer) if control else stage.read(PreferencePair, "pairs", "pairs.jsonl")
+    rows = _responses(stage, tokenizer) if control else _in_buffer_order(stage, stage.read(PreferencePair, "pairs", "pairs.jsonl"))
     hooks = training_hooks(stage)
     stage.working()
     stage.count(incoming=len(rows), kept=len(rows))
@@ -71,8 +73,14 @@ def _responses(stage: Stage, tokenizer: Any) -> list[TokenSequence]:
 
     if not stage.has("pairs"):
         return token_sequences(tokenizer, stage.read(Example, "data", "buffer.jsonl"))
-    samples = stage.read(AcceptedSample, "pairs", "samples.jsonl")
+    samples = _in_buffer_order(stage, stage.read(AcceptedSample, "pairs", "samples.jsonl"))
     return [TokenSequence(sample.prompt_ids, sample.response_ids, sample.example_id) for sample in samples]
+
+
+def _in_buffer_order(stage: Stage, found: Sequence[Found]) -> list[Found]:
+    """What the search found, as one shard would have written it: the adapter must not depend on how many there were."""
+    places = {example.id: place for place, example in enumerate(stage.read(Example, "data", "buffer.jsonl"))}
+    return sorted(found, key=lambda row: places[row.example_id])
 
 
 def _keep_adapter(stage: Stage, adapter: Path) -> None:

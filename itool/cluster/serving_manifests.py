@@ -108,14 +108,8 @@ def change_to(deployment: Object) -> Object:
     return {"metadata": {"labels": deployment["metadata"]["labels"]}, "spec": changed}
 
 
-def runs_on_cpu(config: RunConfig) -> bool:
-    """Whether the image holds vLLM's CPU build, which wants other flags."""
-    serving = config.kubernetes.serving
-    return serving.device == "cpu" if serving.device else serving.image is None or serving.gpus == 0
-
-
 def _vllm(config: RunConfig, context_tokens: int) -> Object:
-    serving, on_cpu = config.kubernetes.serving, runs_on_cpu(config)
+    serving, on_cpu = config.kubernetes.serving, config.kubernetes.serving.runs_on_cpu
     gpus = 1 if serving.gpus is None else serving.gpus
     arguments = server_arguments(
         MODEL_FOLDER, context_tokens, config.model, port=VLLM_PORT, max_requests=config.policy.max_requests, gpu=not on_cpu, host="0.0.0.0"

@@ -24,7 +24,7 @@ from typing import Self
 import httpx
 
 from itool.config import ModelConfig, PolicyConfig
-from itool.errors import DependencyError
+from itool.errors import ConfigError, DependencyError
 from itool.logs import get_logger
 from itool.policy import guard as guard_program
 from itool.policy.model_folder import ModelFolder
@@ -55,9 +55,17 @@ _log = get_logger("policy.server")
 
 
 class LocalVllmServer:
-    """`async with LocalVllmServer(...) as server:` - then `server.url` answers. Raises DependencyError when it does not come up."""
+    """`async with LocalVllmServer(...) as server:` - then `server.url` answers. Raises DependencyError when it does not come up.
+
+    Raises ConfigError for float32 on a GPU: vLLM's kernels for LoRA there know half precision only.
+    """
 
     def __init__(self, folder: ModelFolder, log_path: Path, *, model: ModelConfig, policy: PolicyConfig, threads: int = 0) -> None:
+        if has_gpu() and model.dtype == "float32":
+            raise ConfigError(
+                "model.dtype = 'float32': vLLM computes adapters on a GPU in bfloat16 only",
+                remedy="Set model.dtype=bfloat16, or hide the GPU from vLLM's CPU build with CUDA_VISIBLE_DEVICES=",
+            )
         self._python = find_vllm_python()
         self._startup_seconds = policy.startup_seconds
         self._log_path = log_path

@@ -39,6 +39,9 @@ FIRST_PAUSE_SECONDS = 0.5
 LOOK_SECONDS = 10.0
 """Longest answer to the question which adapters a server lists; a busy CPU build takes seconds."""
 
+OLDEST_VLLM = "0.26"
+"""The first whose completions know `logprob_token_ids`; before it the field is ignored without a word."""
+
 PLAIN_SAMPLING = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """No filter between the model and the draw, whatever the server's own defaults are."""
 
@@ -121,17 +124,26 @@ class VllmPolicy:
         choice = (await self._complete(known, max_tokens=1, **fields, **_asked_for([continuation_ids[-1]])))[0]
         rows = choice.get("prompt_logprobs") or []
         inner = [row[str(token)]["logprob"] for token, row in zip(known[len(prompt_ids) :], rows[len(prompt_ids) :], strict=True)]
-        return [*inner, _next_logprobs(choice)[continuation_ids[-1]]]
+        return [*inner, *self._next_logprobs(choice, continuation_ids[-1:])]
 
     async def option_probabilities(self, prompt_ids: Sequence[int], option_ids: Sequence[int]) -> list[float]:
         """See protocol.Policy.option_probabilities."""
         self._folder.check_request(prompt_ids, 1)
         self._folder.check_ids((*prompt_ids, *option_ids))
         choice = (await self._complete(prompt_ids, max_tokens=1, **_asked_for(option_ids)))[0]
-        logps = _next_logprobs(choice)
-        largest = max(logps[token] for token in option_ids)
-        weights = [math.exp(logps[token] - largest) for token in option_ids]
+        logps = self._next_logprobs(choice, option_ids)
+        weights = [math.exp(logp - max(logps)) for logp in logps]
         return [weight / sum(weights) for weight in weights]
+
+    def _next_logprobs(self, choice: dict[str, Any], token_ids: Sequence[int]) -> list[float]:
+        """Log-probability of each of these ids at the first new position. Servers that do not know what was asked for leave it out."""
+        found = {int(name.removeprefix("token_id:")): value for name, value in choice["logprobs"]["top_logprobs"][0].items()}
+        if not found.keys() >= set(token_ids):
+            raise DependencyError(
+                f"the vLLM server at {self._url} does not give the log-probabilities of chosen tokens (logprob_token_ids)",
+                remedy=f"Use vLLM {OLDEST_VLLM} or newer",
+            )
+        return [found[token] for token in token_ids]
 
     def _read_sample(self, choice: dict[str, Any]) -> Sample:
         token_ids = tuple(choice["token_ids"])
@@ -181,7 +193,9 @@ class VllmPolicy:
 
     async def _canary(self) -> None:
         """One token before any use: it proves the adapter's weights and compiles what the first request would wait for."""
-        await self._complete([self._folder.stop_ids[0]], max_tokens=1, **_asked_for([self._folder.stop_ids[0]]))
+        known, asked = self._folder.stop_ids[:1], [0, 1]
+        choice = (await self._complete(known, max_tokens=1, **_asked_for(asked)))[0]
+        self._next_logprobs(choice, asked)
 
     async def _unload(self, names: Sequence[str]) -> None:
         for name in names:
@@ -268,11 +282,6 @@ def _asked_for(token_ids: Sequence[int]) -> dict[str, Any]:
         "logprob_token_ids": sorted(set(token_ids)),
         "return_tokens_as_token_ids": True,
     }
-
-
-def _next_logprobs(choice: dict[str, Any]) -> dict[int, float]:
-    """Log-probability by token id at the first new position."""
-    return {int(name.removeprefix("token_id:")): value for name, value in choice["logprobs"]["top_logprobs"][0].items()}
 
 
 def _error_message(response: httpx.Response) -> str:

@@ -24,13 +24,14 @@ from transformers.utils import logging as transformers_logging
 
 from itool.config import ModelConfig
 from itool.errors import ArtifactError, InputError
-from itool.train.sequences import Batch
+from itool.train.sequences import PASS_COST_TOKENS, Batch
 
 Dtype = Literal["float32", "bfloat16"]
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PLAIN_LAYERS = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
 """Blocks that are `x + attention(norm(x))`, then `x + mlp(norm(x))`, and nothing else."""
+GPU_PASS_COST = 3e12
 _SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
@@ -79,12 +80,15 @@ def load_adapter(model: Any, adapter_dir: Path, *, trainable: bool = False) -> P
 
 
 def load_policy(model_dir: Path, adapter_dir: Path | None, *, dtype: Dtype = "float32") -> Any:
-    """Base and adapter for inference. In float32 the adapter is merged into the weights, which changes results by rounding only."""
+    """Base and adapter for inference, on the GPU if there is one.
+
+    In float32 the adapter is merged into the weights, which changes results by rounding only.
+    """
     model = load_model(model_dir, dtype=dtype)
     if adapter_dir is not None:
         adapted = load_adapter(model, adapter_dir)
         model = adapted.merge_and_unload() if dtype == "float32" else adapted
-    return model.eval()
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
@@ -112,6 +116,17 @@ def _check_adapter(adapter_dir: Path) -> None:
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (adapter_dir / name).is_file():
             raise ArtifactError(f"adapter {adapter_dir} has no {name}", remedy="Run the stage that writes it again")
+
+
+def pass_cost_tokens(model: Any) -> int:
+    """What one more forward pass of this model costs, in padded tokens: how eagerly `bucket` cuts.
+
+    A GPU takes the time of launching thousands of small kernels however few tokens there are (about 0.1 s for 30 layers with adapters
+    and their gradients), in which it could compute some 3e12 / parameters tokens more (an H200, the journal, 2026-11-26).
+    """
+    if next(model.parameters()).device.type == "cpu":
+        return PASS_COST_TOKENS
+    return max(PASS_COST_TOKENS, int(GPU_PASS_COST / model.num_parameters()))
 
 
 def response_logps(model: Any, batch: Batch) -> Tensor:

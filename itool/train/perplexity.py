@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from itool.train.losses import perplexity
-from itool.train.model import response_logps
+from itool.train.model import pass_cost_tokens, response_logps
 from itool.train.sequences import TokenSequence, batch_sequences, bucket
 
 
@@ -28,7 +28,7 @@ def perplexities(
     done = 0
     model.eval()
     with torch.inference_mode():
-        for group in reversed(bucket([len(sequence) for sequence in sequences], batch_tokens)):
+        for group in reversed(bucket([len(sequence) for sequence in sequences], batch_tokens, pass_cost_tokens=pass_cost_tokens(model))):
             batch = batch_sequences([sequences[index] for index in group])
             lengths = [len(sequences[index].response_ids) for index in group]
             for index, logps in zip(group, torch.split(response_logps(model, batch).cpu(), lengths), strict=True):

@@ -20,7 +20,7 @@ from itool.records import PreferencePair
 from itool.train import losses
 from itool.train.distributed import Workers
 from itool.train.hooks import TrainingHooks, TrainingLog
-from itool.train.model import load_adapter, load_adapter_weights, load_model, new_adapter, response_logps
+from itool.train.model import load_adapter, load_adapter_weights, load_model, new_adapter, pass_cost_tokens, response_logps
 from itool.train.sequences import StepPair, TokenSequence, batch_pairs, bucket, draw, step_pair
 from itool.train.sft import replay_sequences, sft_backward
 from itool.train.updates import UpdateTrainer, check_fits, fingerprint, row_numbers, run_updates, training_arguments
@@ -166,7 +166,7 @@ class StepDpoTrainer(UpdateTrainer, DPOTrainer):  # type: ignore[misc] # TRL shi
         model.eval()
         found: list[Tensor] = [torch.empty(0)] * len(self.pairs)
         used = sorted({index for update in self.plan for index in self._share(update)})
-        for group in bucket([len(self.pairs[index]) for index in used], self.settings.batch_tokens):
+        for group in self._buckets(used):
             rows = [used[index] for index in group]
             batch = batch_pairs([self.pairs[index] for index in rows])
             with torch.no_grad():
@@ -178,6 +178,11 @@ class StepDpoTrainer(UpdateTrainer, DPOTrainer):  # type: ignore[misc] # TRL shi
         model.set_adapter("default")
         model.delete_adapter(REFERENCE)
 
+    def _buckets(self, rows: Sequence[int]) -> list[list[int]]:
+        """These pairs, by their place in `rows`, in groups of one forward pass each."""
+        lengths = [len(self.pairs[row]) for row in rows]
+        return bucket(lengths, self.settings.batch_tokens, pass_cost_tokens=pass_cost_tokens(self.model))
+
     def _share(self, update: PreferenceUpdate) -> list[int]:
         """The pairs of an update that this worker computes."""
         return [update.pairs[index] for index in self.workers.share([len(self.pairs[pair]) for pair in update.pairs])]
@@ -187,7 +192,7 @@ class StepDpoTrainer(UpdateTrainer, DPOTrainer):  # type: ignore[misc] # TRL shi
         likely_tokens = sum(pair.likely_tokens for pair in pairs)
         totals = dict.fromkeys((*METRICS, "loss/replay"), 0.0)
         own = self._share(update)
-        for group in bucket([len(self.pairs[index]) for index in own], self.settings.batch_tokens):
+        for group in self._buckets(own):
             loss, parts = self.pair_loss(model, [own[index] for index in group], len(pairs), likely_tokens)
             self.accelerator.backward(loss)
             for name, value in zip(METRICS, parts, strict=True):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-ROW_COST_TOKENS = 384
+PASS_COST_TOKENS = 384
 """What one more forward pass costs, in padded tokens; measured on two CPU cores with the demo's base."""
 
 
@@ -165,7 +165,7 @@ def _pair_row_tokens(pair: StepPair) -> int:
     return len(pair.state_ids) + max(len(pair.chosen_ids) + len(pair.ending_ids) - 1, 0) + max(len(pair.rejected_ids) - 1, 0)
 
 
-def bucket(lengths: Sequence[int], batch_tokens: int, *, row_cost_tokens: int = ROW_COST_TOKENS) -> list[list[int]]:
+def bucket(lengths: Sequence[int], batch_tokens: int, *, pass_cost_tokens: int = PASS_COST_TOKENS) -> list[list[int]]:
     """Group indices so that every group's padded size (rows times longest) stays within `batch_tokens` at the least total cost.
 
     Sorted by length, cut where padding saved outweighs one more forward pass. A sequence longer than `batch_tokens` stands alone.
@@ -175,7 +175,7 @@ def bucket(lengths: Sequence[int], batch_tokens: int, *, row_cost_tokens: int = 
     for end in range(1, len(order) + 1):
         longest = lengths[order[end - 1]]
         starts = range(max(0, end - max(1, batch_tokens // max(longest, 1))), end)
-        cost, start = min((best[start] + (end - start) * longest + row_cost_tokens, start) for start in starts)
+        cost, start = min((best[start] + (end - start) * longest + pass_cost_tokens, start) for start in starts)
         best.append(cost)
         cut.append(start)
     groups, end = [], len(order)

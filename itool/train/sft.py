@@ -15,7 +15,7 @@ from itool.config import DpoConfig, ModelConfig, OptimizerConfig, WarmupConfig
 from itool.train.distributed import Workers
 from itool.train.hooks import TrainingHooks, TrainingLog
 from itool.train.losses import nll
-from itool.train.model import load_adapter, load_model, new_adapter, response_logps
+from itool.train.model import load_adapter, load_model, new_adapter, pass_cost_tokens, response_logps
 from itool.train.sequences import TokenSequence, batch_sequences, bucket, draw
 from itool.train.updates import UpdateTrainer, check_fits, fingerprint, row_numbers, run_updates, training_arguments
 
@@ -127,7 +127,7 @@ def sft_backward(accelerator: Any, model: Any, rows: Sequence[TokenSequence], ba
     tokens = sum(len(row.response_ids) for row in rows)
     rows = [rows[index] for index in workers.share([len(row) for row in rows])]
     losses = []
-    for group in bucket([len(row) for row in rows], batch_tokens):
+    for group in bucket([len(row) for row in rows], batch_tokens, pass_cost_tokens=pass_cost_tokens(model)):
         loss = nll(response_logps(model, batch_sequences([rows[index] for index in group])), tokens)
         accelerator.backward(loss)
         losses.append(loss.detach())

@@ -19,7 +19,7 @@ OWNER = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "itool-ru
 def configured(serving: dict[str, Any] | None = None, **sections: Any) -> RunConfig:
     kubernetes = {"serving": serving or {}, "credentials_secret": "s3-credentials", **sections.pop("kubernetes", {})}
     document = {"root": "s3://bucket/runs", "runtime": {"backend": "kubernetes"}, "policy": {"backend": "vllm"}, "kubernetes": kubernetes}
-    return RunConfig.model_validate({**document, **sections})
+    return RunConfig.model_validate({"model": {"dtype": "bfloat16"}, **document, **sections})
 
 
 def deployment(config: RunConfig, model: StoredArtifact = MODEL) -> dict[str, Any]:
@@ -38,6 +38,14 @@ def containers(config: RunConfig) -> dict[str, dict[str, Any]]:
 
 def environment(container: dict[str, Any]) -> dict[str, str]:
     return {entry["name"]: entry.get("value", "") for entry in container["env"]}
+
+
+def test_float32_is_for_vllms_cpu_build_only() -> None:
+    on_a_gpu: dict[str, Any] = {"serving": {"image": "vllm@sha256:0"}, "model": {"dtype": "float32"}}
+    with pytest.raises(ValueError, match=r"model\.dtype = 'float32': vLLM computes adapters on a GPU in bfloat16 only; use bfloat16"):
+        configured(**on_a_gpu)
+    assert configured({"image": "vllm@sha256:0", "device": "cpu"}, model={"dtype": "float32"}).kubernetes.serving.runs_on_cpu
+    assert configured(policy={"backend": "vllm", "url": "http://elsewhere"}, **on_a_gpu).model.dtype == "float32"
 
 
 def test_the_model_is_fetched_first_and_the_keeper_runs_beside_vllm() -> None:

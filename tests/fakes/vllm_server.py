@@ -84,9 +84,10 @@ class FakeVllm:
         if body["model"] not in ["base", *self.adapters]:
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
         self.log.append(("complete", body["model"]))
+        asked = body.get("logprob_token_ids", [2])
         choice = {
             "finish_reason": self.ends.pop() if self.ends else "length",
             "token_ids": [3],
-            "logprobs": {"token_logprobs": [0.0], "top_logprobs": [{"token_id:2": 0.0}]},
+            "logprobs": {"token_logprobs": [0.0], "top_logprobs": [dict.fromkeys(map("token_id:{}".format, asked), 0.0)]},
         }
         return 200, {"choices": [{**choice, "index": index} for index in range(body.get("n", 1))]}

@@ -78,7 +78,7 @@ def wait_for_update(logs: Path, process: subprocess.Popen[str]) -> None:
     raise AssertionError("the warm-up made no progress")
 
 
-def test_two_shards_find_the_trees_of_one(finished: Path, tmp_path: Path) -> None:
+def test_two_shards_find_the_trees_of_one_and_teach_the_same(finished: Path, tmp_path: Path) -> None:
     folder = copy_of(finished, tmp_path)
     iterate(folder, search__shards=2)
     trees = {
@@ -87,6 +87,9 @@ def test_two_shards_find_the_trees_of_one(finished: Path, tmp_path: Path) -> Non
     }
     assert len(trees) == 1
     assert trees != {frozenset()}
+    adapters = [path.read_bytes() for path in (folder / "runs/demo/i1/dpo").glob("*/*/adapter/adapter_model.safetensors")]
+    assert len(adapters) == 2
+    assert adapters[0] == adapters[1]
 
 
 @pytest.mark.parametrize("method", ["best_of_n", "rejection_sampling", "sft_continued"])

@@ -17,6 +17,7 @@ from itool.policy import vllm
 from itool.policy.model_folder import adapter_digest, read_model_folder
 from itool.policy.opening import open_policy
 from itool.policy.protocol import Policy, Sample
+from itool.policy.server import LocalVllmServer
 from tests.fakes.vllm_server import FakeVllm
 from tests.policy.conftest import CONTEXT, MODEL, Folders, start_server
 from tests.policy.test_contract import OTHER, PROMPT, draw
@@ -44,7 +45,7 @@ def enter(folders: Folders, answer: Callable[[httpx.Request], httpx.Response], f
 def statuses(codes: Iterable[int]) -> Callable[[httpx.Request], httpx.Response]:
     """A server that lists its model and then answers with these status codes, then well."""
     waiting = iter(codes)
-    logprobs = {"token_logprobs": [0.0], "top_logprobs": [{"token_id:2": 0.0}]}
+    logprobs = {"token_logprobs": [0.0], "top_logprobs": [{"token_id:0": 0.0, "token_id:1": 0.0}]}
     good = {"choices": [{"index": 0, "finish_reason": "length", "token_ids": [3], "logprobs": logprobs}]}
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -54,6 +55,26 @@ def statuses(codes: Iterable[int]) -> Callable[[httpx.Request], httpx.Response]:
         return httpx.Response(code, json=good if code == 200 else {"error": {"message": "engine\nis busy"}})
 
     return answer
+
+
+def test_a_server_too_old_to_know_what_is_asked_for_is_one_clear_line(folders: Folders) -> None:
+    """It ignores the field and reports the most likely token instead."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        body = statuses([])(request).json()
+        for choice in body.get("choices", []):
+            del choice["logprobs"]["top_logprobs"][0]["token_id:0"]
+        return httpx.Response(200, json=body)
+
+    with pytest.raises(DependencyError, match=r"does not give .*\(logprob_token_ids\).*Use vLLM 0\.26 or newer"):
+        enter(folders, answer)
+
+
+def test_float32_on_a_gpu_is_refused_before_a_server_starts(folders: Folders, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("itool.policy.server.has_gpu", lambda: True)
+    folder = read_model_folder(folders.model, context_tokens=CONTEXT)
+    with pytest.raises(ConfigError, match=r"model\.dtype = 'float32'.*Set model\.dtype=bfloat16"):
+        LocalVllmServer(folder, tmp_path / "log", model=MODEL, policy=PolicyConfig())
 
 
 def test_a_server_in_trouble_is_asked_again(folders: Folders) -> None:

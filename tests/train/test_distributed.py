@@ -21,6 +21,8 @@ from itool.train.preference import train_preferences
 from itool.train.sft import continue_sft, sft_backward, train_sft
 from tests.train.workers import two_workers
 
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA forbids forked workers, and NCCL two on one GPU")
+
 WARMUP = WarmupConfig(epochs=1, batch_examples=5, learning_rate=1e-2, batch_tokens=128)
 DPO = DpoConfig(updates=4, batch_pairs=3, learning_rate=1e-2, batch_tokens=128, replay_fraction=0.4)
 WEIGHTS = "adapter_model.safetensors"

@@ -61,6 +61,7 @@ def test_buckets_hold_every_sequence_once_within_the_limit(lengths, limit):
 def test_equal_lengths_share_one_forward_pass_and_very_different_ones_do_not():
     assert len(bucket([10] * 32, 4096)) == 1
     assert bucket([10] * 8 + [400] * 8, 4096) == [list(range(8)), list(range(8, 16))]
+    assert len(bucket([10] * 8 + [400] * 8, 8192, pass_cost_tokens=20_000)) == 1
 
 
 @given(st.integers(1, 20), st.integers(0, 9), st.integers(1, 30))
