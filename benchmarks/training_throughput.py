@@ -219,6 +219,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         build_base(Path(folder), options.hidden, options.layers)
         for kind, measure in (("SFT", measure_sft), ("DPO", measure_dpo)):
+            if DEVICE == "cuda":
+                measure(Path(folder), lora, 2, options.batch_tokens)  # the first use of every kernel takes long and is not what we ask
             found = measure(Path(folder), lora, options.updates, options.batch_tokens)
             ours = found["iTool"][0]
             for name, (rate, loss) in found.items():

@@ -6,6 +6,7 @@ and only one of them creates the manifest; the other finds its work already done
 
 from __future__ import annotations
 
+import random
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,8 @@ from itool.logs import get_logger
 _log = get_logger(__name__)
 _PARALLEL = 16
 """Requests at a time where a stage of thousands of shards is joined: in S3 each is a round trip."""
+_LOOKS = 32
+"""Other shards that one looks at before it lists all: until nearly all are done, one of so many is not."""
 
 
 def read_manifest(store: Store, prefix: str) -> Manifest | None:
@@ -82,9 +85,14 @@ def check_file(path: Path, expected_sha256: str, origin: str) -> None:
 
 
 def _join_shards(store: Store, prefix: str, shards: int, scratch: Path) -> Manifest | None:
-    """One listing tells a shard that it is not the last; what is read after that is read by many threads, as each is a round trip."""
+    """A look at a few others tells a shard that it is not the last, a listing of all that it is; what is read then many threads read.
+
+    A listing of thousands of shards has dozens of pages: if each of n shards asked for it, the requests would grow with n².
+    """
     folders = [shard_prefix(prefix, shard, shards) for shard in range(shards)]
-    if {manifest_key(folder) for folder in folders} - store.list(f"{prefix}/shards").keys():
+    wanted = [manifest_key(folder) for folder in folders]
+    some = random.sample(wanted, min(_LOOKS, shards))
+    if any(store.size(key) is None for key in some) or set(wanted) - store.list(f"{prefix}/shards").keys():
         return read_manifest(store, prefix)
     joined = scratch / "joined"
     shutil.rmtree(joined, ignore_errors=True)

@@ -12,6 +12,7 @@ import pytest
 from itool.artifacts import commit as commit_module
 from itool.artifacts.catalogue import remove_artifact, verify_artifact
 from itool.artifacts.commit import add_metrics, join_shards
+from itool.artifacts.manifest import manifest_key
 from itool.artifacts.resolve import Resolution, resolve, shard_prefix
 from itool.artifacts.stage import Stage, run_stage
 from itool.artifacts.store import FolderStore
@@ -70,6 +71,15 @@ def test_the_last_shard_joins_all_in_shard_order(config: RunConfig) -> None:
     assert done.manifest.metrics == {"stopped": {"solved": 6}, "sampled_tokens": 15}
     assert store.size(done.manifest.file_key(str(done.prefix), "trees.jsonl")) == 0
     assert [key for key in store.list(str(done.prefix)) if "/shards/" in key] == []
+
+
+def test_few_of_many_shards_list_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, shards, listed = FolderStore(tmp_path), 300, []
+    monkeypatch.setattr(store, "list", lambda folder: listed.append(folder) or FolderStore.list(store, folder))
+    for shard in range(shards - 1):
+        store.write(manifest_key(shard_prefix("demo/i1/generate/key", shard, shards)), b"{}")
+        assert join_shards(store, "demo/i1/generate/key", shards, tmp_path) is None
+    assert 0 < len(listed) < shards / 5
 
 
 def test_a_shard_that_is_done_is_not_run_again(config: RunConfig) -> None:
