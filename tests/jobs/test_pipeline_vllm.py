@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,8 @@ def test_an_iteration_with_vllm_reuses_the_warm_up_and_learns_from_its_own_searc
     except DependencyError as error:
         pytest.skip(str(error))
     folder = copy_of(finished, tmp_path)
-    done = iterate(folder, "--run", "served", policy__backend="vllm", reuse_from="demo", timeout_seconds=1400)
+    little: dict[str, Any] = {"select__alpha": 0.1, "search__root_samples": 4, "search__simulations": 1, "evaluate__pass_examples": 4}
+    done = iterate(folder, "--run", "served", policy__backend="vllm", reuse_from="demo", timeout_seconds=1400, **little)
     assert "i0-warmup: starting" not in done.stderr
     report = json.loads(itoolctl("report", "served", "--output", "json", cwd=folder).stdout)
     assert report["iterations"][0]["trees"] > 0
