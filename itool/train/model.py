@@ -32,6 +32,7 @@ ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.j
 PLAIN_LAYERS = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
 """Blocks that are `x + attention(norm(x))`, then `x + mlp(norm(x))`, and nothing else."""
 GPU_PASS_COST = 3e12
+"""Parameters times tokens that a GPU could compute in the time it takes to launch a pass."""
 _SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
