@@ -97,7 +97,7 @@ def _join_shards(store: Store, prefix: str, shards: int, scratch: Path) -> Manif
     joined = scratch / "joined"
     shutil.rmtree(joined, ignore_errors=True)
     joined.mkdir(parents=True)
-    with ThreadPoolExecutor(_PARALLEL) as pool, tempfile.TemporaryDirectory(dir=scratch) as parts:
+    with tempfile.TemporaryDirectory(dir=scratch) as parts, ThreadPoolExecutor(_PARALLEL) as pool:  # the pool ends before its folder
         manifests = [manifest for manifest in pool.map(partial(read_manifest, store), folders) if manifest is not None]
         if len(manifests) < shards:
             return read_manifest(store, prefix)  # another shard has joined and removed them
