@@ -17,12 +17,12 @@ import torch
 from itool.config import DpoConfig, ModelConfig, PolicyConfig, WarmupConfig
 from itool.demo import base_model_path
 from itool.policy.embedded import EmbeddedPolicy
-from itool.records import PreferencePair
 from itool.train.model import load_policy
 from itool.train.perplexity import perplexities
 from itool.train.preference import train_preferences
 from itool.train.sequences import TokenSequence
 from itool.train.sft import train_sft
+from tests.train.conftest import pair
 
 MODEL = ModelConfig(context_tokens=512, lora_rank=8)
 
@@ -35,18 +35,7 @@ def compute(adapter: Path | None, out: Path) -> dict[str, Any]:
         return [draw.randrange(10, 1000) for _ in range(draw.randint(low, high))]
 
     sequences = [TokenSequence(ids(20, 200), ids(4, 20), f"e{number}") for number in range(24)]
-    evidence: Any = {
-        "chosen_value": 1,
-        "rejected_value": 0,
-        "chosen_visits": 2,
-        "rejected_visits": 2,
-        "chosen_correct": 1,
-        "rejected_wrong": 1,
-    }
-    pairs = []
-    for number in range(12):
-        rows: Any = {"prompt_ids": ids(20, 200), "prefix_ids": ids(0, 5), "chosen_ids": [11, *ids(1, 8)], "rejected_ids": [12, *ids(1, 8)]}
-        pairs.append(PreferencePair(example_id=f"e{number}", **rows, **evidence))
+    pairs = [pair(ids(20, 200), ids(0, 5), [11, *ids(1, 8)], [12, *ids(1, 8)]) for _ in range(12)]
     warmup = WarmupConfig(curriculum="mixed", batch_examples=8, epochs=2, learning_rate=1e-3)
     preference = DpoConfig(updates=5, batch_pairs=4, learning_rate=1e-3, replay_fraction=0.25)
     common: Any = {"model": MODEL, "seed": 1}
