@@ -59,7 +59,7 @@ async def predict(
 ) -> list[Prediction]:
     """The greedy response to every example and its verdict, in the order of the examples.
 
-    Blocks of `evaluate.batch_sequences` are asked for together, longest prompts first. An example whose prompt fills the context is
+    `evaluate.batch_sequences` are asked for at a time, longest prompts first. An example whose prompt fills the context is
     answered with nothing and counts as truncated: leaving it out would flatter the accuracy. Raises DependencyError when the
     engine is gone.
     """
@@ -70,7 +70,7 @@ async def predict(
         (sample,) = await policy.sample(task.prompt_ids, count=1, max_tokens=task.max_tokens, temperature=0.0, seed=0)
         return _judge(task.example, sample, tokenizer)
 
-    return await _run_blocks(_prepare(tokenizer, examples, config), answer, config.evaluate.batch_sequences, on_progress)
+    return await _run_all(_prepare(tokenizer, examples, config), answer, config.evaluate.batch_sequences, on_progress)
 
 
 async def pass_counts(
@@ -101,8 +101,8 @@ async def pass_counts(
         correct = sum(_judge(task.example, sample, tokenizer).correct for sample in drawn)
         return PassCount(task.example.id, samples, correct, sum(len(sample.token_ids) for sample in drawn))
 
-    block = max(1, config.evaluate.batch_sequences // samples)
-    return await _run_blocks(_prepare(tokenizer, examples, config), draw, block, on_progress)
+    in_flight = max(1, config.evaluate.batch_sequences // samples)
+    return await _run_all(_prepare(tokenizer, examples, config), draw, in_flight, on_progress)
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -174,19 +174,27 @@ def _draw_seed(seed: int, example_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"pass:{seed}:{example_id}".encode()).digest()[:8]) >> 1
 
 
-async def _run_blocks(tasks: Sequence[_Task], work: Callable[[_Task], Awaitable[T]], block: int, on_progress: OnProgress | None) -> list[T]:
-    """The result of every task, in order. Tasks of similar length run together; the first fault cancels its block and is raised."""
-    order = sorted(range(len(tasks)), key=lambda index: -len(tasks[index].prompt_ids))
+async def _run_all(
+    tasks: Sequence[_Task], work: Callable[[_Task], Awaitable[T]], in_flight: int, on_progress: OnProgress | None
+) -> list[T]:
+    """The result of every task, in order, `in_flight` of them at a time: one that ends makes room for the next at once.
+
+    Those of similar length run together. The first fault cancels all others and is raised.
+    """
+    waiting = iter(sorted(range(len(tasks)), key=lambda index: -len(tasks[index].prompt_ids)))
     results: dict[int, T] = {}
-    for start in range(0, len(order), block):
-        chosen = order[start : start + block]
-        running = [asyncio.ensure_future(work(tasks[index])) for index in chosen]
-        try:
-            results.update(zip(chosen, await asyncio.gather(*running), strict=True))
-        finally:
-            for future in running:
-                future.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-        if on_progress is not None:
-            on_progress(len(results), len(tasks))
+
+    async def run_one_after_another() -> None:
+        for index in waiting:
+            results[index] = await work(tasks[index])
+            if on_progress is not None:
+                on_progress(len(results), len(tasks))
+
+    running = [asyncio.ensure_future(run_one_after_another()) for _ in range(min(in_flight, len(tasks)))]
+    try:
+        await asyncio.gather(*running)
+    finally:
+        for future in running:
+            future.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
     return [results[index] for index in range(len(tasks))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from itool.policy.packed import PackedModel
 from itool.policy.randomness import Words, uniforms
 
 KEEP_DEAD = 0.1
-"""Share of ended rows that a cohort carries along before it is compacted: a row costs less than moving all others."""
+"""Share of ended rows that a cohort carries along before it is compacted."""
 
 
 @dataclass(frozen=True)
@@ -125,45 +126,64 @@ class Cohort:
         return ended
 
     def compact(self) -> None:
-        """Take ended rows out when they are many."""
+        """Take ended rows out when they are many, and prompts that no row continues any more."""
         alive = int(self._alive.sum())
         if alive == 0:
             self.rows = 0
         elif alive < self.rows * (1 - KEEP_DEAD):
-            self._keep(np.flatnonzero(self._alive))
+            self._drop_ended_rows()
+            self._drop_ended_groups()
+            self._place()
 
     def _ended(self, row: int, finished: bool) -> EndedRow:
         tokens = tuple(self._tokens[row, : self.length].tolist())
         logprobs = tuple(self._logprobs[row, : self.length].tolist())
         return EndedRow(int(self._owner[row]), int(self._row[row]), tokens, logprobs, finished)
 
-    def _keep(self, rows: npt.NDArray[np.intp]) -> None:
-        index = torch.from_numpy(rows).to(self.last_ids.device)
-        written = self.length - 1  # the newest token enters the cache with the next forward
-        self._own[:, :, : len(rows), :, :written] = self._own[:, :, index, :, :written]
-        self.rows = len(rows)
-        self._alive, self._owner, self._row = self._alive[rows], self._owner[rows], self._row[rows]
-        self._keys, self._limit = self._keys[rows], self._limit[rows]
-        self._tokens, self._logprobs = self._tokens[rows], self._logprobs[rows]
-        self.temperatures, self.last_ids, self._prompt_tokens = (
-            tensor[index] for tensor in (self.temperatures, self.last_ids, self._prompt_tokens)
-        )
-        left, self._group = np.unique(self._group[rows], return_inverse=True)
-        if len(left) < self._prompts.shape[2]:
-            groups = torch.from_numpy(left).to(index.device)
-            self._prompts = self._prompts[:, :, groups]
-            self._bias = None if self._bias is None else self._bias[groups]
-        self._place()
+    def _drop_ended_rows(self) -> None:
+        refill = _Refill(self._alive)
+        refill(self._own[..., : self.length - 1, :], axis=2)  # the newest token enters the cache with the next forward
+        self._group, self._owner, self._row, self._keys = map(refill, (self._group, self._owner, self._row, self._keys))
+        self._limit, self._tokens, self._logprobs = map(refill, (self._limit, self._tokens, self._logprobs))
+        self.temperatures, self.last_ids, self._prompt_tokens = map(refill, (self.temperatures, self.last_ids, self._prompt_tokens))
+        self.rows = refill.count
+        self._alive = np.ones(self.rows, dtype=bool)
+
+    def _drop_ended_groups(self) -> None:
+        continued = np.bincount(self._group, minlength=self._prompts.shape[2]) > 0
+        refill = _Refill(continued)
+        numbers = np.arange(len(continued))
+        numbers[refill.last] = refill.holes
+        self._group = numbers[self._group]
+        self._prompts = refill(self._prompts, axis=2)
+        self._bias = None if self._bias is None else refill(self._bias)
 
     def _place(self) -> None:
         """Give each row a slot in a [groups, widest group] grid, so that a group's rows can be one matrix."""
         counts = np.bincount(self._group)
         width = int(counts.max())
-        first = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        slots = self._group * width + (np.arange(self.rows) - first[self._group])
+        order = np.argsort(self._group, kind="stable")
+        first = np.cumsum(counts) - counts
+        slots = np.empty(self.rows, dtype=np.int64)
+        slots[order] = self._group[order] * width + np.arange(self.rows) - first[self._group[order]]
         self._slot_count = len(counts) * width
-        dense = self._slot_count == self.rows
-        self._slots = None if dense else torch.from_numpy(slots).to(self.last_ids.device)
+        in_order = self._slot_count == self.rows and bool((slots[:-1] < slots[1:]).all())
+        self._slots = None if in_order else torch.from_numpy(slots).to(self.last_ids.device)
+
+
+class _Refill:
+    """Takes the dead out of an array: the last of the living move into their places, so that the others need not be copied."""
+
+    def __init__(self, alive: npt.NDArray[np.bool_]) -> None:
+        self.count = int(alive.sum())
+        self.holes = np.flatnonzero(~alive[: self.count])
+        self.last = self.count + np.flatnonzero(alive[self.count :])
+
+    def __call__(self, array: Any, axis: int = 0) -> Any:
+        """The living along `axis` of a numpy array or a tensor, in place."""
+        before: tuple[Any, ...] = (slice(None),) * axis
+        array[(*before, self.holes)] = array[(*before, self.last)]
+        return array[(*before, slice(self.count))]
 
 
 class CohortsPlan:
@@ -206,10 +226,11 @@ def _pad_prompts(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     the padding; None when there is none."""
     longest = max(prompt.shape[3] for prompt in prompts)
     layers, two, kv_heads, _, size = prompts[0].shape
-    padded = prompts[0].new_zeros(layers, two, len(prompts), kv_heads, longest, size)
+    padded = prompts[0].new_empty(layers, two, len(prompts), kv_heads, longest, size)
     bias = prompts[0].new_zeros(len(prompts), 1, 1, longest)
     for number, prompt in enumerate(prompts):
         padded[:, :, number, :, : prompt.shape[3]] = prompt
+        padded[:, :, number, :, prompt.shape[3] :] = 0.0
         bias[number, :, :, prompt.shape[3] :] = -torch.inf
     return padded, bias if bool((bias < 0).any()) else None
 

@@ -86,7 +86,7 @@ def test_predictions_come_in_order_with_their_verdicts() -> None:
     assert [p.truncated for p in predictions] == [False, False, False, True, False, False]
     assert predictions[0].text == "[f(a=0)]"
     assert predictions[3].response_tokens == 60
-    assert progress == [(4, 6), (6, 6)]
+    assert progress == [(done, 6) for done in range(1, 7)]
     assert policy.most_in_flight == 4
     assert {temperature for _, temperature, _ in policy.asked} == {0.0}
 

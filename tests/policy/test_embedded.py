@@ -31,13 +31,16 @@ def transformers_logprobs(folders: Folders, prompt: list[int], continuation: tup
 
 
 def test_decoding_gives_the_logprobs_of_plain_transformers(folders: Folders) -> None:
-    async def samples() -> list[Sample]:
+    async def samples() -> list[list[Sample]]:
         async with open_embedded(folders, adapter=folders.adapter) as policy:
-            long = [draw(policy, OTHER * number, tokens=20, count=3, seed=number) for number in range(1, 9)]
-            return [answer[-1] for answer in await asyncio.gather(*long)]
+            asked = [draw(policy, OTHER * number, tokens=4 * number, count=1 + number % 3, seed=number) for number in range(1, 9)]
+            return await asyncio.gather(*asked)
 
-    for number, sample in enumerate(asyncio.run(samples()), start=1):
-        assert sample.logprobs == pytest.approx(transformers_logprobs(folders, OTHER * number, sample.token_ids), abs=1e-4)
+    answers = list(enumerate(asyncio.run(samples()), start=1))
+    assert len({len(sample.token_ids) for _, answer in answers for sample in answer}) > 8  # rows and prompts end one after the other
+    for number, answer in answers:
+        for sample in answer:
+            assert sample.logprobs == pytest.approx(transformers_logprobs(folders, OTHER * number, sample.token_ids), abs=1e-4)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64])
