@@ -24,6 +24,7 @@ SMALL = {
     "search.root_samples": 6,
     "search.simulations": 2,
     "search.trees_in_flight": 8,
+    "search.shards": 1,
     "dpo.updates": 3,
     "dpo.batch_pairs": 4,
     "runtime.threads": 1,

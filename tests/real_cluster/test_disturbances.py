@@ -7,7 +7,9 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,10 +94,12 @@ def test_cancel_stops_the_stage_with_a_checkpoint(site: Site, long_warmup: dict[
 
 
 def test_pods_that_cannot_run_say_why_and_the_run_completes_once_mended(site: Site, undisturbed: dict[str, dict[str, str]]) -> None:
-    for obstacle in OBSTACLES:
-        fails_and_says_why(site, "stuck", obstacle)
-    finish(site.start("iterate", "--config", str(site.config("stuck", iterations=0))))
-    assert digests_in(site.store(), "stuck")["i0/warmup"] == undisturbed["i0/warmup"]
+    with ThreadPoolExecutor(2) as two:  # most of it is waiting
+        runs = [f"stuck-{number}" for number in range(len(OBSTACLES))]
+        list(two.map(partial(fails_and_says_why, site), runs, OBSTACLES))
+    for run in (runs[0], runs[-1]):  # one that was pending, one that failed
+        finish(site.start("iterate", "--config", str(site.config(run, iterations=0))))
+        assert digests_in(site.store(), run)["i0/warmup"] == undisturbed["i0/warmup"]
 
 
 def test_wrong_credentials_fail_at_once_with_64(site: Site, undisturbed: dict[str, dict[str, str]]) -> None:

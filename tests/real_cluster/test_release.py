@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 RUN = "served"
 IN_TURNS = "in-turns"
-WARM = ("i0/prepare", "i0/warmup")
-"""What the runs that are compared with RUN begin with: its own were compared with this machine's already."""
+WARM = ("i0/prepare", "i0/warmup", "i0/evaluate")
+"""What the runs that are compared with RUN begin with; the iteration after it is their own."""
 SERVING = {"policy__backend": "vllm", "policy__startup_seconds": 600, "search__trees_in_flight": 1}
 """One tree at a time, so that a search lasts long enough to be disturbed."""
 KINDS = "configmaps,services,deployments,jobs,pods,serviceaccounts,roles,rolebindings,networkpolicies,poddisruptionbudgets"
@@ -129,7 +129,7 @@ def test_a_laptop_with_the_same_policy_backend_learns_the_same(release: Release)
 
 def test_one_gpu_that_vllm_and_the_stages_take_in_turns_gives_the_same(release: Release) -> None:
     site, run = release.site, IN_TURNS
-    copy_stages(site.store(), RUN, run, (*WARM, "i0/evaluate"))
+    copy_stages(site.store(), RUN, run, WARM)
     wait_until(lambda: not gpu_pods(site, RUN), "the run before has given its GPU back", 120)
     with one_gpu(site):
         process = site.start("iterate", "--config", str(site.config(run, **SERVING, kubernetes__serving__gpu_sharing="timeshare")))
