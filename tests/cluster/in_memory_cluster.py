@@ -57,6 +57,7 @@ class InMemoryCluster:
     created_jobs: list[str] = field(default_factory=list)
     objects: dict[str, dict[str, Object]] = field(default_factory=lambda: defaultdict(dict))
     _log: list[tuple[str, str, Object]] = field(default_factory=list)
+    _forgotten: int = 0
     _version: int = 0
     _uids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _pods: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -79,9 +80,17 @@ class InMemoryCluster:
         if self.gone:
             self.gone = False
             raise Gone("too old")
-        for kind, changed, item in self._log[int(version) :]:  # every change has the next version
+        if int(version) < self._forgotten:
+            raise Gone("too old")
+        for kind, changed, item in self._log[int(version) - self._forgotten :]:  # every change has the next version
             if changed == resource and _fits(item, labels, ""):
                 yield (kind if _fits(item, labels, fields) else "DELETED"), item
+
+    def forget(self, keep: int) -> None:
+        """Drop all but the last changes, as a server does after a while: who watches from before them must list again."""
+        dropped = max(len(self._log) - keep, 0)
+        del self._log[:dropped]
+        self._forgotten += dropped
 
     def create(self, resource: str, body: Object, *, dry_run: bool = False) -> Object | None:
         self._call(resource, "create")
