@@ -146,7 +146,7 @@ class EvaluateConfig(Section):
     pass_k: list[Count] = Field(default_factory=lambda: [1, 8], description="k of pass@k, measured on `pass_examples` held-out examples")
     pass_examples: Annotated[int, Field(ge=0)] = 0
     batch_sequences: Count = Field(
-        512, description="most sequences asked for at a time; the policy takes as many of them as it has room for"
+        128, description="most sequences asked for at a time; the policy takes as many of them as it has room for"
     )
 
 
