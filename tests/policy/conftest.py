@@ -19,12 +19,16 @@ from itool.errors import DependencyError
 from itool.policy.model_folder import read_model_folder
 from itool.policy.opening import open_policy
 from itool.policy.protocol import Policy
-from itool.policy.server import LocalVllmServer, find_vllm_python
+from itool.policy.server import LocalVllmServer, find_vllm_python, has_gpu
 
 VOCABULARY = 96
 CONTEXT = 256
 STOP = 2
 MODEL = ModelConfig(context_tokens=CONTEXT, lora_rank=8)
+SERVED = MODEL.model_copy(update={"dtype": "bfloat16"}) if has_gpu() else MODEL
+"""What vLLM serves: on a GPU its adapters are computed in half precision only."""
+SERVED_ROUNDING = 0.1 if has_gpu() else 1e-4
+"""How far its log-probabilities may lie apart; bfloat16 has steps of 1/32 between 4 and 8."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def start_server(folders: Folders, log_path: Path) -> LocalVllmServer:
     except DependencyError as error:
         pytest.skip(str(error))
     folder = read_model_folder(folders.model, context_tokens=CONTEXT)
-    return LocalVllmServer(folder, log_path, model=MODEL, policy=PolicyConfig(), threads=1)
+    return LocalVllmServer(folder, log_path, model=SERVED, policy=PolicyConfig(), threads=1)
 
 
 Opener = Callable[[Path | None], AbstractAsyncContextManager[Policy]]
@@ -82,7 +86,13 @@ def engine(request: pytest.FixtureRequest, folders: Folders) -> Opener:
     backend: str = request.param
     url = request.getfixturevalue("vllm_url") if backend == "vllm" else None
     config = PolicyConfig(backend="vllm" if url else "embedded", url=url, batch_sequences=64)
-    return lambda adapter: open_policy(folders.model, adapter, MODEL, config, threads=1)
+    return lambda adapter: open_policy(folders.model, adapter, SERVED if url else MODEL, config, threads=1)
+
+
+@pytest.fixture
+def rounding(request: pytest.FixtureRequest) -> float:
+    """How far apart two computations of the same log-probability may lie on the engine that the test is run for."""
+    return SERVED_ROUNDING if request.node.callspec.params["engine"] == "vllm" else 1e-4
 
 
 def _save_adapter(model_dir: Path, target: Path, seed: int) -> None:
