@@ -35,7 +35,7 @@ from itool.train.model import load_model, new_adapter
 from itool.train.preference import StepDpoTrainer, _as_step, plan_preferences
 from itool.train.sequences import TokenSequence
 from itool.train.sft import TokenSftTrainer, plan_curriculum
-from itool.train.updates import run_updates, training_arguments
+from itool.train.updates import repeatable_kernels, run_updates, training_arguments
 
 VOCABULARY, EOS, ROWS, PAIRS = 2048, 2, 32, 16
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -147,7 +147,7 @@ def measure_sft(base: Path, lora: ModelConfig, updates: int, batch_tokens: int) 
             )
             seconds, result = timed(trainer.train)
             found[name] = (tokens / seconds, result.training_loss)
-    with tempfile.TemporaryDirectory() as scratch:
+    with repeatable_kernels(), tempfile.TemporaryDirectory() as scratch:
         model = new_adapter(load_model(base, dtype=lora.dtype), lora, seed=0)
         arguments = training_arguments(SFTConfig, model, updates=updates, settings=settings, seed=0, scratch=scratch)
         ours = TokenSftTrainer(
@@ -185,7 +185,7 @@ def measure_dpo(base: Path, lora: ModelConfig, updates: int, batch_tokens: int) 
             trainer = OrderedDpo(model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
             seconds, result = timed(trainer.train)
             found[name] = (tokens / seconds, result.training_loss)
-    with tempfile.TemporaryDirectory() as scratch:
+    with repeatable_kernels(), tempfile.TemporaryDirectory() as scratch:
         model = new_adapter(load_model(base, dtype=lora.dtype), lora, seed=0)
         ours = StepDpoTrainer(
             model,

@@ -23,7 +23,7 @@ from itool.train.hooks import TrainingHooks, TrainingLog
 from itool.train.model import load_adapter, load_adapter_weights, load_model, new_adapter, pass_cost_tokens, response_logps
 from itool.train.sequences import StepPair, TokenSequence, batch_pairs, bucket, draw, step_pair
 from itool.train.sft import replay_sequences, sft_backward
-from itool.train.updates import UpdateTrainer, check_fits, fingerprint, row_numbers, run_updates, training_arguments
+from itool.train.updates import UpdateTrainer, check_fits, fingerprint, repeatable_kernels, row_numbers, run_updates, training_arguments
 
 REFERENCE = "ref"
 """The name that TRL gives to the frozen copy of the adapter."""
@@ -63,7 +63,7 @@ def train_preferences(
     adapted = load_adapter(base, adapter_in, trainable=True) if adapter_in else new_adapter(base, model, seed=seed)
     plan = plan_preferences(len(steps), len(replay), settings, seed)
     hooks = hooks or TrainingHooks()
-    with tempfile.TemporaryDirectory(prefix="itool-dpo-") as scratch:
+    with repeatable_kernels(), tempfile.TemporaryDirectory(prefix="itool-dpo-") as scratch:
         trainer = StepDpoTrainer(
             adapted,
             args=training_arguments(DPOConfig, adapted, updates=len(plan), settings=settings, seed=seed, scratch=scratch),

@@ -17,7 +17,7 @@ from itool.train.hooks import TrainingHooks, TrainingLog
 from itool.train.losses import nll
 from itool.train.model import load_adapter, load_model, new_adapter, pass_cost_tokens, response_logps
 from itool.train.sequences import TokenSequence, batch_sequences, bucket, draw
-from itool.train.updates import UpdateTrainer, check_fits, fingerprint, row_numbers, run_updates, training_arguments
+from itool.train.updates import UpdateTrainer, check_fits, fingerprint, repeatable_kernels, row_numbers, run_updates, training_arguments
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _train(
     model = load_adapter(base, adapter_in, trainable=True) if adapter_in else new_adapter(base, config, seed=seed)
     identity = fingerprint(rows, plan, settings, config, seed)
     hooks = hooks or TrainingHooks()
-    with tempfile.TemporaryDirectory(prefix="itool-sft-") as scratch:
+    with repeatable_kernels(), tempfile.TemporaryDirectory(prefix="itool-sft-") as scratch:
         trainer = TokenSftTrainer(
             model,
             training_arguments(SFTConfig, model, updates=len(plan), settings=settings, seed=seed, scratch=scratch),

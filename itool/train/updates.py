@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,27 @@ class _Progress(TrainerCallback):  # type: ignore[misc] # transformers ships no 
         if stop:
             workers.sum([0.0])  # nobody leaves before the checkpoint is stored: a launcher ends the others when one has left
             raise Interrupted(f"training stopped after update {log.updates} of {total}", remedy="Start it again to continue")
+
+
+@contextmanager
+def repeatable_kernels() -> Iterator[None]:
+    """Let a GPU give the same bytes every time: without this, sums by owner and the gradient of masked attention add up in any order.
+
+    Enter it before anything is computed on the GPU. An operation that has no repeatable version there then raises RuntimeError.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is repeatable only with a workspace of fixed size
+    deterministic: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        deterministic.fill_uninitialized_memory = before[1]
 
 
 def training_arguments(kind: Any, model: Any, *, updates: int, settings: OptimizerConfig, seed: int, scratch: str) -> Any:
