@@ -23,7 +23,7 @@ def score(stage: Stage) -> None:
     examples = stage.read(Example, "data", "buffer.jsonl")
     by_pass_rate = stage.config.select.by == "pass_rate"
     scores = asyncio.run(_pass_rates(stage, examples)) if by_pass_rate else _perplexities(stage, examples)
-    scores = hardest(scores, fraction=stage.config.select.alpha)
+    scores = hardest(scores, fraction=stage.config.select.alpha, seed=stage.seed)
     if by_pass_rate and stage.config.policy.backend == "embedded" and stage.config.data.buffer_labels == "response":
         told = {"perplexity", "response_tokens"}
         measured = _perplexities(stage, examples)
