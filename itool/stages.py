@@ -76,7 +76,7 @@ STAGES: dict[StageName, StageSpec] = {
             ),
             ("scores.jsonl",),
             gpu=True,
-            version=2,
+            version=3,
         ),
         StageSpec(
             "generate",
@@ -121,7 +121,12 @@ STAGES: dict[StageName, StageSpec] = {
             gpu=True,
         ),
         StageSpec(
-            "report", "every metric -> report.json, report.html", ("run", "method", "iterations"), ("report.json", "report.html"), gpu=False
+            "report",
+            "every metric -> report.json, report.html",
+            ("run", "method", "iterations"),
+            ("report.json", "report.html"),
+            gpu=False,
+            version=2,
         ),
     )
 }

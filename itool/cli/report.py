@@ -114,7 +114,8 @@ def _conclusions(report: Report) -> list[str]:
     lines = []
     if report.best_iteration is not None:
         name = f"iteration {report.best_iteration}" if report.best_iteration else "the warm-up"
-        by = "best on the validation set" if report.best_by == "validation" else "the last one; there is no validation set"
+        validated = "the latest within a standard error of the best on the validation set"
+        by = validated if report.best_by == "validation" else "the last one; there is no validation set"
         lines.append(f"kept: {name} ({by})")
     if report.gain is not None:
         gain = report.gain

@@ -42,16 +42,20 @@ def runs(root: RootOption = None, output: OutputOption = Output.text) -> None:
 
 
 def best_so_far(resolutions: Mapping[StageId, Resolution]) -> tuple[int, float] | None:
-    """The iteration whose adapter a report would keep (best on the validation set, else the last), and its held-out accuracy."""
-    found = [
-        (stage.iteration, resolution.manifest.metrics)
-        for stage, resolution in resolutions.items()
-        if stage.name == "evaluate" and resolution.manifest and "held_out" in resolution.manifest.metrics
-    ]
-    if not found:
-        return None
-    iteration, metrics = max(found, key=lambda item: (item[1].get("validation", item[0]), -item[0]))
-    return iteration, float(metrics["held_out"])
+    """The iteration whose adapter a report would keep (`latest_of_the_best` on the validation set), and its held-out accuracy."""
+    from itool.evaluate.intervals import latest_of_the_best  # noqa: PLC0415
+
+    measured: dict[int, dict[str, Any]] = {}
+    validation_examples = 0
+    for stage, resolution in resolutions.items():
+        metrics = resolution.manifest.metrics if resolution.manifest else {}
+        if stage.name == "prepare":
+            validation_examples = metrics.get("examples", {}).get("validation", 0)
+        elif stage.name == "evaluate" and "held_out" in metrics:
+            measured[stage.iteration] = metrics
+    validated = {iteration: metrics["validation"] for iteration, metrics in measured.items() if "validation" in metrics}
+    iteration = latest_of_the_best(validated, validation_examples) if validated else max(measured, default=None)
+    return None if iteration is None else (iteration, float(measured[iteration]["held_out"]))
 
 
 def _row(name: str, root: str | None) -> dict[str, Any]:

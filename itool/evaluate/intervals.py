@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 Z95 = 1.959963984540054
@@ -76,6 +76,17 @@ def unpaired_difference(first: tuple[int, int], second: tuple[int, int]) -> tupl
     p, q = a / n, b / m
     (p_low, p_high), (q_low, q_high) = wilson(a, n), wilson(b, m)
     return q - p, (q - p - math.hypot(q - q_low, p_high - p), q - p + math.hypot(q_high - q, p - p_low))
+
+
+def latest_of_the_best(correct: Mapping[int, float], count: int) -> int:
+    """The latest iteration whose accuracy lies at most one standard error below the best one's (the one-standard-error rule, Breiman 1984).
+
+    `correct` gives each iteration's accuracy on the same `count` examples. Some hundreds tell a collapse from progress, not one iteration
+    from the next: the plain maximum would be drawn by chance, and later iterations are better as a rule.
+    """
+    best = max(correct.values())
+    least = best - math.sqrt(best * (1 - best) / max(count, 1))
+    return max(iteration for iteration, share in correct.items() if share >= least)
 
 
 def mcnemar(wins: int, losses: int) -> float:

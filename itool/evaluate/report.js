@@ -35,7 +35,7 @@ function summary() {
 
 function verdict(first, gain, certain) {
   const chosen = report.best_by === "validation" ? "The iteration is chosen on a validation set that is not reported here." : "There is no validation set, so the last iteration stands.";
-  if (!gain) return `${report.best_iteration === 0 ? "No iteration beat the warm-up. " : ""}${chosen}`;
+  if (!gain) return `${report.best_iteration === 0 ? "The warm-up is kept. " : ""}${chosen}`;
   const flips = `Of ${integer(gain.count)} held-out examples, ${integer(gain.wins)} became right and ${integer(gain.losses)} became wrong.`;
   return `${flips} ${certain ? "" : "The interval includes zero: this run alone does not show a difference. "}${chosen}`;
 }

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 from itool.config import RunConfig
-from itool.evaluate.intervals import paired_difference, wilson
+from itool.evaluate.intervals import latest_of_the_best, paired_difference, wilson
 from itool.evaluate.report_inputs import DATASETS, ReportInputs, StageFacts
 from itool.evaluate.report_schema import (
     EvaluationReport,
@@ -69,14 +69,14 @@ def config_digest(config: RunConfig) -> str:
 
 
 def choose_best(evaluations: Iterable[EvaluationReport]) -> tuple[int | None, Literal["validation", "last"]]:
-    """The iteration to keep: most accurate on `validation`, the earlier of equals. Never by the set that is reported.
+    """The iteration to keep: by `latest_of_the_best` on `validation`, never by the set that is reported.
 
     Without a validation set the last iteration stands, and the second value says so.
     """
     made = list(evaluations)
     validated = [e for e in made if e.dataset == "validation"]
     if validated:
-        return min(validated, key=lambda e: (-e.exact_match, e.iteration)).iteration, "validation"
+        return latest_of_the_best({e.iteration: e.exact_match for e in validated}, validated[0].count), "validation"
     return max((e.iteration for e in made), default=None), "last"
 
 

@@ -151,7 +151,9 @@ class Report(Part):
     stages: list[StageReport]
     evaluations: list[EvaluationReport]
     iterations: list[IterationReport]
-    best_iteration: int | None = Field(description="most accurate on `validation`, the earlier of equals; null before any evaluation")
+    best_iteration: int | None = Field(
+        description="the latest within a standard error of the best on `validation`; null before there is any"
+    )
     best_by: Literal["validation", "last"] = Field(description="`last`: there was no validation set, so the last iteration stands")
     gain: Gain | None = None
     training: list[TrainingCurve] = Field(default_factory=list)

@@ -74,12 +74,18 @@ def test_an_iteration_counts_what_its_stages_stored(report, inputs):
     assert first.sampled_tokens == sum(tree.sampled_tokens for tree in inputs.trees[1])
 
 
-def test_the_best_iteration_comes_from_validation_and_the_earlier_of_equals_wins(report):
+def test_the_kept_iteration_is_the_latest_within_a_standard_error_of_the_best_on_validation(report):
     def made(iteration, dataset, exact):
-        return report.evaluation(0, dataset).model_copy(update={"iteration": iteration, "exact_match": exact})
+        return report.evaluation(0, dataset).model_copy(update={"iteration": iteration, "exact_match": exact, "count": 100})
 
-    tied = [made(0, "validation", 0.5), made(2, "validation", 0.7), made(1, "validation", 0.7), made(3, "held_out", 0.9)]
-    assert choose_best(tied) == (1, "validation")
+    def kept(*validation):
+        return choose_best([made(3, "held_out", 0.9), *(made(k, "validation", exact) for k, exact in enumerate(validation))])
+
+    assert kept(0.5, 0.7, 0.7) == (2, "validation")
+    assert kept(0.5, 0.7, 0.66) == (2, "validation")  # one standard error of 0.7 on 100 examples is 0.046
+    assert kept(0.5, 0.7, 0.65) == (1, "validation")
+    assert kept(0.5, 0.3, 0.4) == (0, "validation")
+    assert kept(0.0, 0.0) == (1, "validation")
     assert choose_best([made(0, "held_out", 0.9), made(1, "held_out", 0.1)]) == (1, "last")
     assert choose_best([]) == (None, "last")
 
