@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import time
@@ -13,10 +14,13 @@ from typing import Any
 import pytest
 import yaml
 
+from itool.config import ModelConfig, PolicyConfig
+from itool.demo import base_model_path
 from itool.errors import DependencyError
-from itool.policy.server import find_vllm_python
+from itool.policy.model_folder import read_model_folder
+from itool.policy.server import LocalVllmServer, find_vllm_python
 from tests.jobs.conftest import digests_in
-from tests.real_cluster.conftest import REPOSITORY, Site, copy_stages, finish, wait_until
+from tests.real_cluster.conftest import REPOSITORY, SMALL, Site, copy_stages, finish, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
@@ -120,8 +124,9 @@ def test_a_laptop_with_the_same_policy_backend_learns_the_same(release: Release)
     except DependencyError as error:
         pytest.skip(str(error))
     copy_stages(release.site.store(), RUN, "laptop", WARM)
-    config = release.site.config("laptop", runtime__backend="local", **SERVING)
-    release.site.itoolctl("iterate", "--config", str(config), timeout_seconds=1200)
+    with a_vllm_here(release.site) as url:
+        config = release.site.config("laptop", runtime__backend="local", policy__url=url, **SERVING)
+        release.site.itoolctl("iterate", "--config", str(config), timeout_seconds=1200)
     here, there = digests_in(release.site.store(), "laptop"), digests_in(release.site.store(), RUN)
     assert here["i1/dpo"] == there["i1/dpo"]
     assert metrics_of(release.site, "laptop") == metrics_of(release.site, RUN)
@@ -179,6 +184,20 @@ def test_uninstalling_leaves_nothing_but_the_artifacts(release: Release) -> None
     release.helm("uninstall", release.name, "--wait")
     wait_until(lambda: not release.objects(), "nothing is left", 120)
     assert "i2/evaluate" in digests_in(release.site.store(), RUN)
+
+
+@contextmanager
+def a_vllm_here(site: Site) -> Iterator[str]:
+    """A vLLM on this machine for both stages that ask one: each would start its own, which takes most of a minute."""
+    model = ModelConfig(**SMALL["model"])
+    folder = read_model_folder(base_model_path(), context_tokens=model.context_tokens)
+    server = LocalVllmServer(folder, site.folder / "vllm.log", model=model, policy=PolicyConfig(startup_seconds=600), threads=1)
+    with asyncio.Runner() as runner:
+        runner.run(server.__aenter__())
+        try:
+            yield server.url
+        finally:
+            runner.run(server.__aexit__(None, None, None))
 
 
 def objects_of(site: Site) -> set[str]:
