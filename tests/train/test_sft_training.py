@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from itool.train.model import load_model
 from itool.train.optimizer import Muon, schedule_factor
 from itool.train.sequences import TokenSequence
 from itool.train.sft import plan_curriculum, train_sft
+from itool.train.updates import repeatable_kernels
 
 FAST = WarmupConfig(epochs=2, batch_examples=8, learning_rate=1e-2, batch_tokens=128, optimizer="adamw")
 
@@ -121,3 +124,13 @@ def test_a_schedule_warms_up_and_never_wastes_an_update(schedule):
     assert factors[:3] == [0.5, 1.0, 1.0]
     assert all(factor > 0 for factor in factors)
     assert factors[2:] == sorted(factors[2:], reverse=True)
+
+
+def test_a_gpu_gets_repeatable_kernels_and_whoever_samples_after_a_training_does_not(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with repeatable_kernels():
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert not torch.are_deterministic_algorithms_enabled()
