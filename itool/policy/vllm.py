@@ -23,7 +23,7 @@ import httpx
 import tenacity
 
 from itool.config import PolicyConfig
-from itool.errors import ConfigError, DependencyError, InputError
+from itool.errors import ConfigError, DependencyError, InputError, ItoolError
 from itool.logs import get_logger
 from itool.policy.model_folder import ModelFolder, adapter_digest
 from itool.policy.protocol import Sample
@@ -186,9 +186,10 @@ class VllmPolicy:
         self.served_name = adapter_name(adapter_dir)
         if self.served_name in loaded:
             return
-        await self._request("POST", "/v1/load_lora_adapter", {"lora_name": self.served_name, "lora_path": str(adapter_dir.absolute())})
+        body = {"lora_name": self.served_name, "lora_path": str(adapter_dir.absolute())}
+        refused = await self._change_adapters("/v1/load_lora_adapter", body)
         if self.served_name not in (await self._served_models())[1]:
-            raise DependencyError(f"the vLLM server at {self._url} does not list adapter {self.served_name} after loading it")
+            raise refused or DependencyError(f"the vLLM server at {self._url} does not list adapter {self.served_name} after loading it")
         _log.info("adapter loaded", adapter=self.served_name)
 
     async def _canary(self) -> None:
@@ -199,7 +200,17 @@ class VllmPolicy:
 
     async def _unload(self, names: Sequence[str]) -> None:
         for name in names:
-            await self._request("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+            refused = await self._change_adapters("/v1/unload_lora_adapter", {"lora_name": name})
+            if refused and name in (await self._served_models())[1]:
+                raise refused
+
+    async def _change_adapters(self, path: str, body: dict[str, Any]) -> ItoolError | None:
+        """Load or unload one; returns a refusal, which may only mean that another shard was faster: the list of adapters tells."""
+        try:
+            await self._request("POST", path, body)
+        except ItoolError as refused:
+            return refused
+        return None
 
     # HTTP
 

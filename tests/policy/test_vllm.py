@@ -77,6 +77,35 @@ def test_float32_on_a_gpu_is_refused_before_a_server_starts(folders: Folders, mo
         LocalVllmServer(folder, tmp_path / "log", model=MODEL, policy=PolicyConfig())
 
 
+@pytest.mark.parametrize("others_are_faster", [True, False])
+def test_another_shard_that_loads_or_unloads_an_adapter_first_is_no_error(folders: Folders, others_are_faster: bool) -> None:
+    """Both looked before either acted; vLLM refuses what is done already."""
+    name, old = vllm.adapter_name(folders.adapter), "adapter-old"
+    listed = {old}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models":
+            return httpx.Response(200, json={"data": [*MODELS["data"], *({"id": one, "parent": "base"} for one in listed)]})
+        if request.url.path.endswith("_lora_adapter"):
+            if others_are_faster:
+                listed.add(name) if "unload" not in request.url.path else listed.discard(old)
+            code, message = (404, "does not exist") if "unload" in request.url.path else (400, "has already been loaded")
+            return httpx.Response(code, json={"error": {"message": message}})
+        return statuses([])(request)
+
+    async def conversation() -> None:
+        folder, transport = read_model_folder(folders.model, context_tokens=CONTEXT), httpx.MockTransport(answer)
+        async with vllm.VllmPolicy("http://server", folder, folders.adapter, policy=PolicyConfig(), transport=transport):
+            pass
+
+    if others_are_faster:
+        asyncio.run(conversation())
+        assert listed == {name}
+    else:
+        with pytest.raises(InputError, match="already been loaded"):
+            asyncio.run(conversation())
+
+
 def test_a_server_in_trouble_is_asked_again(folders: Folders) -> None:
     troubles = iter([503, 500, 429])
     enter(folders, statuses(troubles))
@@ -145,6 +174,12 @@ def test_a_new_adapter_is_served_under_its_digest_and_the_old_one_unloaded(folde
 
     for adapter in (folders.adapter, folders.other_adapter, folders.other_adapter):
         assert asyncio.run(served(adapter)) == {"base", f"adapter-{adapter_digest(adapter)[:12]}"}
+
+    async def shards(adapter: Path) -> list[set[str]]:
+        return await asyncio.gather(*(served(adapter) for _ in range(4)))
+
+    assert f"adapter-{adapter_digest(folders.adapter)[:12]}" in set.intersection(*asyncio.run(shards(folders.adapter)))
+    assert asyncio.run(served(folders.adapter)) == {"base", f"adapter-{adapter_digest(folders.adapter)[:12]}"}
 
 
 @pytest.mark.vllm
