@@ -78,15 +78,15 @@ def unpaired_difference(first: tuple[int, int], second: tuple[int, int]) -> tupl
     return q - p, (q - p - math.hypot(q - q_low, p_high - p), q - p + math.hypot(q_high - q, p - p_low))
 
 
-def latest_of_the_best(correct: Mapping[int, float], count: int) -> int:
+def latest_of_the_best(accuracies: Mapping[int, float], count: int) -> int:
     """The latest iteration whose accuracy lies at most one standard error below the best one's (the one-standard-error rule, Breiman 1984).
 
-    `correct` gives each iteration's accuracy on the same `count` examples. Some hundreds tell a collapse from progress, not one iteration
+    `accuracies` by iteration are those on the same `count` examples. Some hundreds tell a collapse from progress, not one iteration
     from the next: the plain maximum would be drawn by chance, and later iterations are better as a rule.
     """
-    best = max(correct.values())
+    best = max(accuracies.values())
     least = best - math.sqrt(best * (1 - best) / max(count, 1))
-    return max(iteration for iteration, share in correct.items() if share >= least)
+    return max(iteration for iteration, share in accuracies.items() if share >= least)
 
 
 def mcnemar(wins: int, losses: int) -> float:
