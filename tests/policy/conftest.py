@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,11 +61,19 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 def vllm_url(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real vLLM server for the whole session; without vLLM the tests that need it are skipped, with the reason."""
     log_path = tmp_path_factory.mktemp("vllm") / "server.log"
+    with running(start_server(folders, log_path)) as url:
+        yield url
+
+
+@contextmanager
+def running(server: LocalVllmServer) -> Iterator[str]:
+    """The URL of a server that is up, for code that is not asynchronous."""
     with asyncio.Runner() as runner:
-        server = start_server(folders, log_path)
         runner.run(server.__aenter__())
-        yield server.url
-        runner.run(server.__aexit__(None, None, None))
+        try:
+            yield server.url
+        finally:
+            runner.run(server.__aexit__(None, None, None))
 
 
 def start_server(folders: Folders, log_path: Path) -> LocalVllmServer:

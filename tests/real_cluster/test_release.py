@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 import time
@@ -20,6 +19,7 @@ from itool.errors import DependencyError
 from itool.policy.model_folder import read_model_folder
 from itool.policy.server import LocalVllmServer, find_vllm_python
 from tests.jobs.conftest import digests_in
+from tests.policy.conftest import running
 from tests.real_cluster.conftest import REPOSITORY, SMALL, Site, copy_stages, finish, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
@@ -192,12 +192,8 @@ def a_vllm_here(site: Site) -> Iterator[str]:
     model = ModelConfig(**SMALL["model"])
     folder = read_model_folder(base_model_path(), context_tokens=model.context_tokens)
     server = LocalVllmServer(folder, site.folder / "vllm.log", model=model, policy=PolicyConfig(startup_seconds=600), threads=1)
-    with asyncio.Runner() as runner:
-        runner.run(server.__aenter__())
-        try:
-            yield server.url
-        finally:
-            runner.run(server.__aexit__(None, None, None))
+    with running(server) as url:
+        yield url
 
 
 def objects_of(site: Site) -> set[str]:
