@@ -40,7 +40,7 @@ test-cluster: install-dev  ## the tests that need a Kubernetes cluster in KUBECO
 
 .PHONY: test-fast
 test-fast: install-dev  ## only the unit tests
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --maxprocesses 4
 
 .PHONY: lint
 lint: install-dev  ## ruff, mypy strict, import layers
