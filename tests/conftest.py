@@ -1,4 +1,4 @@
-"""What holds for every test: the longest begin first, and none leaves its logging behind."""
+"""What holds for every test: the longest begin first, none leaves its logging behind, and those on a cluster say at once what failed."""
 
 from __future__ import annotations
 
@@ -16,5 +16,29 @@ def _logging_of_its_own() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Several workers end together only when no long test is left for the end; those with a real vLLM are the longest."""
-    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("slow", "vllm")])
+    """Several workers end together only when no long test is left for the end; those with a real vLLM are the longest.
+
+    On a cluster tests that build on each other are one group, and all others another; who needs the cluster alone comes last.
+    """
+    for item in items:
+        if item.get_closest_marker("cluster") and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+    items.sort(key=lambda item: [bool(item.get_closest_marker("alone")), *(not item.get_closest_marker(name) for name in ("slow", "vllm"))])
+
+
+class _SaysAtOnce:
+    """Writes a failure out when it comes: tests on a cluster take long, and may be cut off before the summary."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self.terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and "cluster" in report.keywords:
+            self.terminal.write_line(f"\n{report.nodeid} failed after {report.duration:.0f} s\n{report.longreprtext}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Where there is a terminal: in the process that shares the tests out, if several run them."""
+    if terminal := config.pluginmanager.get_plugin("terminalreporter"):
+        config.pluginmanager.register(_SaysAtOnce(terminal))

@@ -3,10 +3,14 @@
 Read from the environment: KUBECONFIG; CLUSTER_S3_ENDPOINT and CLUSTER_S3_ENDPOINT_IN_PODS, CLUSTER_S3_ACCESS_KEY and
 CLUSTER_S3_SECRET_KEY; and either CLUSTER_IMAGES (`repository:tag` of images that the nodes can have already) or CLUSTER_BUILD_IMAGE and
 CLUSTER_LOAD_IMAGE (commands `BUILD context target image` and `LOAD image...`). What is missing is named by a visible skip.
+
+Most of these tests is waiting, so two processes share them (`make test-cluster`): the release, whose tests build on each other, and the
+rest. Each has a namespace of its own; what disturbs the whole cluster takes it alone.
 """
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
 import os
@@ -15,7 +19,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -177,17 +182,23 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 120, pa
     pytest.fail(f"{what}: not after {seconds} s")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Say at once what failed: these tests take long, and may be cut off before their summary."""
-    report = yield
-    if report.failed and (terminal := item.config.pluginmanager.get_plugin("terminalreporter")):
-        terminal.write_line(f"\n{item.nodeid} failed after {call.duration:.0f} s\n{report.longreprtext}")
-    return report
+@contextmanager
+def locked(tmp_path_factory: pytest.TempPathFactory, operation: int) -> Iterator[None]:
+    """A lock among the processes of one test run, shared (`LOCK_SH`) or exclusive (`LOCK_EX`)."""
+    with (tmp_path_factory.getbasetemp().parent / "cluster.lock").open("w") as file:
+        fcntl.flock(file, operation)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _cluster_in_peace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests share the cluster, but for one marked `alone`, which waits until no other runs and keeps others from beginning."""
+    with locked(tmp_path_factory, fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH):
+        yield
 
 
 @pytest.fixture(scope="session")
-def images() -> tuple[str, str]:
+def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """Repository and tag of images that the cluster's nodes have."""
     missing = [name for name in VARIABLES if not os.environ.get(name)]
     if missing or not shutil.which("kubectl"):
@@ -199,10 +210,10 @@ def images() -> tuple[str, str]:
     if not build or not load:
         pytest.skip("no images: set CLUSTER_IMAGES, or CLUSTER_BUILD_IMAGE and CLUSTER_LOAD_IMAGE")
     repository, tag = "localhost/itool", "test"
-    subprocess.run(
-        ["make", "images", f"BUILD_IMAGE={build}", f"IMAGE_REPOSITORY={repository}", f"IMAGE_TAG={tag}"], cwd=REPOSITORY, check=True
-    )
-    subprocess.run([load, *(f"{repository}/{target}:{tag}" for target in TARGETS)], cwd=REPOSITORY, check=True)
+    make = ["make", "images", f"BUILD_IMAGE={build}", f"IMAGE_REPOSITORY={repository}", f"IMAGE_TAG={tag}"]
+    with locked(tmp_path_factory, fcntl.LOCK_EX):  # the second process finds everything built
+        subprocess.run(make, cwd=REPOSITORY, check=True)
+        subprocess.run([load, *(f"{repository}/{target}:{tag}" for target in TARGETS)], cwd=REPOSITORY, check=True)
     return repository, tag
 
 
@@ -213,9 +224,9 @@ def site(images: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
     found = Site(f"itool-test-{secrets.token_hex(3)}", tmp_path_factory.mktemp("site"), repository, tag)
     os.environ.update(credentials_here())
     make_namespace(found)
-    store = found.store()
-    if BUCKET not in [bucket["Name"] for bucket in store._client.list_buckets()["Buckets"]]:
-        store._client.create_bucket(Bucket=BUCKET)
+    client = found.store()._client
+    with suppress(client.exceptions.BucketAlreadyOwnedByYou):
+        client.create_bucket(Bucket=BUCKET)
     yield found
     subprocess.run(["kubectl", "delete", "namespace", found.namespace, "--wait=false"], capture_output=True, check=False)
 

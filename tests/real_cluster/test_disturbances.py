@@ -57,8 +57,8 @@ def test_a_pod_deleted_and_the_next_one_killed_mid_training_resume_from_their_ch
 ) -> None:
     _, process, pod = training(site, "killed")
     site.kubectl("delete", "pod", pod, "--wait=false")
-    training_pod(site, "killed", process, other_than=pod)
-    os.kill(stage_process("jobs.warmup"), signal.SIGKILL)
+    second = training_pod(site, "killed", process, other_than=pod)
+    os.kill(process_of(second), signal.SIGKILL)
     finish(process)
     assert kept_logs(site, "killed", "i0-warmup").count("checkpoint resumed") == 2
     assert digests_in(site.store(), "killed") == long_warmup
@@ -120,6 +120,8 @@ def test_an_unusable_base_model_fails_without_a_retry(site: Site) -> None:
     assert len(site.get("pods", "itool/run=no-model")) == 1
 
 
+@pytest.mark.alone
+@pytest.mark.timeout(2400)  # most of it may be waiting for the others
 def test_a_minute_without_s3_and_one_without_the_api_server_are_waited_for(site: Site, long_warmup: dict[str, dict[str, str]]) -> None:
     _, process, _ = training(site, "stalled")
     for service in ("s3", "apiserver"):
@@ -159,14 +161,14 @@ def kept_logs(site: Site, run: str, label: str) -> str:
     return "".join(store.read(key).decode() for key in store.list(f"{run}/logs") if f"/{label}-" in key)
 
 
-def stage_process(module: str) -> int:
-    """The process of a stage's container, where the node's processes can be seen from here; else the test is skipped."""
+def process_of(pod: str) -> int:
+    """The stage's process in a pod, where the node's processes can be seen from here; else the test is skipped."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            command = (folder / "cmdline").read_bytes().split(b"\0")
+            environment, command = (set((folder / name).read_bytes().split(b"\0")) for name in ("environ", "cmdline"))
         except OSError:
             continue
-        if module.encode() in command and b"/etc/itool/config.yaml" in command:
+        if f"HOSTNAME={pod}".encode() in environment and b"/etc/itool/config.yaml" in command:
             return int(folder.name)
     pytest.skip("the processes of the node cannot be seen from here")
 
