@@ -18,11 +18,8 @@ def _logging_of_its_own() -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Several workers end together only when no long test is left for the end; those with a real vLLM are the longest.
 
-    On a cluster tests that build on each other are one group, and all others another; who needs the cluster alone comes last.
+    Who needs a cluster for itself comes last: it waits for all others.
     """
-    for item in items:
-        if item.get_closest_marker("cluster") and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group("cluster"))
     items.sort(key=lambda item: [bool(item.get_closest_marker("alone")), *(not item.get_closest_marker(name) for name in ("slow", "vllm"))])
 
 

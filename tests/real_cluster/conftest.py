@@ -4,8 +4,8 @@ Read from the environment: KUBECONFIG; CLUSTER_S3_ENDPOINT and CLUSTER_S3_ENDPOI
 CLUSTER_S3_SECRET_KEY; and either CLUSTER_IMAGES (`repository:tag` of images that the nodes can have already) or CLUSTER_BUILD_IMAGE and
 CLUSTER_LOAD_IMAGE (commands `BUILD context target image` and `LOAD image...`). What is missing is named by a visible skip.
 
-Most of these tests is waiting, so two processes share them (`make test-cluster`): the release, whose tests build on each other, and the
-rest. Each has a namespace of its own; what disturbs the whole cluster takes it alone.
+Most of these tests is waiting, so two processes share them, file by file (`make test-cluster`): the tests of a file may build on each
+other. Each process has a namespace of its own; what disturbs the whole cluster takes it alone.
 """
 
 from __future__ import annotations

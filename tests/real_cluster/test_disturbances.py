@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,18 +117,6 @@ def test_an_unusable_base_model_fails_without_a_retry(site: Site) -> None:
     assert len(site.get("pods", "itool/run=no-model")) == 1
 
 
-@pytest.mark.alone
-@pytest.mark.timeout(2400)  # most of it may be waiting for the others
-def test_a_minute_without_s3_and_one_without_the_api_server_are_waited_for(site: Site, long_warmup: dict[str, dict[str, str]]) -> None:
-    _, process, _ = training(site, "stalled")
-    for service in ("s3", "apiserver"):
-        with paused(service):
-            time.sleep(60)
-        wait_until(lambda: site.get("jobs", "itool/run=stalled"), f"{service} to answer again", 60)
-    finish(process)
-    assert digests_in(site.store(), "stalled") == long_warmup
-
-
 def fails_and_says_why(site: Site, run: str, obstacle: Obstacle) -> None:
     """Start a run that cannot go on: status, last line and exit code must tell why."""
     warmups = f"itool/run={run},itool/stage=warmup"
@@ -171,17 +156,3 @@ def process_of(pod: str) -> int:
         if f"HOSTNAME={pod}".encode() in environment and b"/etc/itool/config.yaml" in command:
             return int(folder.name)
     pytest.skip("the processes of the node cannot be seen from here")
-
-
-@contextmanager
-def paused(name: str) -> Iterator[None]:
-    """Stop a process of the test cluster for a while: CLUSTER_PIDS is a folder with a file per process, whose first word is its id."""
-    folder = os.environ.get("CLUSTER_PIDS")
-    if not folder:
-        pytest.skip("CLUSTER_PIDS does not say where the cluster's process ids lie")
-    pid = int((Path(folder) / name).read_text().split()[0])
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)

@@ -22,7 +22,7 @@ from tests.jobs.conftest import digests_in
 from tests.policy.conftest import running
 from tests.real_cluster.conftest import REPOSITORY, SMALL, Site, copy_stages, finish, wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400), pytest.mark.xdist_group("release")]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 RUN = "served"
 IN_TURNS = "in-turns"
