@@ -1,4 +1,4 @@
-"""How a controller grows: time from a manifest to the next Job, requests per change, memory.
+"""How a controller grows: time from a manifest to the next Job, requests per change, memory; and what a stage's pod reads to begin.
 
     python -m benchmarks.controller_scale iterations [--count 200]     # a cluster in memory, one Job per stage
     python -m benchmarks.controller_scale shards [--count 5000]        # a cluster in memory, one Job with many pods
@@ -26,6 +26,7 @@ from typing import Any
 
 from itool.artifacts.commit import commit
 from itool.artifacts.manifest import Manifest, artifact_prefix
+from itool.artifacts.resolve import resolve, resolve_one
 from itool.artifacts.store import FolderStore, Store, open_store
 from itool.cluster.client import Cluster, open_cluster
 from itool.cluster.controller import Controller, rules_of
@@ -136,6 +137,39 @@ def _in_memory(store: FolderStore, config: RunConfig) -> None:
     _print_parts("any round", rounds.seconds)
     if tracemalloc.is_tracing():
         print("memory after each quarter: " + ", ".join(f"{found:.1f} MiB" for found in rounds.memory_mib))
+    _print_beginning(store, config.model_copy(update={"iterations": config.iterations + 1}))
+
+
+class Counting(FolderStore):
+    """Counts what would be requests to S3."""
+
+    requests = 0
+
+    def list(self, prefix: str = "") -> dict[str, int]:
+        self.requests += 1
+        return super().list(prefix)
+
+    def read(self, key: str) -> bytes:
+        self.requests += 1
+        return super().read(key)
+
+    def size(self, key: str) -> int | None:
+        self.requests += 1
+        return super().size(key)
+
+
+def _print_beginning(store: FolderStore, config: RunConfig) -> None:
+    """The first stage after a long run: its pod finds its inputs with and without the key that the controller knows."""
+    stage = StageId(config.iterations, "score")
+    key = str(resolve(store, config)[stage].key)
+    found = []
+    for look in (lambda counted: resolve(counted, config), lambda counted: resolve_one(counted, config, stage, key)):
+        counted, began = Counting(store.folder), time.process_time()
+        assert look(counted)[stage].key == key
+        found.append((counted.requests, 1000 * (time.process_time() - began)))
+    (all_requests, all_ms), (requests, ms) = found
+    print(f"a pod of {stage} finds its inputs by {all_requests} requests and {all_ms:.0f} ms of computing without its key,", end=" ")
+    print(f"by {requests} and {ms:.1f} ms with it: {all_requests / requests:.0f}x and {all_ms / ms:.0f}x")
 
 
 def _on_nodes(options: argparse.Namespace) -> None:

@@ -34,6 +34,8 @@ class JobArguments:
     shard: int = 0
     shards: int = 1
     overrides: list[str] = field(default_factory=list)
+    key: str | None = None
+    """Of the artifact to make, where a controller has worked it out; without it the stage reads what its run has written so far."""
     rank: int = 0
     """Which of the processes that do this stage together. All run the body; 0 alone logs and commits."""
 
@@ -50,12 +52,13 @@ def parse_arguments(name: str, argv: list[str] | None) -> JobArguments:
     parser.add_argument("--iteration", type=int, default=0, help="iteration of the loop; 0 is everything before it")
     parser.add_argument("--shard", type=int, help="which shard this process does (default: JOB_COMPLETION_INDEX, else 0)")
     parser.add_argument("--shards", type=int, default=1, help="how many shards there are")
+    parser.add_argument("--key", help="key of the artifact to make, if it is known: spares reading every manifest of the run")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
     parsed = parser.parse_args(argv)
     shard = _pod_index() if parsed.shard is None and parsed.shards > 1 else parsed.shard or 0
     if not 0 <= shard < parsed.shards:
         raise ConfigError(f"--shard {shard} is not one of {parsed.shards} shards: use 0 to {parsed.shards - 1}")
-    return JobArguments(parsed.config, parsed.iteration, shard, parsed.shards, parsed.overrides, worker_rank())
+    return JobArguments(parsed.config, parsed.iteration, shard, parsed.shards, parsed.overrides, parsed.key, worker_rank())
 
 
 def _pod_index() -> int:

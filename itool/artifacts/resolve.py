@@ -1,7 +1,8 @@
 """Which stages of a run are done, and why the others are not.
 
 `observe` reads the store (one listing, and each manifest once); `resolve_observed` is pure: from a configuration and what was observed it
-gives every stage its key, its state and a reason that a person can act on. `resolve` is both.
+gives every stage its key, its state and a reason that a person can act on. `resolve` is both. `resolve_one` looks at one stage and its
+inputs alone, for a job that was told its key.
 
     done      an artifact with the stage's key exists and every file that it lists is there with the listed size
     stale     there are artifacts of this stage, but made from other settings or inputs; `reason` says which
@@ -12,6 +13,7 @@ gives every stage its key, its state and a reason that a person can act on. `res
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -67,6 +69,36 @@ class Observed:
 def resolve(store: Store, config: RunConfig, *, known: Observed | None = None) -> dict[StageId, Resolution]:
     """Every stage of the run, in running order."""
     return resolve_observed(config, observe(store, config, known=known))
+
+
+def resolve_one(store: Store, config: RunConfig, stage: StageId, key: str) -> dict[StageId, Resolution] | None:
+    """A stage that is to make the artifact `key`, and its inputs: what was written elsewhere in the run is not looked at.
+
+    None when the artifact is there, or no inputs in the store give this key, and for the report, which reads the whole run; `resolve`
+    then says more. Costs one listing and one manifest per input, however long the run is: each of thousands of shards asks this.
+    """
+    prefix = artifact_prefix(config.run, stage, key)
+    if stage.name == "report" or store.size(manifest_key(prefix)) is not None:
+        return None
+    sources, settings = inputs_of(config, stage), settings_of(config, stage.name)
+    observed = observe(store, config, known=Observed(), stages=set(sources.values()))
+    for found in itertools.product(*(_on_hand(config, source, observed) for source in sources.values())):
+        refs = {role: manifest.ref() for role, (_, manifest) in zip(sources, found, strict=True)}
+        if artifact_key(config, stage, {role: ref.digest for role, ref in refs.items()}, settings=settings) == key:
+            own = Resolution(stage, "missing", "has not run yet", key, prefix, inputs=refs, shards=_shards(config, stage))
+            inputs = (Resolution(m.id, "done", "up to date", m.key, folder, m, m.inputs) for folder, m in found)
+            return {own.stage: own} | {source.stage: source for source in inputs}
+    return None
+
+
+def _on_hand(config: RunConfig, stage: StageId, observed: Observed) -> list[tuple[str, Manifest]]:
+    """A stage's whole artifacts, whatever they were made from: folder and manifest."""
+    return [
+        (prefix, manifest)
+        for run in _runs(config)
+        for prefix, manifest in observed.manifests.items()
+        if prefix == artifact_prefix(run, stage, manifest.key) and manifest.id == stage and damage(manifest, prefix, observed.sizes) is None
+    ]
 
 
 def observe(store: Store, config: RunConfig, *, known: Observed | None = None, stages: Collection[StageId] | None = None) -> Observed:
@@ -185,13 +217,17 @@ def _resolve_stage(
         if found is not None:
             return found
     prefix = artifact_prefix(config.run, stage, key)
-    shards = config.search.shards if STAGES[stage.name].sharded else 1
+    shards = _shards(config, stage)
     done = tuple(shard for shard in range(shards) if manifest_key(shard_prefix(prefix, shard, shards)) in observed.sizes)
     state: State = "stale" if siblings else "missing"
     reason = _stale_reason(stage, settings, refs, siblings) if siblings else "has not run yet"
     if done:
         reason += f"; {len(done)} of {shards} shards are done"
     return Resolution(stage, state, reason, key, prefix, inputs=refs, shards=shards, shards_done=done)
+
+
+def _shards(config: RunConfig, stage: StageId) -> int:
+    return config.search.shards if STAGES[stage.name].sharded else 1
 
 
 def shard_prefix(prefix: str, shard: int, shards: int) -> str:

@@ -40,7 +40,7 @@ from itool.artifacts.process import (
     stop_signals,
 )
 from itool.artifacts.progress import Progress
-from itool.artifacts.resolve import Resolution, observe, resolve_observed, shard_prefix
+from itool.artifacts.resolve import Resolution, resolve, resolve_one, shard_prefix
 from itool.artifacts.store import WORK_FOLDER, FolderStore, Store, open_store
 from itool.config import RunConfig, load_config
 from itool.errors import ArtifactError, ConfigError, InputError, Interrupted, ItoolError, NumericalError
@@ -280,7 +280,8 @@ def _run(name: StageName, body: Body, config: RunConfig, arguments: JobArguments
     stage_id = StageId(arguments.iteration, name)
     store = open_store(config.root, config.store)
     config = config.model_copy(update={"iterations": max(config.iterations, arguments.iteration)})
-    resolutions = resolve_observed(config, observe(store, config))
+    told = resolve_one(store, config, stage_id, arguments.key) if arguments.key else None
+    resolutions = told or resolve(store, config)
     resolution = _startable(stage_id, resolutions, arguments)
     if resolution.done:
         _log.info("stage already done", stage=str(stage_id), key=resolution.key)

@@ -179,7 +179,7 @@ class LocalRunner:
         return max(1, self._all_threads() // task.shards)
 
     def _arguments(self, task: Task) -> list[str]:
-        arguments = ["--config", str(self.config_path), "--iteration", str(task.stage.iteration)]
+        arguments = ["--config", str(self.config_path), "--iteration", str(task.stage.iteration), "--key", task.key]
         return [*arguments, "--shard", str(task.shard), "--shards", str(task.shards)] if task.shards > 1 else arguments
 
     def _end(self, identity: str, status: int, peak_memory_bytes: int, reason: str = "") -> None:

@@ -79,7 +79,7 @@ def stage_job(config: RunConfig, stage: StageId, key: str, attempt: int, *, conf
         pod,
         name=STAGE_CONTAINER,
         image=image_of(config, TARGETS[stage.name]),
-        command=stage_command(config, stage, name),
+        command=stage_command(config, stage, key, name),
         gpus=gpus_of(config, stage),
         mounts=[CONFIG_MOUNT],
     )
@@ -144,10 +144,11 @@ def failure_rules() -> list[Object]:
     return [disrupted, on_codes("FailJob", NEVER_AGAIN), on_codes("Ignore", [75])]
 
 
-def stage_command(config: RunConfig, stage: StageId, job: str) -> list[str]:
+def stage_command(config: RunConfig, stage: StageId, key: str, job: str) -> list[str]:
     """What a stage's container runs; a shard learns its index from JOB_COMPLETION_INDEX. Training on several GPUs goes by a launcher."""
     shards, pod, gpus = shards_of(config, stage), config.kubernetes.pod(stage.name), gpus_of(config, stage)
     module = ["-m", f"jobs.{stage.name}", "--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}", "--iteration", str(stage.iteration)]
+    module += ["--key", key]
     if pod.nodes > 1:
         return ["python", "-m", "itool.train.launch", "torchrun", *_rendezvous(config, pod.nodes, gpus, job), *module]
     if gpus > 1 and stage.name in ("warmup", "dpo"):

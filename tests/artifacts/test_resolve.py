@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
 from itool.artifacts.catalogue import remove_artifact
 from itool.artifacts.manifest import FileEntry, Manifest, artifact_prefix, manifest_key
-from itool.artifacts.resolve import Observed, Resolution, observe, resolve, resolve_observed, shard_prefix
+from itool.artifacts.resolve import Observed, Resolution, observe, resolve, resolve_observed, resolve_one, shard_prefix
 from itool.artifacts.store import FolderStore
 from itool.config import RunConfig, parse_config
-from itool.stages import STAGES, StageId, artifact_key, inputs_of, settings_of, stage_ids
+from itool.stages import STAGES, StageId, StageName, artifact_key, inputs_of, settings_of, stage_ids
 
 WHEN = datetime(2026, 11, 21, tzinfo=UTC)
 PREPARE, WARMUP = StageId(0, "prepare"), StageId(0, "warmup")
@@ -240,3 +242,79 @@ def test_an_unreadable_manifest_is_damage(tmp_path: Path) -> None:
     resolution = resolve(store, config)[PREPARE]
     assert resolution.state == "damaged"
     assert "not a complete manifest" in resolution.reason
+
+
+class CountedStore(FolderStore):
+    """Knows what was asked of it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.asked: list[str] = []
+
+    def list(self, prefix: str = "") -> dict[str, int]:
+        self.asked.append(f"list {prefix}")
+        return super().list(prefix)
+
+    def read(self, key: str) -> bytes:
+        self.asked.append(f"read {key}")
+        return super().read(key)
+
+
+def begun(config: RunConfig, stage: StageId, folder: Path) -> tuple[CountedStore, Resolution]:
+    """A run that has come to a stage, and what a controller knows of that stage."""
+    world = World()
+    for before in stage_ids(config)[: stage_ids(config).index(stage)]:
+        world.finish(config, before)
+    written(world, folder)
+    return CountedStore(folder), world.resolve(config)[stage]
+
+
+@pytest.mark.parametrize("name", ["score", "generate", "dpo", "evaluate"])
+def test_a_stage_that_knows_its_key_reads_the_manifests_of_its_inputs_alone(name: StageName, tmp_path: Path) -> None:
+    stage, config = StageId(9, name), configured(iterations=9)
+    store, known = begun(config, stage, tmp_path)
+    found = resolve_one(store, config, stage, str(known.key))
+    assert found is not None
+    whole = resolve(FolderStore(tmp_path), config)
+    assert {other: whole[other] for other in found} == {**found, stage: replace(found[stage], state=whole[stage].state, reason=ANY)}
+    sources = set(inputs_of(config, stage).values())
+    assert sorted(store.asked) == sorted(
+        [f"list demo/{source}" for source in sources] + [f"read {manifest_key(str(found[source].prefix))}" for source in sources]
+    )
+
+
+def test_among_several_results_of_an_input_the_key_tells_which_one_is_meant(tmp_path: Path) -> None:
+    old, new = configured(warmup={"epochs": 1}), configured(warmup={"epochs": 2})
+    score = StageId(1, "score")
+    world = World()
+    for config, content in ((old, "one"), (new, "two")):
+        for stage in (PREPARE, WARMUP):
+            if not world.resolve(config)[stage].done:
+                world.finish(config, stage, content)
+    store = written(world, tmp_path)
+    for config in (old, new):
+        known = world.resolve(config)
+        found = resolve_one(store, config, score, str(known[score].key))
+        assert found is not None
+        assert found[WARMUP].prefix == known[WARMUP].prefix
+
+
+def test_an_input_of_the_run_that_is_reused_is_found(tmp_path: Path) -> None:
+    first, second = configured(run="first"), configured(run="second", reuse_from="first")
+    world = World()
+    world.finish(first, PREPARE)
+    known = world.resolve(second)[WARMUP]
+    found = resolve_one(written(world, tmp_path), second, WARMUP, str(known.key))
+    assert found is not None
+    assert str(found[PREPARE].prefix).startswith("first/")
+    assert str(found[WARMUP].prefix).startswith("second/")
+
+
+def test_a_key_that_nothing_gives_and_one_that_is_made_already_are_for_the_whole_to_explain(tmp_path: Path) -> None:
+    config = configured()
+    store, known = begun(config, StageId(1, "score"), tmp_path)
+    assert resolve_one(store, config, StageId(1, "score"), "0" * 16) is None
+    warmup = resolve(store, config)[WARMUP]
+    assert resolve_one(store, config, WARMUP, str(warmup.key)) is None
+    store.delete(next(key for key in store.list(str(warmup.prefix)) if key.endswith("a.jsonl")))
+    assert resolve_one(store, config, StageId(1, "score"), str(known.key)) is None

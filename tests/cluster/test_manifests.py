@@ -78,7 +78,7 @@ def test_exit_codes_decide_and_disruptions_count_for_nothing() -> None:
 def test_a_plain_stage_is_one_pod_with_retries() -> None:
     spec = job(kubernetes={"backoff_limit": 4})["spec"]
     assert (spec["completions"], spec["parallelism"], spec["backoffLimit"]) == (1, 1, 4)
-    assert main()["command"] == ["python", "-m", "jobs.dpo", "--config", "/etc/itool/config.yaml", "--iteration", "2"]
+    assert main()["command"] == ["python", "-m", "jobs.dpo", "--config", "/etc/itool/config.yaml", "--iteration", "2", "--key", KEY]
 
 
 def test_shards_are_indexed_and_each_has_its_own_retries() -> None:
