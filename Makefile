@@ -31,7 +31,7 @@ demo-llm: install-train models/SmolLM2-135M-Instruct.Q4_1.gguf  ## the same on S
 
 .PHONY: test
 test: install-dev install-vllm  ## install and run every test that this machine can run
-	ITOOL_VLLM_PYTHON=$${ITOOL_VLLM_PYTHON:-$(abspath $(VLLM_VENV))/bin/python} $(VENV)/bin/python -m pytest -m 'not cluster' -ra \
+	ITOOL_VLLM_PYTHON=$${ITOOL_VLLM_PYTHON:-$(abspath $(VLLM_VENV))/bin/python} $(VENV)/bin/python -m pytest -m 'not cluster' -ra --hypothesis-profile=thorough \
 	  -n $(TEST_WORKERS) --maxprocesses 4 --dist worksteal
 
 .PHONY: test-cluster

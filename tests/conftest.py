@@ -6,6 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from hypothesis import settings
+
+settings.register_profile("quick", max_examples=25, deadline=None)  # on a loaded machine an example may take as long as it takes
+settings.register_profile("thorough", max_examples=100, deadline=None)  # `make test`
+settings.load_profile("quick")
 
 
 @pytest.fixture(autouse=True)

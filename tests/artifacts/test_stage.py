@@ -461,7 +461,7 @@ class Launcher:
         return b'"progress"' in self.log.read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_stopped_stage_resumes_from_its_checkpoint(
     run: Run, tmp_path: Path, eventually: Callable[[Callable[[], bool]], None], number: int
 ) -> None:

@@ -81,7 +81,7 @@ def test_a_missing_object_is_named(store: Store, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.lists(NAMES, min_size=2, max_size=2).map("/".join), st.binary(max_size=50), max_size=4))
 def test_any_names_and_contents_round_trip(tmp_path: Path, objects: dict[str, bytes]) -> None:
     folder = tmp_path / "names"

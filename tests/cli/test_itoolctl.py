@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from itool.artifacts.manifest import code_version
+from itool.cli.main import main
 from tests.fakes.jobs_path import fake_jobs_environment
 
+Within = Callable[..., tuple[object, str, str]]
 COLD = ("--set", "runtime.warm_start=false")
 
 
@@ -73,6 +75,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Itoolctl:
     return made
 
 
+@pytest.fixture
+def within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Within:
+    """Runs a command that fails within this process, as most of its time would be the start of its own."""
+
+    def run(*arguments: str) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["itoolctl", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capsys.readouterr()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ITOOL_ROOT", raising=False)
+    return run
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -115,11 +132,16 @@ def test_version_is_that_of_the_manifests(itoolctl: Itoolctl) -> None:
         (["plan", "--root", "ftp://somewhere"], 64, "unknown kind of store"),
     ],
 )
-def test_an_error_is_one_line_with_its_exit_code(itoolctl: Itoolctl, arguments: list[str], code: int, words: str) -> None:
-    done = itoolctl(*arguments)
-    assert done.returncode == code
-    assert done.stdout == ""
-    assert words in one_line(done.stderr)
+def test_an_error_is_one_line_with_its_exit_code(within: Within, arguments: list[str], code: int, words: str) -> None:
+    ended_with, output, errors = within(*arguments)
+    assert (ended_with, output) == (code, "")
+    assert words in one_line(errors)
+
+
+def test_an_error_is_the_exit_code_of_the_process(itoolctl: Itoolctl) -> None:
+    done = itoolctl("status", "nothing")
+    assert (done.returncode, done.stdout) == (65, "")
+    assert "there is no run nothing in runs" in one_line(done.stderr)
 
 
 def test_a_traceback_shows_only_in_debug(itoolctl: Itoolctl) -> None:
@@ -130,6 +152,7 @@ def test_a_wrong_option_is_exit_code_2(itoolctl: Itoolctl) -> None:
     assert itoolctl("iterate", "--nonsense").returncode == 2
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_a_quick_no_op(finished: Itoolctl) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = finished("iterate", "--run", "demo")
@@ -140,6 +163,7 @@ def test_a_finished_run_is_a_quick_no_op(finished: Itoolctl) -> None:
     assert seconds < 3.0
 
 
+@pytest.mark.slow
 def test_json_goes_to_stdout_alone(finished: Itoolctl) -> None:
     assert json.loads(finished("iterate", "--run", "demo", "--output", "json").stdout)["best_iteration"] == 1
     assert json.loads(finished("report", "-o", "json").stdout)["run"] == "demo"
@@ -155,6 +179,7 @@ def test_json_goes_to_stdout_alone(finished: Itoolctl) -> None:
     assert "serviceAccounts" in json.loads(finished("schema", "--chart").stdout)["properties"]
 
 
+@pytest.mark.slow
 def test_plan_says_which_stages_a_changed_setting_reruns(finished: Itoolctl) -> None:
     done = finished("plan", "--run", "demo", "--set", "dpo.beta=0.2", "-o", "json")
     due = {
@@ -171,6 +196,7 @@ def test_plan_writes_nothing(itoolctl: Itoolctl) -> None:
     assert not (itoolctl.folder / "runs").exists()
 
 
+@pytest.mark.slow
 def test_logs_are_found_afterwards(finished: Itoolctl) -> None:
     done = finished("logs", "score")
     assert '"event": "stage finished"' in done.stdout
@@ -273,6 +299,7 @@ def test_doctor_names_a_remedy_for_what_is_missing(itoolctl: Itoolctl) -> None:
     assert checks["store"]["state"] == "ok"
 
 
+@pytest.mark.slow
 def test_the_root_comes_from_the_environment(finished: Itoolctl, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     done = subprocess.run(

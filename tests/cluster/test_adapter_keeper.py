@@ -318,6 +318,7 @@ def test_bad_input_is_one_line_and_an_exit_code(tmp_path: Path) -> None:
     assert "demo/i0/prepare/none does not exist" in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_keeper_that_waits_for_the_store_ends_at_sigterm() -> None:
     store = StoreConfig(endpoint_url="http://127.0.0.1:9", region="nowhere")
     settings = KeeperSettings(
@@ -332,6 +333,7 @@ def test_a_keeper_that_waits_for_the_store_ends_at_sigterm() -> None:
         assert process.wait(10) == 128 + signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_the_keeper_needs_neither_torch_nor_kubernetes() -> None:
     question = "import sys, itool.cluster.adapter_keeper as k; print(sorted({'torch', 'numpy', 'kubernetes'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, check=True).stdout.strip() == "[]"

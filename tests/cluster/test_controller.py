@@ -92,7 +92,7 @@ MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 @pytest.mark.slow
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(deaths=st.lists(st.integers(min_value=0, max_value=40), max_size=6))
 def test_killed_anywhere_and_restarted_it_ends_in_the_same_state(deaths: list[int]) -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY) as undisturbed, tempfile.TemporaryDirectory(dir=MEMORY) as disturbed:

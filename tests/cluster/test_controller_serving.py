@@ -110,7 +110,8 @@ def test_every_stage_meets_its_adapter_and_in_the_end_nothing_serves(tmp_path: P
     assert wish.generation == 3  # adapters 0, 1 and 2, each wished for once
 
 
-@settings(max_examples=10, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=10)
 @given(
     gpu_sharing=st.sampled_from(["exclusive", "timeshare"]),
     deaths=st.lists(st.tuples(st.integers(0, 40), st.none() | st.integers(0, 40)), max_size=5),

@@ -385,7 +385,7 @@ def test_the_rights_that_are_asked_for_are_those_that_are_used() -> None:
     assert used == allowed - serving
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(deaths=st.lists(st.integers(min_value=0, max_value=90), max_size=5))
 def test_killed_between_any_two_calls_and_restarted_it_ends_in_the_same_state(deaths: list[int]) -> None:
     plain, cluster = made_cluster(), made_cluster()

@@ -30,7 +30,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.01)
 
 
-@pytest.fixture(params=[False, True], ids=["cold", "warm"])
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["cold", "warm"])
 def runner(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalRunner]:
     """A runner of fake stages; the warm one preloads nothing heavy."""
     for name, value in fake_jobs_environment().items():

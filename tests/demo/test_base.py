@@ -70,6 +70,7 @@ def test_the_shipped_base_was_trained_on_what_the_generator_draws_today() -> Non
     assert provenance["data_sha256"] == data_digest(provenance["recipe"]["seed"])
 
 
+@pytest.mark.slow
 def test_the_base_answers_the_general_task_without_any_warm_up(model, tokenizer) -> None:  # type: ignore[no-untyped-def]
     examples = list(islice(drafts("pretrain", 12345), 30))
     answers = answer_greedily(model, tokenizer, examples)

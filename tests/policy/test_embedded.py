@@ -43,7 +43,7 @@ def test_decoding_gives_the_logprobs_of_plain_transformers(folders: Folders) -> 
             assert sample.logprobs == pytest.approx(transformers_logprobs(folders, OTHER * number, sample.token_ids), abs=1e-4)
 
 
-@pytest.mark.parametrize("rows", [1, 7, 64])
+@pytest.mark.parametrize("rows", [pytest.param(1, marks=pytest.mark.slow), 7, 64])
 def test_the_size_of_the_batch_changes_no_sample(folders: Folders, rows: int) -> None:
     async def samples(rows: int) -> list[list[tuple[int, ...]]]:
         async with open_embedded(folders, rows=rows) as policy:

@@ -194,7 +194,7 @@ def _search_scene(scene: dict[str, object]) -> tuple[SearchTree, float]:
 
 
 @given(SCENES)
-@hypothesis_settings(deadline=None, max_examples=60)
+@hypothesis_settings(max_examples=60)
 def test_every_tree_keeps_the_books(scene: dict[str, object]) -> None:
     tree, gamma = _search_scene(scene)
     assert tree.stopped in mcts.STOP_REASONS
@@ -216,7 +216,7 @@ def test_every_tree_keeps_the_books(scene: dict[str, object]) -> None:
 
 
 @given(SCENES)
-@hypothesis_settings(deadline=None, max_examples=40)
+@hypothesis_settings(max_examples=40)
 def test_with_gamma_one_a_value_is_the_mean_outcome_of_the_rollouts(scene: dict[str, object]) -> None:
     tree, _ = _search_scene(scene | {"gamma": 1.0})
     ends = [node for node in tree.nodes if node.terminal]
@@ -225,7 +225,7 @@ def test_with_gamma_one_a_value_is_the_mean_outcome_of_the_rollouts(scene: dict[
 
 
 @given(SCENES)
-@hypothesis_settings(deadline=None, max_examples=20)
+@hypothesis_settings(max_examples=20)
 def test_the_same_search_gives_the_same_tree(scene: dict[str, object]) -> None:
     assert _search_scene(scene) == _search_scene(scene)
 

@@ -120,6 +120,7 @@ def test_a_worker_that_is_stopped_stops_all_with_one_checkpoint_and_all_resume(t
     assert (tmp_path / "parts" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number_for_one_stops_all(tiny_base, lora, sequences, tmp_path, monkeypatch):
     def train(workers):
         if workers.rank == 1:

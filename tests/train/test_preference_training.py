@@ -28,7 +28,7 @@ def train(tiny_base, lora, adapter, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("loss", ["dpo", "ipo", "simpo", "orpo"])
+@pytest.mark.parametrize("loss", ["dpo", *(pytest.param(other, marks=pytest.mark.slow) for other in ("ipo", "simpo", "orpo"))])
 def test_training_separates_the_sides(train, pairs, sequences, loss):
     settings = FAST.model_copy(update={"loss": loss, "label_smoothing": "visits"})
     log = train("out", pairs, sequences, settings=settings)
@@ -62,7 +62,7 @@ def trl_loss(base, adapter, reference, rows, loss_type):
     return trainer.compute_loss(trainer.model, trainer.data_collator(list(trainer.train_dataset))).item()
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("dpo", "sigmoid"), ("ipo", "ipo")])
+@pytest.mark.parametrize(("ours", "theirs"), [("dpo", "sigmoid"), pytest.param("ipo", "ipo", marks=pytest.mark.slow)])
 def test_full_sequence_pairs_have_the_loss_that_trl_computes(tiny_base, adapter, train, ours, theirs):
     reference = load_adapter(load_model(tiny_base), adapter)
     for name, parameter in reference.named_parameters():
