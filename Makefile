@@ -5,6 +5,7 @@ VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 RUN_FLAGS ?=
 TEST_WORKERS ?= auto
+CLUSTER_TEST_WORKERS ?= 2
 CONSTRAINTS := configs/constraints
 IMAGE_REPOSITORY ?= localhost/itool
 IMAGE_TAG ?= dev
@@ -37,7 +38,7 @@ test: install-dev install-vllm  ## install and run every test that this machine 
 .PHONY: test-cluster
 test-cluster: install-dev  ## the tests that need a Kubernetes cluster in KUBECONFIG (tests/real_cluster/conftest.py says what they read)
 	ITOOL_VLLM_PYTHON=$${ITOOL_VLLM_PYTHON:-$(abspath $(VLLM_VENV))/bin/python} $(VENV)/bin/python -m pytest -m cluster -ra -vv --durations=0 --durations-min=10 \
-	  -n 2 --dist loadfile
+	  -n $(CLUSTER_TEST_WORKERS) --dist loadfile
 
 .PHONY: test-fast
 test-fast: install-dev  ## only the unit tests

@@ -5,7 +5,8 @@ CLUSTER_S3_SECRET_KEY; and either CLUSTER_IMAGES (`repository:tag` of images tha
 CLUSTER_LOAD_IMAGE (commands `BUILD context target image` and `LOAD image...`). What is missing is named by a visible skip.
 
 Most of these tests is waiting, so two processes share them, file by file (`make test-cluster`): the tests of a file may build on each
-other. Each process has a namespace of its own; what disturbs the whole cluster takes it alone.
+other. Each process has a namespace of its own and wants two GPUs (`nvidia.com/gpu`; counted is enough); what disturbs the whole cluster
+takes it alone.
 """
 
 from __future__ import annotations
