@@ -97,11 +97,12 @@ def test_an_unknown_value_is_refused_before_anything_is_created(release: Release
     assert release.objects() == set()
 
 
-def test_an_installation_trains_an_iteration_although_its_controller_is_deleted(release: Release, undisturbed: dict[str, Any]) -> None:
+def test_an_installation_trains_an_iteration_although_its_controller_is_deleted(release: Release, request: pytest.FixtureRequest) -> None:
     release.helm("install", release.name, str(REPOSITORY / "helm/itool"), "--values", release.values())
     wait_until(lambda: release.site.get("pods", f"itool/run={RUN},itool/stage=warmup"), "the warm-up's pod", 400)
     controllers = release.site.get("pods", "app.kubernetes.io/component=controller")
     release.site.kubectl("delete", "pod", *(pod["metadata"]["name"] for pod in controllers), "--wait=false")
+    undisturbed: dict[str, Any] = request.getfixturevalue("undisturbed")  # made here while the pods of the other are waited for
     release.wait(1)
     made = digests_in(release.site.store(), RUN)
     assert list(made) == ["i0/evaluate", "i0/prepare", "i0/warmup", "i1/dpo", "i1/evaluate", "i1/generate", "i1/score"]
