@@ -36,6 +36,7 @@ from itool.cluster.leases import StoreLease
 from itool.config import RunConfig, parse_config
 from itool.stages import StageId, stage_ids
 from tests.cluster.in_memory_cluster import InMemoryCluster
+from tests.fakes.counted_store import CountedStore
 
 MEMORY_FOLDER = "/dev/shm" if Path("/dev/shm").is_dir() else None
 PARTS = 4
@@ -140,33 +141,15 @@ def _in_memory(store: FolderStore, config: RunConfig) -> None:
     _print_beginning(store, config.model_copy(update={"iterations": config.iterations + 1}))
 
 
-class Counting(FolderStore):
-    """Counts what would be requests to S3."""
-
-    requests = 0
-
-    def list(self, prefix: str = "") -> dict[str, int]:
-        self.requests += 1
-        return super().list(prefix)
-
-    def read(self, key: str) -> bytes:
-        self.requests += 1
-        return super().read(key)
-
-    def size(self, key: str) -> int | None:
-        self.requests += 1
-        return super().size(key)
-
-
 def _print_beginning(store: FolderStore, config: RunConfig) -> None:
     """The first stage after a long run: its pod finds its inputs with and without the key that the controller knows."""
     stage = StageId(config.iterations, "score")
     key = str(resolve(store, config)[stage].key)
     found = []
     for look in (lambda counted: resolve(counted, config), lambda counted: resolve_one(counted, config, stage, key)):
-        counted, began = Counting(store.folder), time.process_time()
+        counted, began = CountedStore(store.folder), time.process_time()
         assert look(counted)[stage].key == key
-        found.append((counted.requests, 1000 * (time.process_time() - began)))
+        found.append((len(counted.asked), 1000 * (time.process_time() - began)))
     (all_requests, all_ms), (requests, ms) = found
     print(f"a pod of {stage} finds its inputs by {all_requests} requests and {all_ms:.0f} ms of computing without its key,", end=" ")
     print(f"by {requests} and {ms:.1f} ms with it: {all_requests / requests:.0f}x and {all_ms / ms:.0f}x")

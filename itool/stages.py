@@ -180,6 +180,11 @@ def inputs_of(config: RunConfig, stage: StageId) -> dict[str, StageId]:
     return inputs
 
 
+def shards_of(config: RunConfig, stage: StageId) -> int:
+    """Into how many pieces a stage is cut."""
+    return config.search.shards if STAGES[stage.name].sharded else 1
+
+
 def settings_of(config: RunConfig, name: StageName) -> dict[str, Any]:
     """The values of the settings that a stage depends on, by dotted path; nested sections are flattened."""
     document = config.model_dump(mode="json")

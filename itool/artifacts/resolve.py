@@ -24,7 +24,7 @@ from itool.artifacts.manifest import MANIFEST_NAME, ArtifactRef, Manifest, artif
 from itool.artifacts.store import Store
 from itool.config import RunConfig
 from itool.errors import ArtifactError
-from itool.stages import STAGES, StageId, artifact_key, inputs_of, settings_of, stage_ids
+from itool.stages import STAGES, StageId, artifact_key, inputs_of, settings_of, shards_of, stage_ids
 
 State = Literal["done", "stale", "missing", "waiting", "damaged"]
 _SHOWN_CHANGES = 3
@@ -85,7 +85,7 @@ def resolve_one(store: Store, config: RunConfig, stage: StageId, key: str) -> di
     for found in itertools.product(*(_on_hand(config, source, observed) for source in sources.values())):
         refs = {role: manifest.ref() for role, (_, manifest) in zip(sources, found, strict=True)}
         if artifact_key(config, stage, {role: ref.digest for role, ref in refs.items()}, settings=settings) == key:
-            own = Resolution(stage, "missing", "has not run yet", key, prefix, inputs=refs, shards=_shards(config, stage))
+            own = Resolution(stage, "missing", "has not run yet", key, prefix, inputs=refs, shards=shards_of(config, stage))
             inputs = (Resolution(m.id, "done", "up to date", m.key, folder, m, m.inputs) for folder, m in found)
             return {own.stage: own} | {source.stage: source for source in inputs}
     return None
@@ -217,17 +217,13 @@ def _resolve_stage(
         if found is not None:
             return found
     prefix = artifact_prefix(config.run, stage, key)
-    shards = _shards(config, stage)
+    shards = shards_of(config, stage)
     done = tuple(shard for shard in range(shards) if manifest_key(shard_prefix(prefix, shard, shards)) in observed.sizes)
     state: State = "stale" if siblings else "missing"
     reason = _stale_reason(stage, settings, refs, siblings) if siblings else "has not run yet"
     if done:
         reason += f"; {len(done)} of {shards} shards are done"
     return Resolution(stage, state, reason, key, prefix, inputs=refs, shards=shards, shards_done=done)
-
-
-def _shards(config: RunConfig, stage: StageId) -> int:
-    return config.search.shards if STAGES[stage.name].sharded else 1
 
 
 def shard_prefix(prefix: str, shard: int, shards: int) -> str:

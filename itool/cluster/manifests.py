@@ -25,7 +25,7 @@ from itool.cluster.pods import (
 )
 from itool.config import RunConfig
 from itool.config_kubernetes import StagePodConfig, Target
-from itool.stages import STAGES, StageId, StageName
+from itool.stages import StageId, StageName, shards_of
 
 Object = dict[str, Any]
 
@@ -106,11 +106,6 @@ def stage_job(config: RunConfig, stage: StageId, key: str, attempt: int, *, conf
     }
 
 
-def shards_of(config: RunConfig, stage: StageId) -> int:
-    """Into how many pieces a stage is cut."""
-    return config.search.shards if STAGES[stage.name].sharded else 1
-
-
 def completion(config: RunConfig, pod: StagePodConfig, shards: int) -> Object:
     """How many pods, how many at a time, and how often each is tried again."""
     retries = config.kubernetes.backoff_limit
@@ -147,8 +142,8 @@ def failure_rules() -> list[Object]:
 def stage_command(config: RunConfig, stage: StageId, key: str, job: str) -> list[str]:
     """What a stage's container runs; a shard learns its index from JOB_COMPLETION_INDEX. Training on several GPUs goes by a launcher."""
     shards, pod, gpus = shards_of(config, stage), config.kubernetes.pod(stage.name), gpus_of(config, stage)
-    module = ["-m", f"jobs.{stage.name}", "--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}", "--iteration", str(stage.iteration)]
-    module += ["--key", key]
+    which = ["--iteration", str(stage.iteration), "--key", key]
+    module = ["-m", f"jobs.{stage.name}", "--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}", *which]
     if pod.nodes > 1:
         return ["python", "-m", "itool.train.launch", "torchrun", *_rendezvous(config, pod.nodes, gpus, job), *module]
     if gpus > 1 and stage.name in ("warmup", "dpo"):

@@ -184,9 +184,9 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 120, pa
 
 
 @contextmanager
-def locked(tmp_path_factory: pytest.TempPathFactory, operation: int) -> Iterator[None]:
+def locked(tmp_path_factory: pytest.TempPathFactory, what: str, operation: int) -> Iterator[None]:
     """A lock among the processes of one test run, shared (`LOCK_SH`) or exclusive (`LOCK_EX`)."""
-    with (tmp_path_factory.getbasetemp().parent / "cluster.lock").open("w") as file:
+    with (tmp_path_factory.getbasetemp().parent / f"{what}.lock").open("w") as file:
         fcntl.flock(file, operation)
         yield
 
@@ -194,7 +194,7 @@ def locked(tmp_path_factory: pytest.TempPathFactory, operation: int) -> Iterator
 @pytest.fixture(autouse=True)
 def _cluster_in_peace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests share the cluster, but for one marked `alone`, which waits until no other runs and keeps others from beginning."""
-    with locked(tmp_path_factory, fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH):
+    with locked(tmp_path_factory, "cluster", fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH):
         yield
 
 
@@ -212,7 +212,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
         pytest.skip("no images: set CLUSTER_IMAGES, or CLUSTER_BUILD_IMAGE and CLUSTER_LOAD_IMAGE")
     repository, tag = "localhost/itool", "test"
     make = ["make", "images", f"BUILD_IMAGE={build}", f"IMAGE_REPOSITORY={repository}", f"IMAGE_TAG={tag}"]
-    with locked(tmp_path_factory, fcntl.LOCK_EX):  # the second process finds everything built
+    with locked(tmp_path_factory, "images", fcntl.LOCK_EX):  # the second process finds everything built
         subprocess.run(make, cwd=REPOSITORY, check=True)
         subprocess.run([load, *(f"{repository}/{target}:{tag}" for target in TARGETS)], cwd=REPOSITORY, check=True)
     return repository, tag
