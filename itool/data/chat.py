@@ -57,10 +57,8 @@ def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
         )
     for path in sorted(model_dir.glob("tokenizer*.json")):
         _check_json(path)
-    from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds, and only stages with a model need it
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True)
+        tokenizer = _tokenizer_class(model_dir).from_pretrained(str(model_dir), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise InputError(f"the tokenizer of base model {model_dir} cannot be loaded: {error}") from error
     if not tokenizer.chat_template:
@@ -70,9 +68,21 @@ def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _check_json(path: Path) -> None:
+def _tokenizer_class(model_dir: Path) -> Any:
+    """Who reads the tokenizer. AutoTokenizer knows, but imports torch for seconds, which a tokenizer of no special class need not."""
+    settings = model_dir / "tokenizer_config.json"
+    if settings.is_file() and _check_json(settings).get("tokenizer_class") == "TokenizersBackend":
+        from transformers import TokenizersBackend  # noqa: PLC0415 - a second, and only stages with a model need it
+
+        return TokenizersBackend
+    from transformers import AutoTokenizer  # noqa: PLC0415 - as above
+
+    return AutoTokenizer
+
+
+def _check_json(path: Path) -> Any:
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"tokenizer file {path} is not JSON: {error}") from None
 

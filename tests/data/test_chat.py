@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from itool.demo import base_model_path
 from itool.demo.prompt import CHAT_TEMPLATE
 from itool.errors import InputError
 from itool.records import Example, Message, Tool, ToolCall
 
 pytest.importorskip("transformers", reason="needs the train extra")
+from transformers import AutoTokenizer
+
 from itool.data import chat
 
 CHATML = """\
@@ -139,3 +144,13 @@ def test_a_folder_without_tokenizer_or_template_is_refused(tmp_path: Path) -> No
     (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0"})[:-1])
     with pytest.raises(InputError, match="is not JSON"):
         chat.load_tokenizer(folder)
+
+
+@pytest.mark.slow
+def test_a_plain_tokenizer_is_read_without_torch_as_auto_tokenizer_reads_it() -> None:
+    base = base_model_path()
+    program = "import sys, pathlib, itool.data.chat as chat; chat.load_tokenizer(pathlib.Path(sys.argv[1])); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program, str(base)], check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"
+    ours, theirs = chat.load_tokenizer(base), AutoTokenizer.from_pretrained(base, local_files_only=True)
+    assert (type(ours), ours.init_kwargs) == (type(theirs), theirs.init_kwargs)
