@@ -31,8 +31,8 @@ LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PLAIN_LAYERS = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
 """Blocks that are `x + attention(norm(x))`, then `x + mlp(norm(x))`, and nothing else."""
-GPU_PASS_COST = 3e12
-"""Parameters times tokens that a GPU could compute in the time it takes to launch a pass."""
+GPU_PASS_COST, GPU_FORWARD_COST = 3e12, 3e11
+"""Parameters times tokens that a GPU could compute in the time it takes to launch a pass, with gradients and without."""
 _SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
@@ -119,7 +119,7 @@ def _check_adapter(adapter_dir: Path) -> None:
             raise ArtifactError(f"adapter {adapter_dir} has no {name}", remedy="Run the stage that writes it again")
 
 
-def pass_cost_tokens(model: Any) -> int:
+def pass_cost_tokens(model: Any, *, gradients: bool = True) -> int:
     """What one more forward pass of this model costs, in padded tokens: how eagerly `bucket` cuts.
 
     A GPU takes the time of launching thousands of small kernels however few tokens there are (about 0.1 s for 30 layers with adapters
@@ -127,7 +127,7 @@ def pass_cost_tokens(model: Any) -> int:
     """
     if next(model.parameters()).device.type == "cpu":
         return PASS_COST_TOKENS
-    return max(PASS_COST_TOKENS, int(GPU_PASS_COST / model.num_parameters()))
+    return max(PASS_COST_TOKENS, int((GPU_PASS_COST if gradients else GPU_FORWARD_COST) / model.num_parameters()))
 
 
 def response_logps(model: Any, batch: Batch) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from itool.train.losses import perplexity
 from itool.train.model import pass_cost_tokens, response_logps
@@ -24,15 +25,17 @@ def perplexities(
     Batches hold sequences of nearly one length, so that padding costs next to nothing, longest first, so that a shortage of memory
     shows at once. `on_progress(done, total)` counts sequences.
     """
-    values = [0.0] * len(sequences)
-    done = 0
+    cost = pass_cost_tokens(model, gradients=False)
+    groups = bucket([len(sequence) for sequence in sequences], batch_tokens, pass_cost_tokens=cost)[::-1]
+    order: list[int] = []
+    found: list[Tensor] = []
     model.eval()
     with torch.inference_mode():
-        for group in reversed(bucket([len(sequence) for sequence in sequences], batch_tokens, pass_cost_tokens=pass_cost_tokens(model))):
-            batch = batch_sequences([sequences[index] for index in group])
-            lengths = [len(sequences[index].response_ids) for index in group]
-            for index, logps in zip(group, torch.split(response_logps(model, batch).cpu(), lengths), strict=True):
-                values[index] = perplexity(logps.tolist())
-            done += len(group)
-            on_progress(done, len(sequences))
-    return values
+        for group in groups:
+            found.append(response_logps(model, batch_sequences([sequences[index] for index in group])))  # a GPU computes on meanwhile
+            order += group
+            on_progress(len(order), len(sequences))
+    lengths = [len(sequences[index].response_ids) for index in order]
+    logps = torch.split(torch.cat(found).cpu(), lengths) if found else ()
+    values = dict(zip(order, (perplexity(part.tolist()) for part in logps), strict=True))
+    return [values[index] for index in range(len(sequences))]

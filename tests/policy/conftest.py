@@ -27,8 +27,8 @@ STOP = 2
 MODEL = ModelConfig(context_tokens=CONTEXT, lora_rank=8)
 SERVED = MODEL.model_copy(update={"dtype": "bfloat16"}) if has_gpu() else MODEL
 """What vLLM serves: on a GPU its adapters are computed in half precision only."""
-SERVED_ROUNDING = 0.1 if has_gpu() else 1e-4
-"""How far its log-probabilities may lie apart; bfloat16 has steps of 1/32 between 4 and 8."""
+SERVED_ROUNDING = 0.3 if has_gpu() else 1e-4
+"""How far its log-probabilities may lie apart; logits in bfloat16 have steps of 1/32 between 4 and 8 (0.19 was seen on an H200)."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,10 @@ def start_server(folders: Folders, log_path: Path) -> LocalVllmServer:
     except DependencyError as error:
         pytest.skip(str(error))
     folder = read_model_folder(folders.model, context_tokens=CONTEXT)
-    return LocalVllmServer(folder, log_path, model=SERVED, policy=PolicyConfig(), threads=1)
+    server = LocalVllmServer(folder, log_path, model=SERVED, policy=PolicyConfig(), threads=1)
+    if has_gpu():
+        server.arguments += ["--gpu-memory-utilization", "0.3"]  # some tests start a second one beside the session's
+    return server
 
 
 Opener = Callable[[Path | None], AbstractAsyncContextManager[Policy]]
