@@ -76,7 +76,7 @@ STAGES: dict[StageName, StageSpec] = {
             ),
             ("scores.jsonl",),
             gpu=True,
-            version=3,
+            version=4,
         ),
         StageSpec(
             "generate",

@@ -1,29 +1,62 @@
-"""Which buffer examples are worth a search: the hardest share of each stratum. Eq. (4) and the paper's α."""
+"""Which buffer examples are worth a search: the hardest share of each stratum. Eq. (4) and the paper's α.
+
+Selecting within the strata keeps examples in which no tool fits in the search.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
-from itool.records import Score
+from itool.records import Example, Score
+
+Quotas = Mapping[str, int]
+"""How many examples of each stratum are searched."""
 
 
-def hardest(scores: Sequence[Score], *, fraction: float, seed: int) -> list[Score]:
-    """The same scores in the same order, with `selected` set on the hardest `fraction` of each stratum (at least one of each).
+def quotas_of(examples: Iterable[Example | Score], fraction: float) -> Quotas:
+    """`fraction` of each stratum, at least one."""
+    return {stratum: math.ceil(fraction * count - 1e-9) for stratum, count in Counter(example.stratum for example in examples).items()}
+
+
+def hardest(scores: Sequence[Score], quotas: Quotas, *, seed: int) -> list[Score]:
+    """The same scores in the same order, with `selected` set on the hardest of each stratum.
 
     Hard is a low pass rate where one was measured, else a high perplexity. Among equally hard ones `seed` draws: more examples than are
     searched may have no right sample, and the iterations of a run, each with a seed of its own, should not all search the same of them.
-    Selecting within the strata keeps examples in which no tool fits in the search.
     """
     selected: set[str] = set()
-    for stratum in ("calls", "text"):
-        members = sorted((s for s in scores if s.stratum == stratum), key=lambda score: _hardness(score, seed))
-        selected.update(s.example_id for s in members[: math.ceil(fraction * len(members) - 1e-9)])
+    for stratum, quota in quotas.items():
+        members = sorted((s for s in scores if s.stratum == stratum), key=lambda score: (_ease(score), _draw(seed, score.example_id)))
+        selected.update(score.example_id for score in members[:quota])
     return [score.model_copy(update={"selected": score.example_id in selected}) for score in scores]
 
 
-def _hardness(score: Score, seed: int) -> tuple[float, bytes]:
-    """Sort key: the hardest first."""
-    drawn = hashlib.blake2b(f"{seed}:{score.example_id}".encode(), digest_size=8).digest()
-    return (-(score.perplexity or 0.0) if score.pass_rate is None else score.pass_rate, drawn)
+def next_to_score(examples: Sequence[Example], scores: Sequence[Score], quotas: Quotas, *, seed: int) -> list[Example]:
+    """The examples whose pass rate is to be measured next, given those measured so far; none when no other can change `hardest`.
+
+    Nothing is harder than no right sample, and among equals the lot decides. So examples are measured in the order of the lot, until each
+    stratum has its quota without a right sample: what comes later in that order cannot be selected. How many to ask for at a time is
+    guessed from the share found so far, and a bit more, since many at once keep the policy busier than a few again.
+    """
+    known = {score.example_id: score for score in scores}
+    wanted: list[Example] = []
+    for stratum, quota in quotas.items():
+        members = sorted((e for e in examples if e.stratum == stratum), key=lambda example: _draw(seed, example.id))
+        measured = [known[example.id] for example in members if example.id in known]
+        unsolved = sum(score.pass_rate == 0 for score in measured)
+        missing = quota - unsolved
+        if missing > 0:
+            share = (unsolved + 1) / (len(measured) + 2)
+            wanted += members[len(measured) :][: math.ceil((missing + 2 * math.sqrt(missing)) / share)]
+    return wanted
+
+
+def _ease(score: Score) -> float:
+    return -(score.perplexity or 0.0) if score.pass_rate is None else score.pass_rate
+
+
+def _draw(seed: int, example_id: str) -> bytes:
+    return hashlib.blake2b(f"{seed}:{example_id}".encode(), digest_size=8).digest()

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from itool.data.selection import hardest
-from itool.records import Score
+from hypothesis import given
+from hypothesis import strategies as st
+
+from itool.data.selection import hardest, next_to_score, quotas_of
+from itool.records import Example, Message, Score, ToolCall
+
+
+def chosen(scores: list[Score]) -> set[str]:
+    return {score.example_id for score in scores if score.selected}
 
 
 def selected(scores: list[Score], fraction: float, seed: int = 1) -> set[str]:
-    return {score.example_id for score in hardest(scores, fraction=fraction, seed=seed) if score.selected}
+    return chosen(hardest(scores, quotas_of(scores, fraction), seed=seed))
 
 
 def test_the_highest_perplexities_of_each_stratum_are_selected() -> None:
@@ -38,5 +45,42 @@ def test_iterations_search_different_ones_of_many_that_are_equally_hard_and_a_re
 
 def test_every_stratum_gives_at_least_one_and_the_order_stays() -> None:
     scores = [Score(example_id=name, stratum="calls" if name < "m" else "text", perplexity=2.0) for name in ("b", "a", "z")]
-    assert [score.example_id for score in hardest(scores, fraction=0.01, seed=1)] == ["b", "a", "z"]
+    assert [score.example_id for score in hardest(scores, quotas_of(scores, 0.01), seed=1)] == ["b", "a", "z"]
     assert selected(scores, 0.01) == {"a", "z"}
+
+
+def example(number: int, *, text: bool) -> Example:
+    calls = [] if text else [ToolCall(name="f", arguments={})]
+    return Example(id=f"{'t' if text else 'c'}{number}", messages=[Message(role="user", content="q")], calls=calls)
+
+
+RATES = st.lists(st.sampled_from([0.0, 0.0, 0.25, 1.0]), max_size=80)
+
+
+@given(calls=RATES, text=RATES, fraction=st.sampled_from([0.05, 0.25, 0.6, 1.0]), seed=st.integers(0, 5))
+def test_measuring_stops_early_and_selects_what_measuring_all_would(
+    calls: list[float], text: list[float], fraction: float, seed: int
+) -> None:
+    rates = {f"c{i}": rate for i, rate in enumerate(calls)} | {f"t{i}": rate for i, rate in enumerate(text)}
+    examples = [example(i, text=False) for i in range(len(calls))] + [example(i, text=True) for i in range(len(text))]
+    quotas = quotas_of(examples, fraction)
+
+    def measured(some: list[Example]) -> list[Score]:
+        return [Score(example_id=one.id, stratum=one.stratum, pass_rate=rates[one.id]) for one in some]
+
+    scores: list[Score] = []
+    while wanted := next_to_score(examples, scores, quotas, seed=seed):
+        assert not {one.id for one in wanted} & {score.example_id for score in scores}
+        scores += measured(wanted)
+    assert chosen(hardest(scores, quotas, seed=seed)) == chosen(hardest(measured(examples), quotas, seed=seed))
+
+
+def test_no_more_is_measured_than_needed() -> None:
+    examples = [example(i, text=False) for i in range(1000)]
+    quotas = quotas_of(examples, 0.1)
+    first = next_to_score(examples, [], quotas, seed=1)
+    assert len(first) == 240  # half of them unsolved would be enough, with two standard deviations to spare
+    scores = [Score(example_id=one.id, stratum="calls", pass_rate=float(i % 2)) for i, one in enumerate(first)]
+    assert next_to_score(examples, scores, quotas, seed=1) == []
+    solved = [score.model_copy(update={"pass_rate": 0.5}) for score in scores]
+    assert len(next_to_score(examples, solved, quotas, seed=1)) == 760
