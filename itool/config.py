@@ -185,6 +185,7 @@ class RuntimeConfig(Section):
     backend: Literal["local", "kubernetes"] = Field("local", description="processes on this machine, or Jobs in a cluster")
     threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of a stage; 0 = all cores")
     warm_start: bool = Field(True, description="fork stages from one process that has imported torch already")
+    overlap_evaluation: bool = Field(False, description="evaluate an iteration while the next one scores and searches; needs room for both")
     max_attempts: Count = Field(3, description="tries per stage when its exit code says that a retry can help")
     worker_timeout_seconds: Rate = Field(1800.0, description="longest wait of training processes for each other before they end with 69")
     log_format: Literal["auto", "json", "console"] = "auto"

@@ -180,6 +180,19 @@ def inputs_of(config: RunConfig, stage: StageId) -> dict[str, StageId]:
     return inputs
 
 
+def has_company(config: RunConfig, stage: StageId) -> bool:
+    """Whether a stage may run beside another: the evaluation of a policy, and the scoring and search with it in the next iteration.
+
+    Nothing in the loop reads an evaluation. Training waits for it, so that never more than one is behind. Stages stay alone where each
+    starts a vLLM of its own, which takes a GPU's whole memory, and where vLLM and they take turns on a GPU.
+    """
+    own_vllm = config.policy.backend == "vllm" and config.policy.url is None and config.runtime.backend == "local"
+    in_turns = config.runtime.backend == "kubernetes" and config.kubernetes.serving.gpu_sharing == "timeshare"
+    if not config.runtime.overlap_evaluation or own_vllm or in_turns or config.method == "sft_continued":
+        return False
+    return stage.name in ("score", "generate") or (stage.name == "evaluate" and stage.iteration < config.iterations)
+
+
 def shards_of(config: RunConfig, stage: StageId) -> int:
     """Into how many pieces a stage is cut."""
     return config.search.shards if STAGES[stage.name].sharded else 1

@@ -19,7 +19,7 @@ from itool.artifacts.resolve import Resolution
 from itool.cluster.decide_serving import Serve, ServingState, StopServing, beside_stage, stop
 from itool.cluster.runner import Attempt, Attempts, Task
 from itool.config import RunConfig
-from itool.stages import StageId, stage_ids
+from itool.stages import StageId, has_company
 
 FINAL_EXIT_CODES = (64, 65)
 DEPENDENCY_DOWN = 69
@@ -99,15 +99,20 @@ _NOT_A_STAGE = Resolution(StageId(0, "prepare"), "missing", "")
 
 
 def next_actions(observed: Observed) -> list[Action]:
-    """What to do now: advance the first stage that is not done; its shards run side by side, stages one after the other."""
-    stale = _stop_stale(observed)
-    for stage in stage_ids(observed.config):
-        resolution = observed.resolutions[stage]
-        if resolution.state != "done":
-            actions = _advance(observed, stage, resolution)
-            return [*stale, *(_beside_serving(observed, observed.serving, stage, actions) if observed.serving else actions)]
-    reason = "every artifact is there"
-    return [*stale, *(stop(observed.serving, reason) if observed.serving else ()), Finish(reason)]
+    """What to do now: advance the stages whose turn it is; shards of a stage run side by side."""
+    stale, stages = _stop_stale(observed), stages_in_turn(observed.config, observed.resolutions)
+    if not stages:
+        reason = "every artifact is there"
+        return [*stale, *(stop(observed.serving, reason) if observed.serving else ()), Finish(reason)]
+    actions = _failure_alone([action for stage in stages for action in _advance(observed, stage, observed.resolutions[stage])])
+    return [*stale, *(_beside_serving(observed, observed.serving, stages[0], actions) if observed.serving else actions)]
+
+
+def stages_in_turn(config: RunConfig, resolutions: Mapping[StageId, Resolution]) -> list[StageId]:
+    """The first stage that is not done; with `runtime.overlap_evaluation` a second one beside an evaluation. Both ask the same policy."""
+    missing = [stage for stage, found in resolutions.items() if not found.done][:2]
+    overlap = [stage.name == "evaluate" for stage in missing] == [True, False] and all(has_company(config, stage) for stage in missing)
+    return missing if overlap else missing[:1]
 
 
 def _stop_stale(observed: Observed) -> list[Action]:
@@ -145,12 +150,17 @@ def _advance(observed: Observed, stage: StageId, resolution: Resolution) -> list
     open_tasks = [task for task in tasks if not _is_finished(observed, task, resolution.shards_done)]
     if not open_tasks:
         return [_without_artifact(observed, tasks[0])]
-    actions = [_advance_task(observed, task, resolution.reason) for task in open_tasks]
-    failures: list[Action] = [action for action in actions if isinstance(action, Fail)]
-    if failures:
-        return failures[:1]
+    actions = _failure_alone([_advance_task(observed, task, resolution.reason) for task in open_tasks])
+    if isinstance(actions[0], Fail):
+        return actions
     starts: list[Action] = [action for action in actions if isinstance(action, StartStage)]
     return starts or [_soonest([action for action in actions if isinstance(action, Wait)])]
+
+
+def _failure_alone(actions: list[Action]) -> list[Action]:
+    """The first failure alone, if there is one: a run that ends starts nothing more."""
+    failures: list[Action] = [action for action in actions if isinstance(action, Fail)]
+    return failures[:1] or actions
 
 
 def _is_finished(observed: Observed, task: Task, stored: tuple[int, ...]) -> bool:

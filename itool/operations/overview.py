@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from itool.artifacts.resolve import Resolution, State
+from itool.cluster.decide import stages_in_turn
 from itool.cluster.decide_serving import ServingState, beside_stage
 from itool.cluster.job_facts import has_begun, verdict_on
 from itool.cluster.manifests import ATTEMPT_LABEL, ITERATION_LABEL, JOB_LABEL, KEY_LABEL, STAGE_LABEL
@@ -78,16 +79,16 @@ class StageRow:
 def stage_rows(config: RunConfig, resolutions: Mapping[StageId, Resolution], objects: RunObjects) -> list[StageRow]:
     """Every stage in running order. A stage that is done needs no Job any more; of the others the newest attempt's Job speaks.
 
-    The first stage that is not done and has no Job yet may wait for vLLM, where that was asked for; the controller's own rule says so.
+    A stage whose turn it is and that has no Job yet may wait for vLLM, where that was asked for; the controller's own rule says so.
     """
     jobs, reading = _by_label(objects.jobs, KEY_LABEL), _Reading(objects)
-    current = next((stage for stage, found in resolutions.items() if not found.done), None)
+    in_turn = stages_in_turn(config, resolutions)
     rows = []
     for stage, found in resolutions.items():
         own, row = jobs.get(found.key or "", []), _row(stage, found)
         if own and not found.done:
             row = reading.with_job(row, max(own, key=_attempt), found)
-        elif stage == current and found.key and objects.serving and (objects.serving.replicas or objects.serving.pods):
+        elif stage in in_turn and found.key and objects.serving and (objects.serving.replicas or objects.serving.pods):
             waits_for = beside_stage(config, resolutions, objects.serving, stage, objects.at).waits_for
             row = replace(row, reason=f"waits for {waits_for}") if waits_for else row
         rows.append(row)

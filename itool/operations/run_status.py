@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from itool.artifacts.resolve import Observed, Resolution, observe, resolve_observed
 from itool.artifacts.store import Store
+from itool.cluster.decide import stages_in_turn
 from itool.cluster.pods import has_managed_serving
 from itool.cluster.session import open_lease
 from itool.config import RunConfig
@@ -58,7 +59,9 @@ class StatusReader:
             return RunStatus(self.config.run, self.config.runtime.backend, "unknown", None, job_rows(objects), problem=str(self.error))
         resolutions, holder = found
         rows = stage_rows(self.config, resolutions, objects)
-        rows = rows if self.cluster else self._with_logs(rows, holder is not None)
+        if self.cluster is None:
+            in_turn = set(map(str, stages_in_turn(self.config, resolutions)))
+            rows = [self._with_log(row, holder is not None) if row.stage in in_turn else row for row in rows]
         return RunStatus(
             run=self.config.run,
             backend=self.config.runtime.backend,
@@ -87,19 +90,14 @@ class StatusReader:
             self.error = error
             return None
 
-    def _with_logs(self, rows: list[StageRow], active: bool) -> list[StageRow]:
-        """On this machine: the first stage that is not done runs, with the progress of its log, or failed with its log's last word."""
-        index = next((index for index, row in enumerate(rows) if row.state != "done"), None)
-        word = last_word(self.config, rows[index].name, rows[index].iteration) if index is not None else None
-        if index is None or word is None:
-            return rows
-        row = rows[index]
+    def _with_log(self, row: StageRow, active: bool) -> StageRow:
+        """On this machine: a stage whose turn it is runs, with the progress of its log, or failed with its log's last word."""
+        word = last_word(self.config, row.name, row.iteration)
+        if word is None:
+            return row
         if active:
-            now = replace(row, state="running", attempt=word.attempt, progress=word.progress)
-        else:
-            reason = f"{row.reason}; last attempt: {word.message}" if word.message else row.reason
-            now = replace(row, attempt=word.attempt, reason=reason)
-        return [*rows[:index], now, *rows[index + 1 :]]
+            return replace(row, state="running", attempt=word.attempt, progress=word.progress)
+        return replace(row, attempt=word.attempt, reason=f"{row.reason}; last attempt: {word.message}" if word.message else row.reason)
 
 
 def run_state(rows: Sequence[StageRow], *, active: bool) -> State:

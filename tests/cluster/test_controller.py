@@ -15,12 +15,13 @@ from itool.cluster.controller import Controller, StageFailed
 from itool.cluster.decide import Action, RetryRules, StartStage, Wait
 from itool.cluster.leases import FolderLease
 from itool.cluster.progress import Silent
-from itool.config import RunConfig, SearchConfig
+from itool.config import RunConfig, RuntimeConfig, SearchConfig
 from itool.errors import DependencyError, Interrupted
 from itool.stages import StageId, stage_ids
 from tests.cluster.in_memory_runner import InMemoryRunner, Killed
 
 CONFIG = RunConfig(iterations=1, search=SearchConfig(shards=2))
+OVERLAPPING = CONFIG.model_copy(update={"runtime": RuntimeConfig(overlap_evaluation=True)})
 
 
 class Clock:
@@ -59,6 +60,17 @@ def test_a_run_makes_every_artifact_in_order(tmp_path: Path) -> None:
     assert order == stage_ids(CONFIG)
 
 
+def test_an_evaluation_that_overlaps_changes_no_artifact(tmp_path: Path) -> None:
+    controller(tmp_path / "one after the other").run()
+    made = controller(tmp_path / "overlapping", OVERLAPPING)
+    while len(started(made)) < 4:
+        made.step()
+    assert [str(stage) for stage, _, _ in started(made)[2:]] == ["i0/evaluate", "i1/score"]
+    assert not resolve(made.store, OVERLAPPING)[StageId(0, "evaluate")].done
+    made.run()
+    assert digests(tmp_path / "overlapping") == digests(tmp_path / "one after the other")
+
+
 def test_a_finished_run_starts_nothing(tmp_path: Path) -> None:
     controller(tmp_path).run()
     again = controller(tmp_path)
@@ -93,16 +105,16 @@ MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 @pytest.mark.slow
 @settings(max_examples=10)
-@given(deaths=st.lists(st.integers(min_value=0, max_value=40), max_size=6))
-def test_killed_anywhere_and_restarted_it_ends_in_the_same_state(deaths: list[int]) -> None:
+@given(deaths=st.lists(st.integers(min_value=0, max_value=40), max_size=6), config=st.sampled_from([CONFIG, OVERLAPPING]))
+def test_killed_anywhere_and_restarted_it_ends_in_the_same_state(deaths: list[int], config: RunConfig) -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY) as undisturbed, tempfile.TemporaryDirectory(dir=MEMORY) as disturbed:
         controller(Path(undisturbed)).run()
         for death in deaths:
             try:
-                controller(Path(disturbed), die_after=death).run()
+                controller(Path(disturbed), config, die_after=death).run()
             except Killed:
                 continue
-        controller(Path(disturbed)).run()
+        controller(Path(disturbed), config).run()
         assert digests(Path(disturbed)) == digests(Path(undisturbed))
         assert len(digests(Path(disturbed))) == len(stage_ids(CONFIG))
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from itool.artifacts.resolve import Resolution, State
-from itool.cluster.decide import Fail, Finish, Observed, RetryRules, StartStage, StopStage, Wait, next_actions
+from itool.cluster.decide import Action, Fail, Finish, Observed, RetryRules, StartStage, StopStage, Wait, next_actions
 from itool.cluster.runner import Attempt, Task
-from itool.config import RunConfig, SearchConfig
+from itool.config import PolicyConfig, RunConfig, RuntimeConfig, SearchConfig
+from itool.config_kubernetes import KubernetesConfig, ServingConfig
 from itool.stages import StageId, stage_ids
 
 CONFIG = RunConfig(iterations=1)
@@ -165,3 +166,66 @@ def test_past_attempts_give_numbers_but_are_no_failures() -> None:
 def test_a_final_attempt_is_not_repeated_whatever_its_code() -> None:
     final = replace(failed(1, 69, reason="no room"), final=True)
     assert next_actions(observe(final)) == [Fail(PREPARE, 69, "no room")]
+
+
+OVERLAPPING = RunConfig(iterations=2, runtime=RuntimeConfig(overlap_evaluation=True))
+
+
+def overlapping(*missing: tuple[int, str], attempts: dict[tuple[int, str], Attempt] | None = None, **settings: object) -> list[Action]:
+    """What comes next in a run of two iterations of which these stages are missing."""
+    config = OVERLAPPING.model_copy(update=settings)
+    found = {stage: Resolution(stage, "done" if stage not in missing else "missing", "", "key", "prefix") for stage in stage_ids(config)}
+    tries = {Task(StageId(*stage), "key"): (attempt,) for stage, attempt in (attempts or {}).items()}  # type: ignore[arg-type]
+    return next_actions(Observed(config, found, tries, 1000.0))
+
+
+def begun(actions: list[Action]) -> list[str]:
+    return [str(action.task.stage) for action in actions if isinstance(action, StartStage)]
+
+
+@pytest.mark.parametrize("second", ["score", "generate"])
+def test_an_evaluation_runs_beside_the_next_iterations_scoring_and_search(second: str) -> None:
+    assert begun(overlapping((1, "evaluate"), (2, second))) == ["i1/evaluate", f"i2/{second}"]
+
+
+def test_training_waits_for_the_evaluation_of_the_iteration_before() -> None:
+    assert begun(overlapping((1, "evaluate"), (2, "dpo"))) == ["i1/evaluate"]
+
+
+def test_evaluations_run_one_after_the_other_and_the_last_one_alone() -> None:
+    assert begun(overlapping((1, "evaluate"), (2, "evaluate"))) == ["i1/evaluate"]
+    assert begun(overlapping((2, "evaluate"), (2, "report"))) == ["i2/evaluate"]
+
+
+def test_continued_sft_has_nothing_beside_an_evaluation() -> None:
+    assert begun(overlapping((1, "evaluate"), (2, "dpo"), method="sft_continued")) == ["i1/evaluate"]
+
+
+def test_two_stages_do_not_each_start_a_vllm() -> None:
+    vllm = PolicyConfig(backend="vllm")
+    assert begun(overlapping((1, "evaluate"), (2, "score"), policy=vllm)) == ["i1/evaluate"]
+    served = vllm.model_copy(update={"url": "http://vllm:8000"})
+    assert begun(overlapping((1, "evaluate"), (2, "score"), policy=served)) == ["i1/evaluate", "i2/score"]
+
+
+def test_where_vllm_and_the_stages_take_turns_on_a_gpu_nothing_overlaps() -> None:
+    runtime = RuntimeConfig(backend="kubernetes", overlap_evaluation=True)
+    assert begun(overlapping((1, "evaluate"), (2, "score"), runtime=runtime)) == ["i1/evaluate", "i2/score"]
+    shared = KubernetesConfig(serving=ServingConfig(gpu_sharing="timeshare"))
+    assert begun(overlapping((1, "evaluate"), (2, "score"), runtime=runtime, kubernetes=shared)) == ["i1/evaluate"]
+
+
+def test_overlapping_is_asked_for() -> None:
+    assert begun(overlapping((1, "evaluate"), (2, "score"), runtime=RuntimeConfig())) == ["i1/evaluate"]
+
+
+def test_of_two_stages_the_one_that_failed_for_good_ends_the_run() -> None:
+    tried = {(1, "evaluate"): Attempt(1, "running"), (2, "score"): failed(1, 65, reason="row 3 has no tools")}
+    assert overlapping((1, "evaluate"), (2, "score"), attempts=tried) == [Fail(StageId(2, "score"), 65, "row 3 has no tools")]
+
+
+def test_of_two_stages_one_is_tried_again_while_the_other_runs() -> None:
+    tried = {(1, "evaluate"): failed(1, 75), (2, "score"): Attempt(1, "running")}
+    actions = overlapping((1, "evaluate"), (2, "score"), attempts=tried)
+    assert begun(actions) == ["i1/evaluate"]
+    assert Wait("i2-score running") in actions

@@ -151,6 +151,10 @@ def test_shards_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     config = RunConfig(runtime=RuntimeConfig(threads=8))
     made = LocalRunner(config, tmp_path / "config.yaml", tmp_path)
     assert [made._threads(Task(StageId(1, "generate"), "key", 0, shards)) for shards in (1, 3, 16)] == [8, 2, 1]
+    overlapping = RunConfig(iterations=2, runtime=RuntimeConfig(threads=8, overlap_evaluation=True))
+    made = LocalRunner(overlapping, tmp_path / "config.yaml", tmp_path)
+    stages = [StageId(1, "score"), StageId(1, "dpo"), StageId(1, "evaluate"), StageId(2, "evaluate")]
+    assert [made._threads(Task(stage, "key")) for stage in stages] == [4, 8, 4, 8]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert LocalRunner(RunConfig(), tmp_path / "config.yaml", tmp_path)._threads(PREPARE) == 5
 

@@ -52,7 +52,7 @@ class Release:
     def values(self, **changes: Any) -> str:
         """A values file of the run that the chart starts."""
         path = self.site.folder / "values.yaml"
-        document = self.site.document(RUN, **SERVING, **changes)
+        document = self.site.document(RUN, **SERVING, runtime__overlap_evaluation=True, **changes)
         del document["runtime"]["backend"], document["kubernetes"]["namespace"]  # the chart's own to say
         path.write_text(yaml.safe_dump({"run": document}))
         return str(path)
@@ -108,6 +108,7 @@ def test_an_installation_trains_an_iteration_although_its_controller_is_deleted(
     assert list(made) == ["i0/evaluate", "i0/prepare", "i0/warmup", "i1/dpo", "i1/evaluate", "i1/generate", "i1/score"]
     for stage in ("i0/prepare", "i0/warmup", "i1/score"):  # no sampling by vLLM in them: bit for bit
         assert made[stage] == undisturbed[stage]
+    assert manifest_of(release.site, "i1/score")["started"] < manifest_of(release.site, "i0/evaluate")["ended"], "nothing overlapped"
 
 
 def test_searching_was_shared_by_two_shards(release: Release) -> None:
