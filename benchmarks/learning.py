@@ -48,7 +48,8 @@ def run_seed(arms: Sequence[Arm], seed: int, options: argparse.Namespace) -> dic
     reports: dict[str, dict[str, Any]] = {}
     first = run_name(arms[0], seed)
     for arm in arms:
-        settings = [*options.set, *arm.settings, f"seed={seed}", f"runtime.threads={options.threads}"]
+        alone = "runtime.overlap_evaluation=false"  # `threads` and `parallel` say how many cores are used
+        settings = [*options.set, *arm.settings, f"seed={seed}", f"runtime.threads={options.threads}", alone]
         if arm is not arms[0]:
             settings.append(f"reuse_from={first}")
         searched = next((before for before in arms if before.method == "mcts_dpo" and before.name in reports), None)
