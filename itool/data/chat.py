@@ -70,8 +70,9 @@ def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
 
 def _tokenizer_class(model_dir: Path) -> Any:
     """Who reads the tokenizer. AutoTokenizer knows, but imports torch for seconds, which a tokenizer of no special class need not."""
-    settings = model_dir / "tokenizer_config.json"
-    if settings.is_file() and _check_json(settings).get("tokenizer_class") == "TokenizersBackend":
+    path = model_dir / "tokenizer_config.json"
+    settings = _check_json(path) if path.is_file() else None
+    if isinstance(settings, dict) and settings.get("tokenizer_class") == "TokenizersBackend":
         from transformers import TokenizersBackend  # noqa: PLC0415 - a second, and only stages with a model need it
 
         return TokenizersBackend
