@@ -104,12 +104,17 @@ def next_actions(observed: Observed) -> list[Action]:
     if not stages:
         reason = "every artifact is there"
         return [*stale, *(stop(observed.serving, reason) if observed.serving else ()), Finish(reason)]
-    actions = _failure_alone([action for stage in stages for action in _advance(observed, stage, observed.resolutions[stage])])
-    return [*stale, *(_beside_serving(observed, observed.serving, stages[0], actions) if observed.serving else actions)]
+    by_stage = [_advance(observed, stage) for stage in stages]
+    for actions in by_stage:
+        if any(isinstance(action, Fail) for action in actions):
+            return [*stale, *actions]
+    first, *others = by_stage
+    beside = [action for actions in others for action in actions if not isinstance(action, Serve | StopServing)]  # the first says it
+    return [*stale, *first, *beside]
 
 
 def stages_in_turn(config: RunConfig, resolutions: Mapping[StageId, Resolution]) -> list[StageId]:
-    """The first stage that is not done; with `runtime.overlap_evaluation` a second one beside an evaluation. Both ask the same policy."""
+    """The first stage that is not done; with `runtime.overlap_evaluation` a second one beside an evaluation, about the same policy."""
     missing = [stage for stage, found in resolutions.items() if not found.done][:2]
     overlap = [stage.name == "evaluate" for stage in missing] == [True, False] and all(has_company(config, stage) for stage in missing)
     return missing if overlap else missing[:1]
@@ -122,6 +127,12 @@ def _stop_stale(observed: Observed) -> list[Action]:
         for task, tries in observed.attempts.items()
         if not tries[-1].over and observed.resolutions.get(task.stage, _NOT_A_STAGE).key != task.key
     ]
+
+
+def _advance(observed: Observed, stage: StageId) -> list[Action]:
+    """A stage's own actions, and what vLLM has to do for it."""
+    actions = _advance_tasks(observed, stage, observed.resolutions[stage])
+    return _beside_serving(observed, observed.serving, stage, actions) if observed.serving else actions
 
 
 def _beside_serving(observed: Observed, serving: ServingState, stage: StageId, actions: list[Action]) -> list[Action]:
@@ -140,7 +151,7 @@ def _beside_serving(observed: Observed, serving: ServingState, stage: StageId, a
     return [*beside.actions, *actions]
 
 
-def _advance(observed: Observed, stage: StageId, resolution: Resolution) -> list[Action]:
+def _advance_tasks(observed: Observed, stage: StageId, resolution: Resolution) -> list[Action]:
     if resolution.state == "damaged":
         return [Fail(stage, 65, resolution.reason)]
     if resolution.key is None:
@@ -150,17 +161,12 @@ def _advance(observed: Observed, stage: StageId, resolution: Resolution) -> list
     open_tasks = [task for task in tasks if not _is_finished(observed, task, resolution.shards_done)]
     if not open_tasks:
         return [_without_artifact(observed, tasks[0])]
-    actions = _failure_alone([_advance_task(observed, task, resolution.reason) for task in open_tasks])
-    if isinstance(actions[0], Fail):
-        return actions
+    actions = [_advance_task(observed, task, resolution.reason) for task in open_tasks]
+    failures: list[Action] = [action for action in actions if isinstance(action, Fail)]
+    if failures:
+        return failures[:1]
     starts: list[Action] = [action for action in actions if isinstance(action, StartStage)]
     return starts or [_soonest([action for action in actions if isinstance(action, Wait)])]
-
-
-def _failure_alone(actions: list[Action]) -> list[Action]:
-    """The first failure alone, if there is one: a run that ends starts nothing more."""
-    failures: list[Action] = [action for action in actions if isinstance(action, Fail)]
-    return failures[:1] or actions
 
 
 def _is_finished(observed: Observed, task: Task, stored: tuple[int, ...]) -> bool:

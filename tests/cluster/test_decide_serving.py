@@ -221,3 +221,34 @@ def test_an_adapter_that_a_pod_refuses_ends_the_run_with_65() -> None:
 def test_where_the_controller_runs_no_vllm_nothing_changes() -> None:
     for stage in stage_ids(CONFIG):
         assert decide(stage, None) == [start(stage)]
+
+
+OVERLAPPING = {"runtime": {"backend": "kubernetes", "overlap_evaluation": True}}
+
+
+def with_next(observed: Observed, stage: StageId) -> list[Action]:
+    """What comes next when `stage` could run as well."""
+    found = {**observed.resolutions, stage: Resolution(stage, "missing", "has not run yet", "key", f"demo/{stage}/key")}
+    return next_actions(replace(observed, resolutions=found))
+
+
+def test_scoring_by_perplexity_starts_while_the_evaluation_waits_for_vllm() -> None:
+    config = configured(**OVERLAPPING)
+    waiting = with_next(observe(BASELINE, ServingState(), config=config), SCORE)
+    assert [type(action) for action in waiting] == [Serve, Wait, StartStage]
+    assert waiting[-1] == start(SCORE)
+    assert with_next(observe(BASELINE, serving(WARMUP, pod()), config=config), SCORE) == [start(BASELINE), start(SCORE)]
+
+
+def test_scoring_by_pass_rate_waits_for_the_same_vllm() -> None:
+    config = configured(**OVERLAPPING, select={"by": "pass_rate"})
+    waiting = with_next(observe(BASELINE, ServingState(), config=config), SCORE)
+    assert [type(action) for action in waiting] == [Serve, Wait, Wait]
+    assert with_next(observe(BASELINE, serving(WARMUP, pod()), config=config), SCORE) == [start(BASELINE), start(SCORE)]
+
+
+def test_a_failure_of_either_stops_vllm() -> None:
+    observed = observe(BASELINE, serving(WARMUP, pod()), config=configured(**OVERLAPPING))
+    failed = {Task(SCORE, "key"): (Attempt(1, "failed", 65, "bad", started_at=NOW, ended_at=NOW),)}
+    actions = with_next(replace(observed, attempts=failed), SCORE)
+    assert [type(action) for action in actions] == [StopServing, Fail]
