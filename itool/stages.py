@@ -63,7 +63,7 @@ STAGES: dict[StageName, StageSpec] = {
         StageSpec("warmup", "SFT from easy to hard -> adapter 0", ("seed", "model", "warmup"), ("adapter/", "training.jsonl"), gpu=True),
         StageSpec(
             "score",
-            "perplexity or pass rate of every buffer example -> the hard ones",
+            "perplexity or pass rate of buffer examples -> the hard ones",
             (
                 "seed",
                 "model.dtype",
