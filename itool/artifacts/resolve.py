@@ -17,7 +17,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from itool.artifacts.manifest import MANIFEST_NAME, ArtifactRef, Manifest, artifact_prefix, manifest_key, parse_manifest
@@ -34,7 +34,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Resolution:
-    """What is known about one stage. `key`, `prefix` and `inputs` are None or empty while it waits; `manifest` is there when it is done."""
+    """What is known about one stage. `key`, `prefix` and `inputs` are None or empty while it waits.
+
+    `manifest` and `artifact`, as other manifests name it, are there when it is done.
+    """
 
     stage: StageId
     state: State
@@ -45,6 +48,7 @@ class Resolution:
     inputs: Mapping[str, ArtifactRef] = field(default_factory=dict)
     shards: int = 1
     shards_done: tuple[int, ...] = ()
+    artifact: ArtifactRef | None = None
 
     @property
     def done(self) -> bool:
@@ -86,7 +90,7 @@ def resolve_one(store: Store, config: RunConfig, stage: StageId, key: str) -> di
         refs = {role: manifest.ref() for role, (_, manifest) in zip(sources, found, strict=True)}
         if artifact_key(config, stage, {role: ref.digest for role, ref in refs.items()}, settings=settings) == key:
             own = Resolution(stage, "missing", "has not run yet", key, prefix, inputs=refs, shards=shards_of(config, stage))
-            inputs = (Resolution(m.id, "done", "up to date", m.key, folder, m, m.inputs) for folder, m in found)
+            inputs = (_done(m, folder, "up to date", m.inputs) for folder, m in found)
             return {own.stage: own} | {source.stage: source for source in inputs}
     return None
 
@@ -186,6 +190,22 @@ def resolve_observed(
     return resolutions
 
 
+def forget_done(
+    config: RunConfig, observed: Observed, resolutions: Mapping[StageId, Resolution]
+) -> tuple[Observed, dict[StageId, Resolution]]:
+    """Both without what nobody asks of a finished stage again: of it remains where it stands and how others name it.
+
+    So that a controller of hundreds of iterations does not hold all that they wrote.
+    """
+    done = tuple(f"{run}/{stage}/" for run in _runs(config) for stage, found in resolutions.items() if found.done)
+    sizes, manifests, broken = (
+        {key: value for key, value in part.items() if not key.startswith(done)}
+        for part in (observed.sizes, observed.manifests, observed.broken)
+    )
+    short = {stage: replace(found, manifest=None, inputs={}) if found.done else found for stage, found in resolutions.items()}
+    return Observed(sizes, manifests, broken), short
+
+
 def damage(manifest: Manifest, prefix: str, sizes: Mapping[str, int]) -> str | None:
     """The first listed file that is not there or has another size, as one line; None when all are there."""
     for path, entry in manifest.files.items():
@@ -210,7 +230,7 @@ def _resolve_stage(
     waiting = {role: source for role, source in inputs.items() if not source.done}
     if waiting:
         return Resolution(stage, "waiting", _waiting_reason(waiting, settings, siblings))
-    refs = {role: source.manifest.ref() for role, source in inputs.items() if source.manifest is not None}
+    refs = {role: source.artifact for role, source in inputs.items() if source.artifact is not None}
     key = artifact_key(config, stage, {role: ref.digest for role, ref in refs.items()}, settings=settings)
     for run in _runs(config):
         found = _find(run, stage, key, refs, observed, reused=run != config.run)
@@ -251,7 +271,11 @@ def _find(run: str, stage: StageId, key: str, refs: dict[str, ArtifactRef], obse
     problem = damage(manifest, prefix, observed.sizes)
     if problem:
         return Resolution(stage, "damaged", f"{problem}; {remedy}", key, prefix, manifest, refs)
-    return Resolution(stage, "done", f"reused from run {run}" if reused else "up to date", key, prefix, manifest, refs)
+    return _done(manifest, prefix, f"reused from run {run}" if reused else "up to date", refs)
+
+
+def _done(manifest: Manifest, prefix: str, reason: str, inputs: Mapping[str, ArtifactRef]) -> Resolution:
+    return Resolution(manifest.id, "done", reason, manifest.key, prefix, manifest, inputs, artifact=manifest.ref())
 
 
 def _waiting_reason(waiting: dict[str, Resolution], settings: dict[str, Any], siblings: list[Manifest]) -> str:

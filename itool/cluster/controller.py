@@ -76,7 +76,7 @@ class Controller:
     _tail: ProgressTail = field(default_factory=ProgressTail)
 
     def run(self) -> dict[StageId, Resolution]:
-        """Work until every artifact is there, and return them. The lease must be held.
+        """Work until every artifact is there, and return where they stand. The lease must be held.
 
         Raises StageFailed, Interrupted (75) when asked to stop, LeaseLost, DependencyError when store or cluster are away for too long.
         """
@@ -142,8 +142,9 @@ class Controller:
 
     def _look_at_store(self, stages: Collection[StageId] | None) -> None:
         """Read the store, all of the run or what belongs to some stages."""
-        self._known = artifacts.observe(self.store, self.config, known=self._known, stages=stages)
-        self._resolutions = artifacts.resolve_observed(self.config, self._known, settled=self._resolutions)
+        known = artifacts.observe(self.store, self.config, known=self._known, stages=stages)
+        resolutions = artifacts.resolve_observed(self.config, known, settled=self._resolutions)
+        self._known, self._resolutions = artifacts.forget_done(self.config, known, resolutions)
 
     def _written_early(self, attempts: Attempts) -> set[StageId]:
         """Stages in a cluster whose manifest is there although their pod has not ended: with torch loaded that takes seconds more."""

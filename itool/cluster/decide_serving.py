@@ -133,8 +133,8 @@ def _competes(config: RunConfig, stage: StageId) -> bool:
 
 def _stored(resolution: Resolution) -> StoredArtifact:
     assert resolution.prefix is not None
-    assert resolution.manifest is not None
-    return StoredArtifact(prefix=resolution.prefix, digest=resolution.manifest.digest)
+    assert resolution.artifact is not None
+    return StoredArtifact(prefix=resolution.prefix, digest=resolution.artifact.digest)
 
 
 def _count(number: int, noun: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from itool.artifacts.catalogue import remove_artifact
 from itool.artifacts.manifest import FileEntry, Manifest, artifact_prefix, manifest_key
-from itool.artifacts.resolve import Observed, Resolution, observe, resolve, resolve_observed, resolve_one, shard_prefix
+from itool.artifacts.resolve import Observed, Resolution, forget_done, observe, resolve, resolve_observed, resolve_one, shard_prefix
 from itool.artifacts.store import FolderStore
 from itool.config import RunConfig, parse_config
 from itool.stages import STAGES, StageId, StageName, artifact_key, inputs_of, settings_of, stage_ids
@@ -43,8 +43,8 @@ class World:
 
     def finish(self, config: RunConfig, stage: StageId, content: str = "") -> None:
         """Pretend that a stage ran; its content depends on its name only, unless told otherwise."""
-        inputs = {role: self.resolve(config)[source].manifest for role, source in inputs_of(config, stage).items()}
-        refs = {role: manifest.ref() for role, manifest in inputs.items() if manifest is not None}
+        inputs = {role: self.resolve(config)[source].artifact for role, source in inputs_of(config, stage).items()}
+        refs = {role: artifact for role, artifact in inputs.items() if artifact is not None}
         key = artifact_key(config, stage, {role: ref.digest for role, ref in refs.items()})
         self.clock += timedelta(seconds=1)
         manifest = Manifest(
@@ -217,6 +217,23 @@ def test_a_finished_run_of_five_iterations_resolves_well_under_a_second(tmp_path
     assert time.process_time() - began < 0.5
     assert states(resolutions) == {}
     assert len(resolutions) == 24
+
+
+def test_what_is_done_can_be_forgotten_without_changing_what_follows() -> None:
+    config, world = configured(iterations=3), World()
+    known, settled = world.observed, world.resolve(config)
+    for stage in stage_ids(config):
+        world.finish(config, stage)
+        new = {key: size for key, size in world.sizes.items() if key.startswith(f"{config.run}/{stage}/")}
+        made = {prefix: manifest for prefix, manifest in world.manifests.items() if manifest.id == stage}
+        known = Observed({**known.sizes, **new}, {**known.manifests, **made})
+        known, settled = forget_done(config, known, resolve_observed(config, known, settled=settled))
+        for name, found in world.resolve(config).items():
+            assert settled[name].state == found.state
+            if found.state != "waiting":  # a wait is not explained anew
+                assert settled[name] == (replace(found, manifest=None, inputs={}) if found.done else found)
+        assert not known.sizes
+        assert not known.manifests
 
 
 def test_known_manifests_are_not_read_again_and_changes_are_seen(tmp_path: Path) -> None:

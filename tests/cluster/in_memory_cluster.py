@@ -8,6 +8,7 @@ ends with 0 has committed its stage's artifact.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import tempfile
 from collections import defaultdict
@@ -94,6 +95,7 @@ class InMemoryCluster:
 
     def create(self, resource: str, body: Object, *, dry_run: bool = False) -> Object | None:
         self._call(resource, "create")
+        body = json.loads(json.dumps(body))  # a server keeps nothing of its client's
         name = body["metadata"].get("name") or f"{body['metadata']['generateName']}{next(self._uids)}"
         if name in self.objects[resource]:
             return None

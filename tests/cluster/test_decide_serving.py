@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from itool.artifacts.manifest import FileEntry, Manifest
+from itool.artifacts.manifest import ArtifactRef
 from itool.artifacts.resolve import Resolution
 from itool.cluster.decide import Action, Fail, Finish, Observed, StartStage, Wait, next_actions
 from itool.cluster.decide_serving import Serve, ServingPod, ServingState, StopServing
@@ -38,17 +37,16 @@ CONFIG = configured()
 
 
 def done(stage: StageId) -> Resolution:
-    files = {"file": FileEntry(size=1, sha256=f"{stage_ids(CONFIG).index(stage):064x}")}
-    at = datetime(2026, 1, 1, tzinfo=UTC)
-    manifest = Manifest(run="demo", iteration=stage.iteration, stage=stage.name, key="key", files=files, started=at, ended=at)
-    return Resolution(stage, "done", "up to date", "key", f"demo/{stage}/key", manifest)
+    digest = f"{stage_ids(CONFIG).index(stage):064x}"
+    artifact = ArtifactRef(run="demo", iteration=stage.iteration, stage=stage.name, key="key", digest=digest)
+    return Resolution(stage, "done", "up to date", "key", f"demo/{stage}/key", artifact=artifact)
 
 
 def stored(stage: StageId) -> StoredArtifact:
     found = done(stage)
     assert found.prefix is not None
-    assert found.manifest is not None
-    return StoredArtifact(prefix=found.prefix, digest=found.manifest.digest)
+    assert found.artifact is not None
+    return StoredArtifact(prefix=found.prefix, digest=found.artifact.digest)
 
 
 def wish(adapter: StageId, at: float = NOW) -> Wish:
