@@ -106,7 +106,10 @@ def _packages(_config: RunConfig) -> Check:
             missing.append(name)
     if missing:
         return Check(
-            "training", "missing", f"not installed: {', '.join(missing)}", "Install them with `make install-train` or `pip install 'itool[train]'`"
+            "training",
+            "missing",
+            f"not installed: {', '.join(missing)}",
+            "`make install-train`, or `pip install 'itool[train]'`",
         )
     return Check("training", "ok", ", ".join(f"{name} {version}" for name, version in found.items()))
 

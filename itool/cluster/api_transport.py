@@ -15,7 +15,8 @@ import urllib3
 from itool.cluster.api_answers import LONGEST_PAUSE_SECONDS, ClusterDown, refusal_of, retry_after
 
 CONNECT_SECONDS = 5.0
-READ_SECONDS = 20.0
+READ_SECONDS = 10.0
+"""How long an answer may keep us waiting. All attempts together must end before the lease does, or another controller takes the run."""
 FIRST_PAUSE_SECONDS = 0.5
 
 

@@ -80,11 +80,17 @@ class Cluster:
         return self._call("GET", "get", resource, name, absent=True)
 
     def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[list[Object], str]:
-        """Every object that fits the selectors, and the version to watch from. Long lists come in pages."""
+        """Every object that fits the selectors, and the version to watch from. Long lists come in pages; one too old begins anew."""
         items: list[Object] = []
-        query = {"labelSelector": labels, "fieldSelector": fields, "limit": str(PAGE_OBJECTS)}
+        first = query = {"labelSelector": labels, "fieldSelector": fields, "limit": str(PAGE_OBJECTS)}
         while True:
-            page = self._call("GET", "list", resource, query=query) or {}
+            try:
+                page = self._call("GET", "list", resource, query=query) or {}
+            except Gone as error:
+                if query is first:
+                    raise ClusterDown(f"Kubernetes does not list {resource}: {error}") from None
+                items, query = [], first
+                continue
             items += page.get("items") or []
             metadata = page.get("metadata") or {}
             if not metadata.get("continue"):
@@ -101,7 +107,10 @@ class Cluster:
             "labelSelector": labels,
             "fieldSelector": fields,
         }
-        response = self._open("GET", "watch", resource, query=query, read_seconds=WATCH_SECONDS + 5.0)
+        try:
+            response = self._open("GET", "watch", resource, query=query, read_seconds=WATCH_SECONDS + 5.0)
+        except Refused as error:
+            raise ClusterDown(f"Kubernetes does not watch {resource}: {error}") from None
         try:
             for line in _lines(response):
                 event = json.loads(line)
@@ -196,9 +205,15 @@ class Cluster:
                 return None
             if exists and error.reason == "AlreadyExists":
                 return None
+            if error.status == HTTPStatus.GONE:
+                raise Gone(error.message) from None
             name = name or str((body or {}).get("metadata", {}).get("name", ""))
             raise self._explained(error, f"{verb} {resource} {name}".strip()) from None
-        document: Object = json.loads(response.data)
+        try:
+            document: Object = json.loads(response.data)
+        except ValueError:
+            host = self._transport.connection.host
+            raise ClusterDown(f"what answers at {host} to {verb} {resource} is no JSON; is there a proxy before the API server?") from None
         return document
 
     def _open(

@@ -21,11 +21,11 @@ from itool.cluster.job_facts import VERDICT, has_begun, hopeless, is_over, shard
 from itool.cluster.manifests import ATTEMPT_LABEL, JOB_LABEL, job_name, stage_job, workers_service
 from itool.cluster.pod_logs import PodLogs
 from itool.cluster.pod_states import JobState, PodState, events_by_object, job_state, pod_state
-from itool.cluster.pods import COMPONENT_LABEL, RUN_LABEL, config_object, owner_name, owner_object
+from itool.cluster.pods import COMPONENT_LABEL, RUN_LABEL, config_object, owner_name, owner_object, taken_name
 from itool.cluster.runner import Attempt, Attempts, Task
 from itool.cluster.watching import Cache, View
 from itool.config import RunConfig
-from itool.errors import DependencyError
+from itool.errors import ConfigError, DependencyError
 from itool.logs import get_logger
 
 log = get_logger(__name__)
@@ -237,11 +237,13 @@ class KubernetesRunner:
         self._events = events_by_object(events)
 
     def ensure_owner(self) -> Object:
-        """The run's owner object, created when it is missing."""
+        """The run's owner object, created when it is missing. Raises ConfigError when it belongs to another root."""
         name = owner_name(self.config.run)
         for _ in range(2):
             found = self.cluster.get("configmaps", name) or self.cluster.create("configmaps", owner_object(self.config, self._release()))
             if found is not None:
+                if taken := taken_name(found, self.config):
+                    raise ConfigError(taken[0], remedy=taken[1])
                 return found
         raise DependencyError(f"configmap {name} appears and vanishes", remedy="Is another controller deleting it?")
 

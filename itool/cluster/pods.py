@@ -121,6 +121,18 @@ def owner_object(config: RunConfig, owner: Object | None = None) -> Object:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"run": config.run, "root": config.root}}
 
 
+def taken_name(owner: Object, config: RunConfig) -> tuple[str, str] | None:
+    """What is wrong, and the remedy, when a run of this name in the namespace keeps its artifacts under another root; else None.
+
+    Two such runs would take each other's Jobs for their own: a Job is named by run and content, and each root has a lease of its own.
+    """
+    root = str((owner.get("data") or {}).get("root", config.root))
+    if root.rstrip("/") == config.root.rstrip("/"):
+        return None
+    finding = f"run {config.run} exists in this namespace with root {root}, not {config.root}"
+    return finding, f"Choose another `run`, or end that one: kubectl delete configmap {owner['metadata']['name']}"
+
+
 def config_object(config: RunConfig, namespace: str, owner: Object) -> Object:
     """The configuration for pods, under a name that is its content: pods of another configuration keep theirs.
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from itool.cluster.check import Check
 from itool.cluster.client import PERMISSIONS
 from itool.cluster.manifests import stage_job
-from itool.cluster.pods import Object, has_managed_serving
+from itool.cluster.pods import Object, has_managed_serving, owner_name, taken_name
 from itool.cluster.serving_manifests import serving_deployment
 from itool.cluster.wish import StoredArtifact
 from itool.config import RunConfig
@@ -64,7 +64,7 @@ def cluster_checks(cluster: Asks, config: RunConfig) -> Iterator[Check]:
         yield found
         if found.state == "missing":
             return
-    for check in (_secret, _service_accounts, _priority_classes, _queue, _jobs):
+    for check in (_run_name, _secret, _service_accounts, _priority_classes, _queue, _jobs):
         yield _explained(check, cluster, config)
 
 
@@ -109,6 +109,12 @@ def _permissions(cluster: Asks, _config: RunConfig) -> Check:
         return Check("permissions", "ok", f"all {len(asked)} that a controller uses in namespace {cluster.namespace}")
     text = f"not allowed in namespace {cluster.namespace}: {', '.join(denied)}"
     return _wrong("permissions", text, "Bind the chart's Role to this account (docs/security.md lists it), or use another kubeconfig")
+
+
+def _run_name(cluster: Asks, config: RunConfig) -> Check:
+    status, owner = cluster.look(f"/api/v1/namespaces/{cluster.namespace}/configmaps/{owner_name(config.run)}")
+    taken = taken_name(owner, config) if status == HTTPStatus.OK else None
+    return _wrong("run name", *taken) if taken else _seen("run name", config.run, [status])
 
 
 def _secret(cluster: Asks, config: RunConfig) -> Check:

@@ -34,7 +34,7 @@ class View:
     _items: dict[str, Object] = field(default_factory=dict)
     _version: str = ""
     _listed_at: float = float("-inf")
-    _error: ItoolError | None = None
+    _error: Exception | None = None
     _written: set[str] = field(default_factory=set)
 
 
@@ -108,9 +108,11 @@ class Cache:
             self._watch(view)
         except Gone:
             view._version = ""
-        except ItoolError as error:
+        except Exception as error:  # a thread that ends unseen would leave a picture that never changes again
             if view._error is None:
-                log.warning("cluster cannot be watched", resource=view.resource, error=str(error))
+                log.warning(
+                    "cluster cannot be watched", resource=view.resource, error=str(error), exc_info=not isinstance(error, ItoolError)
+                )
             view._version = ""
             with self._changed:
                 view._error = error

@@ -143,6 +143,11 @@ BAD = {
     "no rights": ({"denied": frozenset({("create", "batch/jobs")})}, {}, "not allowed in namespace here: create batch/jobs"),
     "no Secret": ({}, {f"{NAMESPACE}/secrets/s3": HTTPStatus.NOT_FOUND}, "kubernetes.credentials_secret = 's3' does not exist"),
     "no key": ({}, {f"{NAMESPACE}/secrets/s3": {"data": {}}}, "kubernetes.credentials_secret = 's3' has no key AWS_ACCESS_KEY_ID"),
+    "taken name": (
+        {},
+        {f"{NAMESPACE}/configmaps/itool-run-demo": {"metadata": {"name": "itool-run-demo"}, "data": {"root": "s3://other/runs"}}},
+        "run demo exists in this namespace with root s3://other/runs, not s3://bucket/runs",
+    ),
     "no account": ({}, {f"{NAMESPACE}/serviceaccounts/default": HTTPStatus.NOT_FOUND}, "kubernetes.job_service_account = 'default'"),
     "refused": ({"refuses": {"jobs": "quota gpus is exceeded"}}, {}, "prepare: quota gpus is exceeded"),
 }

@@ -115,6 +115,25 @@ def test_long_lists_come_in_pages(server: Server) -> None:
     }
 
 
+def test_a_page_that_has_grown_too_old_begins_the_list_anew(server: Server) -> None:
+    half = (200, {"items": [1, 2], "metadata": {"resourceVersion": "5", "continue": "more"}})
+    server.answers = [
+        half,
+        status(410, "Expired", "continue parameter is too old"),
+        (200, {"items": [3], "metadata": {"resourceVersion": "9"}}),
+    ]
+    assert server.cluster().list("pods") == ([3], "9")
+    server.answers = [status(410, "Expired")]
+    with pytest.raises(ClusterDown):
+        server.cluster().list("pods")
+
+
+def test_a_page_of_a_proxy_is_no_answer(server: Server) -> None:
+    server.answers = [b"<html>Sign in</html>"]
+    with pytest.raises(ClusterDown, match="list pods is no JSON"):
+        server.cluster().list("pods")
+
+
 def test_an_expired_token_is_read_again_once(server: Server) -> None:
     server.tokens = ["old", "new"]
     server.answers = [status(401, "Unauthorized"), (200, POD)]
@@ -212,6 +231,13 @@ def test_a_watch_gives_changes_until_the_server_ends_it(server: Server) -> None:
 def test_a_watch_from_too_long_ago_says_so(server: Server, answer: Any) -> None:
     server.answers = [answer]
     with pytest.raises(Gone):
+        list(server.cluster().watch("pods", "5"))
+
+
+@pytest.mark.parametrize("code", [400, 404])
+def test_a_watch_that_is_refused_is_tried_again_later(server: Server, code: int) -> None:
+    server.answers = [status(code, "", "the server could not find the requested resource")]
+    with pytest.raises(ClusterDown, match="does not watch pods"):
         list(server.cluster().watch("pods", "5"))
 
 

@@ -16,10 +16,11 @@ from itool.cluster.job_facts import trim_pod, verdict_on
 from itool.cluster.kubernetes_runner import KubernetesRunner
 from itool.cluster.leases import LeaseLost, StoreLease
 from itool.cluster.pod_states import seconds
+from itool.cluster.pods import owner_object
 from itool.cluster.progress import Silent
 from itool.cluster.run_events import RunEvents
 from itool.config import RunConfig, parse_config
-from itool.errors import DependencyError, Interrupted
+from itool.errors import ConfigError, DependencyError, Interrupted
 from itool.stages import stage_ids
 from tests.cluster.in_memory_cluster import InMemoryCluster, Killed
 from tests.fakes.memory_store import MemoryStore
@@ -365,6 +366,15 @@ def test_everything_belongs_to_the_runs_owner(monkeypatch: pytest.MonkeyPatch) -
         *(item for name, item in cluster.objects["configmaps"].items() if name.startswith("itool-demo-")),
     ]
     assert {item["metadata"]["ownerReferences"][0]["uid"] for item in owned} == {owner["metadata"]["uid"]}
+
+
+def test_a_run_of_the_same_name_with_another_root_is_left_alone() -> None:
+    cluster = made_cluster()
+    other = owner_object(made_config(root="s3://bucket/elsewhere"))
+    cluster.create("configmaps", other)
+    with pytest.raises(ConfigError, match="run demo exists in this namespace with root s3://bucket/elsewhere, not s3://bucket/runs"):
+        run(cluster)
+    assert not cluster.objects["jobs"]
 
 
 def test_the_rights_that_are_asked_for_are_those_that_are_used() -> None:

@@ -95,6 +95,15 @@ def test_while_the_server_is_away_nothing_old_is_shown() -> None:
     assert names(cache) == ["b"]
 
 
+def test_a_mistake_of_ours_is_shown_to_whoever_asks_instead_of_an_old_picture() -> None:
+    cache, _ = made([[item("a", 1)], [item("b", 2)]], [KeyError("metadata")])
+    cache.look()
+    with pytest.raises(KeyError):
+        cache.items("pods")
+    cache.look()
+    assert names(cache) == ["b"]
+
+
 def test_a_server_that_is_away_from_the_start_is_said_at_once() -> None:
     with pytest.raises(ClusterDown):
         made([ClusterDown("away")], [])
