@@ -10,6 +10,7 @@ from itool.cluster.client import Object
 from itool.cluster.manifests import ITERATION_LABEL, KEY_LABEL, STAGE_LABEL
 from itool.cluster.pod_states import PodState
 from itool.cluster.runner import Task
+from itool.errors import DependencyError, StorageError
 from itool.stages import STAGES, StageId, StageName
 
 VERDICT = "itool/verdict"
@@ -65,14 +66,15 @@ def hopeless(
     """
     evictions = [state for state in states if state.phase == "failed" and "Evicted" in state.reason and "exceed" in state.reason]
     if len(evictions) >= DISK_EVICTIONS:
-        return 74, evictions[-1].reason
+        return StorageError.exit_code, evictions[-1].reason
     if (job.get("spec") or {}).get("suspend"):
         return None
     running = any(state.phase == "running" for state in states)
     since, reason = min(waits, default=(now, ""))
     if now - since < pending_seconds or (running and shards_done(job) is not None):
         return None
-    return 69, f"could not start within {pending_seconds:.0f} s (kubernetes.pending_seconds): {reason}"
+    words = f"could not start within {pending_seconds:.0f} s (kubernetes.pending_seconds): {reason}"
+    return DependencyError.exit_code, words
 
 
 def trim_job(job: Object) -> Object:

@@ -25,7 +25,7 @@ from itool.cluster.pods import COMPONENT_LABEL, RUN_LABEL, config_object, owner_
 from itool.cluster.runner import Attempt, Attempts, Task
 from itool.cluster.watching import Cache, View
 from itool.config import RunConfig
-from itool.errors import DependencyError
+from itool.errors import DependencyError, Interrupted
 from itool.logs import get_logger
 
 log = get_logger(__name__)
@@ -112,12 +112,12 @@ class KubernetesRunner:
         name = job_name(self.config, task.stage, task.key, attempt)
         for job in self._active():
             if job["metadata"]["name"] == name and verdict_on(job) is None:
-                self._end(job, 75, reason)
+                self._end(job, Interrupted.exit_code, reason)
 
     def cancel(self, grace_seconds: float) -> None:
         """End every Job that is not over; its pods get SIGTERM and their grace period."""
         for job in self._active():
-            self._end(job, 75, "cancelled")
+            self._end(job, Interrupted.exit_code, "cancelled")
         deadline = self.clock() + grace_seconds
         while self._active() and self.clock() < deadline:
             self.cache.wait(1.0)

@@ -25,6 +25,7 @@ from itool.cluster.pods import (
 )
 from itool.config import RunConfig
 from itool.config_kubernetes import StagePodConfig, Target
+from itool.errors import NEVER_AGAIN, Interrupted
 from itool.stages import StageId, StageName, shards_of
 
 Object = dict[str, Any]
@@ -47,9 +48,6 @@ TARGETS: dict[StageName, Target] = {
     "report": "controller",
 }
 """The image of each stage. `prepare` needs the training libraries for the base model; `report` needs none of them."""
-
-NEVER_AGAIN = (64, 65, 76)
-"""Bad configuration, bad input, and a NaN, which comes again from the same seed and data."""
 
 
 def job_name(config: RunConfig, stage: StageId, key: str, attempt: int) -> str:
@@ -136,7 +134,7 @@ def failure_rules() -> list[Object]:
         return {"action": action, "onExitCodes": {"containerName": STAGE_CONTAINER, "operator": "In", "values": list(codes)}}
 
     disrupted = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-    return [disrupted, on_codes("FailJob", NEVER_AGAIN), on_codes("Ignore", [75])]
+    return [disrupted, on_codes("FailJob", NEVER_AGAIN), on_codes("Ignore", [Interrupted.exit_code])]
 
 
 def stage_command(config: RunConfig, stage: StageId, key: str, job: str) -> list[str]:

@@ -20,7 +20,7 @@ from itool.cluster.pods import COMPONENT_LABEL, serving_name
 from itool.cluster.serving_manifests import FETCHER, change_to, pod_template, serving_deployment, serving_service, template_of
 from itool.cluster.wish import Proof, StoredArtifact, Wish, forget_proofs, read_proof, read_wish, write_wish
 from itool.config import RunConfig
-from itool.errors import ArtifactError, ConfigError, InputError
+from itool.errors import NEVER_AGAIN, ArtifactError
 from itool.logs import get_logger
 from itool.policy.model_folder import usable_context
 
@@ -30,7 +30,6 @@ LOOK_AGAIN_SECONDS = 15.0
 """So often the Deployment is read although nobody but this controller should change it."""
 
 PROOF_SECONDS = 1.0
-FINAL_EXIT_CODES = (ConfigError.exit_code, InputError.exit_code)
 
 log = get_logger(__name__)
 
@@ -157,7 +156,7 @@ def serving_pod(pod: Object, template: str, wish: Wish | None, proof: Proof | No
     if pod["metadata"].get("deletionTimestamp") or template_of(pod) != template:
         return ServingPod(name, "stopping")
     exit_code, words = _fetch_failure(pod)
-    if exit_code in FINAL_EXIT_CODES:
+    if exit_code in NEVER_AGAIN:
         return ServingPod(name, "refused", reason=words, exit_code=exit_code)
     proved = proof is not None and wish is not None and proof.generation == wish.generation
     if proof is not None and proved and proof.problem:
