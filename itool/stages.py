@@ -10,11 +10,10 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from itool.config import Method, RunConfig
-
-StageName = Literal["prepare", "warmup", "score", "generate", "dpo", "evaluate", "report"]
+from itool.config import RunConfig
+from itool.names import Method, StageName
 
 
 class StageId(NamedTuple):
@@ -191,6 +190,16 @@ def has_company(config: RunConfig, stage: StageId) -> bool:
     if not config.runtime.overlap_evaluation or own_vllm or in_turns or config.method == "sft_continued":
         return False
     return stage.name in ("score", "generate") or (stage.name == "evaluate" and stage.iteration < config.iterations)
+
+
+def asks_policy(config: RunConfig, name: StageName) -> bool:
+    """Whether a stage samples from the policy, embedded or served."""
+    return name in ("generate", "evaluate") or (name == "score" and config.select.by == "pass_rate")
+
+
+def computes_on_gpu(config: RunConfig, name: StageName) -> bool:
+    """Whether a stage runs the model itself; one that only asks a vLLM server does not."""
+    return STAGES[name].gpu and not (asks_policy(config, name) and config.policy.backend == "vllm")
 
 
 def shards_of(config: RunConfig, stage: StageId) -> int:

@@ -45,7 +45,8 @@ from itool.artifacts.store import WORK_FOLDER, FolderStore, Store, open_store
 from itool.config import RunConfig, load_config
 from itool.errors import ArtifactError, ConfigError, InputError, Interrupted, ItoolError, NumericalError
 from itool.logs import configure_logging, get_logger
-from itool.stages import STAGES, StageId, StageName, settings_of
+from itool.names import StageName
+from itool.stages import STAGES, StageId, settings_of
 
 Body = Callable[["Stage"], None]
 _log = get_logger(__name__)

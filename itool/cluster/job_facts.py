@@ -11,7 +11,8 @@ from itool.cluster.manifests import ITERATION_LABEL, KEY_LABEL, STAGE_LABEL
 from itool.cluster.pod_states import PodState
 from itool.cluster.runner import Task
 from itool.errors import DependencyError, StorageError
-from itool.stages import STAGES, StageId, StageName
+from itool.names import StageName
+from itool.stages import STAGES, StageId
 
 VERDICT = "itool/verdict"
 """Annotation of a Job that the controller ended: {"exit_code", "reason"}."""

@@ -26,7 +26,8 @@ from itool.cluster.pods import (
 from itool.config import RunConfig
 from itool.config_kubernetes import StagePodConfig, Target
 from itool.errors import NEVER_AGAIN, Interrupted
-from itool.stages import StageId, StageName, shards_of
+from itool.names import TRAINING_STAGES, StageName
+from itool.stages import StageId, shards_of
 
 Object = dict[str, Any]
 
@@ -144,7 +145,7 @@ def stage_command(config: RunConfig, stage: StageId, key: str, job: str) -> list
     module = ["-m", f"jobs.{stage.name}", "--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}", *which]
     if pod.nodes > 1:
         return ["python", "-m", "itool.train.launch", "torchrun", *_rendezvous(config, pod.nodes, gpus, job), *module]
-    if gpus > 1 and stage.name in ("warmup", "dpo"):
+    if gpus > 1 and stage.name in TRAINING_STAGES:
         plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # said here, or accelerate warns of each
         return ["python", "-m", "itool.train.launch", "accelerate", "--multi_gpu", "--num_processes", str(gpus), *plain, *module]
     return ["python", *module, *(["--shards", str(shards)] if shards > 1 else [])]

@@ -16,7 +16,8 @@ import yaml
 
 from itool.config import RunConfig
 from itool.config_kubernetes import PodConfig, Target
-from itool.stages import STAGES, StageId, StageName
+from itool.names import StageName
+from itool.stages import StageId, computes_on_gpu
 
 Object = dict[str, Any]
 
@@ -139,16 +140,6 @@ def gpus_of(config: RunConfig, stage: StageId | StageName) -> int:
     needed = computes_on_gpu(config, name)
     configured = config.kubernetes.pod(name).gpus if needed or name in config.kubernetes.stages else 0
     return int(needed) if configured is None else configured
-
-
-def computes_on_gpu(config: RunConfig, stage: StageName) -> bool:
-    """Whether a stage runs the model itself; one that only asks a vLLM server does not."""
-    return STAGES[stage].gpu and not (asks_policy(config, stage) and config.policy.backend == "vllm")
-
-
-def asks_policy(config: RunConfig, stage: StageName) -> bool:
-    """Whether a stage samples from the policy, embedded or served."""
-    return stage in ("generate", "evaluate") or (stage == "score" and config.select.by == "pass_rate")
 
 
 def container(

@@ -9,9 +9,10 @@ from typing import Any
 from itool.artifacts.resolve import Resolution, resolve
 from itool.artifacts.store import Store
 from itool.cluster.session import open_lease
-from itool.config import Method, RunConfig
+from itool.config import RunConfig
 from itool.errors import ItoolError
 from itool.evaluate.intervals import latest_of_the_best
+from itool.names import Method
 from itool.operations.overview import RunObjects, stage_rows
 from itool.operations.run_objects import Reads, read_objects
 from itool.operations.run_status import State, run_state

@@ -19,7 +19,8 @@ from itool.artifacts.store import FolderStore
 from itool.cli.artifacts import _existing, store_prefixes
 from itool.config import RunConfig, parse_config
 from itool.errors import ArtifactError, ItoolError
-from itool.stages import StageId, StageName
+from itool.names import StageName
+from itool.stages import StageId
 
 GENERATE = StageId(1, "generate")
 SHARDS = 3

@@ -12,9 +12,10 @@ from itool.cluster.decide_serving import ServingPod, ServingState
 from itool.cluster.progress import Progress
 from itool.cluster.wish import Proof, StoredArtifact, Wish
 from itool.config import merge_config
+from itool.names import StageName
 from itool.operations.overview import RunObjects, component_rows, job_rows, stage_rows
 from itool.operations.run_status import run_state
-from itool.stages import StageId, StageName
+from itool.stages import StageId
 
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC).timestamp()
 WARMUP, GENERATE = StageId(0, "warmup"), StageId(1, "generate")
