@@ -6,8 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import cast
 
-from itool.cluster.client import Object
-from itool.cluster.manifests import ITERATION_LABEL, KEY_LABEL, STAGE_LABEL
+from itool.cluster.objects import ITERATION_LABEL, KEY_LABEL, STAGE_LABEL, Object
 from itool.cluster.pod_states import PodState
 from itool.cluster.runner import Task
 from itool.errors import DependencyError, StorageError

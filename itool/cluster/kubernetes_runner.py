@@ -13,15 +13,15 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from itool.artifacts.store import Store
-from itool.cluster.client import Cluster, Object
+from itool.cluster.client import Cluster
 from itool.cluster.job_facts import VERDICT, has_begun, hopeless, is_over, shards_done, task_of, trim_job, trim_pod, verdict_on
-from itool.cluster.manifests import ATTEMPT_LABEL, JOB_LABEL, job_name, stage_job, workers_service
+from itool.cluster.manifests import job_name, stage_job, workers_service
+from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, RUN_LABEL, Object
 from itool.cluster.pod_logs import PodLogs
 from itool.cluster.pod_states import JobState, PodState, events_by_object, job_state, pod_state
-from itool.cluster.pods import COMPONENT_LABEL, RUN_LABEL, config_object, owner_name, owner_object
+from itool.cluster.pods import config_object, owner_name, owner_object
 from itool.cluster.runner import Attempt, Attempts, Task
 from itool.cluster.watching import Cache, View
 from itool.config import RunConfig
@@ -50,7 +50,7 @@ class KubernetesRunner:
     _past: frozenset[str] = frozenset()
     _ended: dict[str, tuple[Task, Attempt]] = field(default_factory=dict)
     _settled: set[str] = field(default_factory=set)
-    _events: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    _events: Mapping[str, Sequence[Object]] = field(default_factory=dict)
     _events_at: float = float("-inf")
     _config_map: tuple[str, str] = ("", "")
     _podless_since: dict[str, float] = field(default_factory=dict)

@@ -7,13 +7,12 @@ controller only decides whether a Job that failed for good is followed by anothe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, ITERATION_LABEL, KEY_LABEL, QUEUE_LABEL, RUN_LABEL, STAGE_LABEL, Object
 from itool.cluster.pods import (
     CONFIG_FILE,
     CONFIG_FOLDER,
     CONFIG_MOUNT,
-    RUN_LABEL,
     config_volume,
     container,
     gpus_of,
@@ -29,14 +28,7 @@ from itool.errors import NEVER_AGAIN, Interrupted
 from itool.names import TRAINING_STAGES, StageName
 from itool.stages import StageId, shards_of
 
-Object = dict[str, Any]
-
 STAGE_CONTAINER = "stage"
-ITERATION_LABEL, STAGE_LABEL, ATTEMPT_LABEL, KEY_LABEL = "itool/iteration", "itool/stage", "itool/attempt", "itool/key"
-JOB_LABEL = "batch.kubernetes.io/job-name"
-"""On the pods of a Job; Kubernetes puts it there."""
-
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 RENDEZVOUS_PORT = 29400
 
 TARGETS: dict[StageName, Target] = {
@@ -163,7 +155,7 @@ def _rendezvous(config: RunConfig, nodes: int, gpus: int, job: str) -> list[str]
 def workers_service(config: RunConfig, owner: Object) -> Object:
     """The headless Service of trainings that span nodes: a name for every pod, also before it is ready."""
     metadata = {"name": workers_name(config.run), "labels": labels(config, "stage"), "ownerReferences": [owner_reference(owner)]}
-    selector = {RUN_LABEL: config.run, "app.kubernetes.io/component": "stage"}
+    selector = {RUN_LABEL: config.run, COMPONENT_LABEL: "stage"}
     ports = [{"name": "rendezvous", "port": RENDEZVOUS_PORT}]
     spec = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": selector, "ports": ports}
     return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}

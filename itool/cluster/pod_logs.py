@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 
 from itool.artifacts.store import Store
-from itool.cluster.client import Cluster, Object
-from itool.cluster.manifests import ATTEMPT_LABEL, ITERATION_LABEL, JOB_LABEL, STAGE_CONTAINER, STAGE_LABEL
+from itool.cluster.client import Cluster
+from itool.cluster.manifests import STAGE_CONTAINER
+from itool.cluster.objects import ATTEMPT_LABEL, ITERATION_LABEL, JOB_LABEL, STAGE_LABEL, Object
 from itool.cluster.pod_states import SHARD_ANNOTATION, pod_state
 from itool.errors import DependencyError, ItoolError
 from itool.logs import get_logger

@@ -8,17 +8,16 @@ waiting state or only in events, and are found here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from itool.cluster.last_words import last_words
+from itool.cluster.objects import QUEUE_LABEL, Object
 from itool.cluster.runner import Phase
 
-Object = Mapping[str, Any]
 SHARD_ANNOTATION = "batch.kubernetes.io/job-completion-index"
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 LONGEST_REASON = 300
 _SCHEDULER_AFTERTHOUGHT = re.compile(r"\.? (?:preemption:|no new claims)")
 _STARTING = ("ContainerCreating", "PodInitializing")

@@ -10,26 +10,19 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import yaml
 
+from itool.cluster.objects import COMPONENT_LABEL, MANAGED_LABEL, NAME_LABEL, RUN_LABEL, VLLM_PORT, Object
 from itool.config import RunConfig
 from itool.config_kubernetes import PodConfig, Target
 from itool.names import StageName
 from itool.stages import StageId, computes_on_gpu
 
-Object = dict[str, Any]
-
-NAME_LABEL = "app.kubernetes.io/name"
-COMPONENT_LABEL = "app.kubernetes.io/component"
-MANAGED_LABEL = "app.kubernetes.io/managed-by"
-RUN_LABEL = "itool/run"
 USER_ID = 10001
 SCRATCH = "/scratch"
 CONFIG_FOLDER = "/etc/itool"
 CONFIG_FILE = "config.yaml"
-SERVING_PORT = 8000
 
 WRITABLE = {
     "HOME": SCRATCH,
@@ -107,7 +100,7 @@ def pod_config(config: RunConfig, namespace: str) -> RunConfig:
     endpoint = config.kubernetes.store_endpoint_url or config.store.endpoint_url
     policy = config.policy
     if has_managed_serving(config):
-        url = f"http://{serving_name(config.run)}.{namespace}.svc:{SERVING_PORT}"
+        url = f"http://{serving_name(config.run)}.{namespace}.svc:{VLLM_PORT}"
         patience = max(policy.startup_seconds, config.kubernetes.serving.startup_seconds)  # what a replaced vLLM pod may take
         policy = policy.model_copy(update={"url": url, "adapters": "wait", "startup_seconds": patience})
     runtime = config.runtime.model_copy(update={"backend": "local", "warm_start": False, "log_format": "json"})

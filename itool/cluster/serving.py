@@ -15,16 +15,15 @@ from itool.artifacts.commit import read_manifest
 from itool.artifacts.store import Store
 from itool.cluster.decide_serving import Serve, ServingPod, ServingState, StopServing
 from itool.cluster.last_words import last_words
+from itool.cluster.objects import COMPONENT_LABEL, Object
 from itool.cluster.pod_states import pod_state, seconds
-from itool.cluster.pods import COMPONENT_LABEL, serving_name
+from itool.cluster.pods import serving_name
 from itool.cluster.serving_manifests import FETCHER, change_to, pod_template, serving_deployment, serving_service, template_of
 from itool.cluster.wish import Proof, StoredArtifact, Wish, forget_proofs, read_proof, read_wish, write_wish
 from itool.config import RunConfig
 from itool.errors import NEVER_AGAIN, ArtifactError
 from itool.logs import get_logger
 from itool.policy.model_folder import usable_context
-
-Object = dict[str, Any]
 
 LOOK_AGAIN_SECONDS = 15.0
 """So often the Deployment is read although nobody but this controller should change it."""

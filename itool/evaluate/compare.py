@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from itool.errors import InputError
-from itool.evaluate.intervals import paired_difference, spread, unpaired_difference
-from itool.evaluate.report_schema import EvaluationReport, Interval, Part, Report
+from itool.evaluate.intervals import Interval, paired_difference, spread, unpaired_difference
+from itool.evaluate.report_schema import EvaluationReport, Part, Report
 from itool.records import DIFFICULTIES
 
 NOT_OF_THE_ARM = ("run", "root", "reuse_from", "seed", "store", "runtime")

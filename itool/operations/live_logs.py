@@ -11,9 +11,9 @@ from typing import Protocol
 from itool.artifacts.store import Store
 from itool.cluster.api_answers import ClusterDown
 from itool.cluster.job_facts import is_over
-from itool.cluster.manifests import ATTEMPT_LABEL, ITERATION_LABEL, STAGE_CONTAINER, STAGE_LABEL
+from itool.cluster.manifests import STAGE_CONTAINER
+from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, ITERATION_LABEL, RUN_LABEL, STAGE_LABEL, Object
 from itool.cluster.pod_states import pod_state
-from itool.cluster.pods import COMPONENT_LABEL, RUN_LABEL, Object
 from itool.config import RunConfig
 from itool.operations.attempt_logs import AttemptKey, AttemptLog, Wanted, stored_logs
 

@@ -13,9 +13,8 @@ from itool.artifacts.resolve import Resolution, State
 from itool.cluster.decide import stages_in_turn
 from itool.cluster.decide_serving import ServingState, beside_stage
 from itool.cluster.job_facts import has_begun, verdict_on
-from itool.cluster.manifests import ATTEMPT_LABEL, ITERATION_LABEL, JOB_LABEL, KEY_LABEL, STAGE_LABEL
+from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, ITERATION_LABEL, JOB_LABEL, KEY_LABEL, STAGE_LABEL, Object
 from itool.cluster.pod_states import PodState, events_by_object, job_state, pod_state
-from itool.cluster.pods import COMPONENT_LABEL, Object
 from itool.cluster.progress import Progress
 from itool.cluster.wish import Proof
 from itool.config import RunConfig

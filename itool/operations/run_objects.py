@@ -13,9 +13,10 @@ from typing import Protocol
 from itool.artifacts.store import Store
 from itool.cluster.decide_serving import ServingState
 from itool.cluster.job_facts import is_over
-from itool.cluster.manifests import JOB_LABEL, STAGE_CONTAINER
+from itool.cluster.manifests import STAGE_CONTAINER
+from itool.cluster.objects import COMPONENT_LABEL, JOB_LABEL, RUN_LABEL, Object
 from itool.cluster.pod_states import pod_state
-from itool.cluster.pods import COMPONENT_LABEL, RUN_LABEL, Object, has_managed_serving
+from itool.cluster.pods import has_managed_serving
 from itool.cluster.preflight import NOBODY
 from itool.cluster.progress import Progress, parse_progress
 from itool.cluster.serving import Deployments, KubernetesServing
