@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -215,7 +216,7 @@ def settings_of(config: RunConfig, name: StageName) -> dict[str, Any]:
         value: Any = document
         for part in path.split("."):
             value = value[part]
-        values.update(_flatten(path, value))
+        values.update(flatten({path: value}))
     return values
 
 
@@ -237,10 +238,9 @@ def artifact_key(
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
-def _flatten(path: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {path: value}
+def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A document's values by dotted path."""
     flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat.update(_flatten(f"{path}.{key}", inner))
+    for key, value in document.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
     return flat

@@ -31,12 +31,6 @@ def is_over(job: Object) -> bool:
     return any(found["type"] in ("Complete", "Failed") and found["status"] == "True" for found in conditions)
 
 
-def has_begun(job: Object) -> bool:
-    """Whether pods of a Job run or have ended well, as far as Kubernetes has counted."""
-    status = job.get("status") or {}
-    return bool(status.get("active") or status.get("succeeded") or (status.get("uncountedTerminatedPods") or {}).get("succeeded"))
-
-
 def shards_done(job: Object) -> int | None:
     """How many shards of a stage have ended well; None for a stage that has none."""
     status = job.get("status") or {}

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from itool.artifacts.store import Store
 from itool.cluster.client import Cluster
-from itool.cluster.job_facts import VERDICT, has_begun, hopeless, is_over, shards_done, task_of, trim_job, trim_pod, verdict_on
+from itool.cluster.job_facts import VERDICT, hopeless, is_over, shards_done, task_of, trim_job, trim_pod, verdict_on
 from itool.cluster.manifests import job_name, stage_job, workers_service
 from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, RUN_LABEL, Object
 from itool.cluster.pod_logs import PodLogs
@@ -176,8 +176,6 @@ class KubernetesRunner:
             return replace(found, phase="running", reason="is ending")
         if found.phase != "pending" or states:
             return found
-        if has_begun(job):
-            return replace(found, phase="running", reason="")  # between a pod's end and the Job's
         if name in self._spoken:
             return replace(found, reason=f"waits for its next pod; the last one: {self._spoken[name]}")
         return found

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from itool.artifacts.store import FolderStore, Store, open_store
 from itool.cluster.last_words import last_words
-from itool.cluster.progress import parse_progress
+from itool.cluster.progress import last_progress
 from itool.cluster.session import local_state
 from itool.config import RunConfig
 
@@ -84,17 +84,9 @@ def last_word(config: RunConfig, stage: str, iteration: int) -> LastWord | None:
     if not logs:
         return None
     outputs = [log.read(store, config.run) for log in logs]
-    found = [progress for output in outputs if (progress := _last_progress(output)) is not None]
-    text = f"{sum(done for done, _ in found):.0f}/{sum(total for _, total in found):.0f}" if found else None
+    found = [progress for output in outputs if (progress := last_progress(output))]
+    text = f"{sum(progress.done for progress in found):.0f}/{sum(progress.total for progress in found):.0f}" if found else None
     return LastWord(max(log.attempt for log in logs), text, last_words(outputs[-1]))
-
-
-def _last_progress(output: bytes) -> tuple[float, float] | None:
-    for line in reversed(output.splitlines()):
-        progress = parse_progress(line)
-        if progress is not None:
-            return progress.done, progress.total
-    return None
 
 
 def stored_logs(config: RunConfig, store: Store) -> list[AttemptLog]:

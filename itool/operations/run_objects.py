@@ -18,7 +18,7 @@ from itool.cluster.objects import COMPONENT_LABEL, JOB_LABEL, RUN_LABEL, Object
 from itool.cluster.pod_states import pod_state
 from itool.cluster.pods import has_managed_serving
 from itool.cluster.preflight import NOBODY
-from itool.cluster.progress import Progress, parse_progress
+from itool.cluster.progress import Progress, last_progress
 from itool.cluster.serving import Deployments, KubernetesServing
 from itool.cluster.wish import Proof, read_proof
 from itool.config import RunConfig
@@ -47,7 +47,7 @@ def read_objects(cluster: Reads, store: Store, config: RunConfig, clock: Callabl
     running = [pod["metadata"]["name"] for pod in _of(pods, "stage") if pod_state(pod).phase == "running"]
     serving = [pod["metadata"]["name"] for pod in _of(pods, "serving")]
     with ThreadPoolExecutor(MOST_LOOKED_AT) as pool:
-        progress = dict(zip(running, pool.map(lambda name: last_progress(cluster, name), running[:MOST_LOOKED_AT]), strict=False))
+        progress = dict(zip(running, pool.map(lambda name: _progress_of(cluster, name), running[:MOST_LOOKED_AT]), strict=False))
         proofs = dict(zip(serving, pool.map(lambda name: _proof(store, config.run, name), serving), strict=True))
     return RunObjects(
         at=clock(),
@@ -68,13 +68,12 @@ def _serving(cluster: Reads, store: Store, config: RunConfig, pods: Sequence[Obj
         return None
 
 
-def last_progress(cluster: Reads, pod: str) -> Progress | None:
+def _progress_of(cluster: Reads, pod: str) -> Progress | None:
     """How far a stage pod says it is; None when it does not say, or its log cannot be read now."""
     try:
-        output = b"".join(cluster.pod_log(pod, STAGE_CONTAINER, tail_lines=TAIL_LINES))
+        return last_progress(b"".join(cluster.pod_log(pod, STAGE_CONTAINER, tail_lines=TAIL_LINES)))
     except ItoolError:
         return None
-    return next((found for line in reversed(output.splitlines()) if (found := parse_progress(line))), None)
 
 
 def _events(cluster: Reads, jobs: Sequence[Object], pods: Sequence[Object]) -> list[Object]:
