@@ -19,6 +19,7 @@ from itool.artifacts.store import FolderStore, Store, open_store
 from itool.cluster.controller import Controller, config_key, rules_of, store_config
 from itool.cluster.leases import FolderLease, Lease, StoreLease, acquire_within
 from itool.cluster.local import LocalRunner
+from itool.cluster.log_names import LOGS_FOLDER, log_key, logs_prefix
 from itool.cluster.pods import has_managed_serving
 from itool.cluster.progress import Silent, Watcher
 from itool.cluster.runner import Task
@@ -111,7 +112,7 @@ def local_runner(config: RunConfig, store: Store, keep_open: tuple[int, ...], pa
     """A runner whose logs and configuration lie in the run's folder; for an object store in a local one, and logs are copied."""
     if isinstance(store, FolderStore):
         return LocalRunner(
-            config, store.path(config_key(config.run)), store.path(f"{config.run}/logs"), package=package, keep_open=keep_open
+            config, store.path(config_key(config.run)), store.path(logs_prefix(config.run)), package=package, keep_open=keep_open
         )
     folder = local_state(config)
     config_path = folder / "config.yaml"
@@ -119,9 +120,9 @@ def local_runner(config: RunConfig, store: Store, keep_open: tuple[int, ...], pa
     config_path.write_text(config.as_yaml(), encoding="utf-8")
 
     def keep_log(_task: Task, _attempt: int, path: Path) -> None:
-        store.upload(path, f"{config.run}/logs/{path.name}")
+        store.upload(path, log_key(config.run, path.name))
 
-    return LocalRunner(config, config_path, folder / "logs", package=package, keep_open=keep_open, on_ended=keep_log)
+    return LocalRunner(config, config_path, folder / LOGS_FOLDER, package=package, keep_open=keep_open, on_ended=keep_log)
 
 
 def local_state(config: RunConfig) -> Path:
