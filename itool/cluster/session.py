@@ -94,7 +94,7 @@ def _iterate_in_cluster(
     controller = Controller(config, store, runner, lease, events, stop_requested=stop, rules=rules_of(config))
     controller.poll_seconds, controller.sleep = CLUSTER_POLL_SECONDS, runner.cache.wait
     if has_managed_serving(config):
-        controller.serving = KubernetesServing(config, store, cluster, partial(runner.cache.items, "pods"), runner.ensure_owner)
+        controller.serving = KubernetesServing(config, store, cluster, partial(runner.cache.items, "pods"), owner=runner.ensure_owner)
     try:
         return controller.run()
     finally:

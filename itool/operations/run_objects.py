@@ -17,9 +17,8 @@ from itool.cluster.manifests import STAGE_CONTAINER
 from itool.cluster.objects import COMPONENT_LABEL, JOB_LABEL, RUN_LABEL, Object
 from itool.cluster.pod_states import pod_state
 from itool.cluster.pods import has_managed_serving
-from itool.cluster.preflight import NOBODY
 from itool.cluster.progress import Progress, last_progress
-from itool.cluster.serving import Deployments, KubernetesServing
+from itool.cluster.serving_reader import Readable, ServingReader
 from itool.cluster.wish import Proof, read_proof
 from itool.config import RunConfig
 from itool.errors import ItoolError
@@ -29,8 +28,8 @@ MOST_LOOKED_AT = 8
 TAIL_LINES = 30
 
 
-class Reads(Deployments, Protocol):
-    """The part of `client.Cluster` that looking at a run needs; nothing of it that changes anything is called."""
+class Reads(Readable, Protocol):
+    """The part of `client.Cluster` that looking at a run needs."""
 
     def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[Sequence[Object], str]:
         """Objects that fit the selectors."""
@@ -63,7 +62,7 @@ def read_objects(cluster: Reads, store: Store, config: RunConfig, clock: Callabl
 def _serving(cluster: Reads, store: Store, config: RunConfig, pods: Sequence[Object]) -> ServingState | None:
     """As the controller sees it; None while the store cannot be asked."""
     try:
-        return KubernetesServing(config, store, cluster, lambda: pods, lambda: NOBODY).state()
+        return ServingReader(config, store, cluster, lambda: pods).state()
     except ItoolError:
         return None
 
