@@ -291,7 +291,7 @@ def _run(name: StageName, body: Body, config: RunConfig, arguments: JobArguments
     with _work_folder(store, stage_id) as work:
         stop = StopFlag()
         stage = Stage(store, config, resolution, inputs, work=work, arguments=arguments, stop=stop, before_seconds=before)
-        with stop_signals(stop):
+        with stop_signals(stop.handle):
             _attempt(store, stage, resolution, body)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from itool.artifacts.process import stop_signals
 from itool.artifacts.resolve import Resolution, resolve
 from itool.artifacts.store import FolderStore, Store, open_store
 from itool.cluster.controller import Controller, config_key, rules_of, store_config
@@ -50,7 +50,7 @@ def iterate(
         named = config.kubernetes.model_copy(update={"namespace": cluster.namespace})
         config = config.model_copy(update={"kubernetes": named})
     lease = open_lease(store, config.run)
-    with stop_signals() as stop:
+    with controller_signals() as stop:
         acquire_within(lease, wait_lease_seconds, sleep=stop.sleep)
         try:
             store_config(store, config)
@@ -141,6 +141,12 @@ class StopRequest:
     def __call__(self) -> bool:
         return self.signals > 0
 
+    def handle(self, _number: int, _frame: FrameType | None) -> None:
+        """Count a signal."""
+        self.signals += 1
+        if self.signals > 1:
+            self.on_second()
+
     def sleep(self, seconds: float) -> None:
         """Sleep, and raise Interrupted when somebody has asked meanwhile."""
         time.sleep(seconds)
@@ -149,18 +155,8 @@ class StopRequest:
 
 
 @contextmanager
-def stop_signals() -> Iterator[StopRequest]:
+def controller_signals() -> Iterator[StopRequest]:
     """SIGINT and SIGTERM ask to stop; a second one does not wait for checkpoints."""
     stop = StopRequest()
-
-    def remember(_number: int, _frame: FrameType | None) -> None:
-        stop.signals += 1
-        if stop.signals > 1:
-            stop.on_second()
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with stop_signals(stop.handle):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
