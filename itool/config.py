@@ -17,8 +17,8 @@ from pydantic import Field, ValidationError, model_validator
 from itool.config_kubernetes import DNS_LABEL, QUANTITY, KubernetesConfig
 from itool.config_section import Count, Fraction, Rate, Section, Share
 from itool.errors import ConfigError
+from itool.names import Backend, Method
 
-Method = Literal["mcts_dpo", "best_of_n", "rejection_sampling", "sft_continued"]
 RUN_NAME = r"^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$"
 FORMS = {
     RUN_NAME: "DNS label: use small letters, digits and inner dashes, at most 53 characters",
@@ -182,7 +182,7 @@ class StoreConfig(Section):
 class RuntimeConfig(Section):
     """How and where stages run. Changes no result and causes no re-run."""
 
-    backend: Literal["local", "kubernetes"] = Field("local", description="processes on this machine, or Jobs in a cluster")
+    backend: Backend = Field("local", description="processes on this machine, or Jobs in a cluster")
     threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of a stage; 0 = all cores")
     warm_start: bool = Field(True, description="fork stages from one process that has imported torch already")
     overlap_evaluation: bool = Field(False, description="evaluate an iteration while the next one scores and searches; needs room for both")

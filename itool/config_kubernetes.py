@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from itool.config_section import Count, Rate, Section
+from itool.names import TRAINING_STAGES, StageName
 
 Target = Literal["controller", "warmup", "score", "generate", "dpo", "evaluate", "vllm-cpu"]
-StageKey = Literal["prepare", "warmup", "score", "generate", "dpo", "evaluate", "report"]
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 Quantity = Annotated[str, Field(pattern=QUANTITY)]
@@ -89,16 +89,16 @@ class KubernetesConfig(Section):
     grace_seconds: Count = Field(120, description="time between SIGTERM and SIGKILL: a checkpoint must be stored within it")
     keep_seconds: Count = Field(86400, description="how long a finished Job stays after its logs were kept in the store")
     pods: StagePodConfig = Field(default_factory=StagePodConfig, description="the pods of every stage that `stages` does not name")
-    stages: dict[StageKey, StagePodConfig] = Field(default_factory=dict, description="the pods of a stage; replaces `pods` for it")
+    stages: dict[StageName, StagePodConfig] = Field(default_factory=dict, description="the pods of a stage; replaces `pods` for it")
     serving: ServingConfig = Field(default_factory=ServingConfig)
 
     @model_validator(mode="after")
     def _only_training_spans_nodes(self) -> KubernetesConfig:
         for name, pod in [("pods", self.pods), *self.stages.items()]:
-            if pod.nodes > 1 and name not in ("warmup", "dpo"):
+            if pod.nodes > 1 and name not in TRAINING_STAGES:
                 raise ValueError(f"{name}: nodes = {pod.nodes}: only stages.warmup and stages.dpo can span nodes")
         return self
 
-    def pod(self, stage: StageKey) -> StagePodConfig:
+    def pod(self, stage: StageName) -> StagePodConfig:
         """The pod settings of a stage."""
         return self.stages.get(stage, self.pods)

@@ -6,11 +6,13 @@
     │   └── ArtifactError    65   a stored object is missing, truncated or altered
     ├── DependencyError      69   S3, vLLM or another service is down: retry
     ├── StorageError         74   the disk is full or a folder cannot be written
-    ├── NumericalError       76   a loss or a gradient is not finite
+    ├── NumericalError       76   a loss or a gradient is not finite: no retry helps
     └── Interrupted          75   stopped after a verified checkpoint: start again to resume
 
+Modules refine these, never their exit code; StageFailed carries the stage's.
+
 A message says what, which value, where and what to do, in one line. The number is the process's exit code; the Kubernetes
-`podFailurePolicy` and the local runner act on it (docs/architecture.md).
+`podFailurePolicy` and the controller act on it (the table is in docs/cli.md).
 """
 
 from __future__ import annotations
@@ -64,3 +66,12 @@ class NumericalError(ItoolError):
     """A loss or a gradient became NaN or infinite."""
 
     exit_code = 76
+
+
+NEVER_AGAIN = (ConfigError.exit_code, InputError.exit_code, NumericalError.exit_code)
+"""Another attempt with the same settings, data and seed would end alike."""
+
+DOCUMENTED_CODES = frozenset(
+    error.exit_code for error in (ItoolError, ConfigError, InputError, DependencyError, StorageError, Interrupted, NumericalError)
+)
+"""Those of the tree. A process may end with another one, when a signal ends it."""

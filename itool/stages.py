@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from itool.config import Method, RunConfig
-
-StageName = Literal["prepare", "warmup", "score", "generate", "dpo", "evaluate", "report"]
+from itool.config import RunConfig
+from itool.names import Method, StageName
 
 
 class StageId(NamedTuple):
@@ -193,6 +193,16 @@ def has_company(config: RunConfig, stage: StageId) -> bool:
     return stage.name in ("score", "generate") or (stage.name == "evaluate" and stage.iteration < config.iterations)
 
 
+def asks_policy(config: RunConfig, name: StageName) -> bool:
+    """Whether a stage samples from the policy, embedded or served."""
+    return name in ("generate", "evaluate") or (name == "score" and config.select.by == "pass_rate")
+
+
+def computes_on_gpu(config: RunConfig, name: StageName) -> bool:
+    """Whether a stage runs the model itself; one that only asks a vLLM server does not."""
+    return STAGES[name].gpu and not (asks_policy(config, name) and config.policy.backend == "vllm")
+
+
 def shards_of(config: RunConfig, stage: StageId) -> int:
     """Into how many pieces a stage is cut."""
     return config.search.shards if STAGES[stage.name].sharded else 1
@@ -206,7 +216,7 @@ def settings_of(config: RunConfig, name: StageName) -> dict[str, Any]:
         value: Any = document
         for part in path.split("."):
             value = value[part]
-        values.update(_flatten(path, value))
+        values.update(flatten({path: value}))
     return values
 
 
@@ -228,10 +238,9 @@ def artifact_key(
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
-def _flatten(path: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {path: value}
+def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A document's values by dotted path."""
     flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat.update(_flatten(f"{path}.{key}", inner))
+    for key, value in document.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
     return flat

@@ -9,8 +9,8 @@ from itool.artifacts.process import exit_code_of, worker_count
 from itool.artifacts.stage import Body, Stage, run_stage
 from itool.data.chat import render_prompt, response_ids
 from itool.errors import DependencyError
+from itool.names import StageName
 from itool.records import Example
-from itool.stages import StageName
 
 if TYPE_CHECKING:
     from itool.train.hooks import TrainingHooks, TrainingLog

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,15 +40,23 @@ def find_artifact(store: Store, name: str) -> str:
     name = name.strip("/")
     if store.size(manifest_key(name)) is not None:
         return name
-    run = name.partition("/")[0]
-    whole_names = name.count("/") < 3  # `demo/i1` is not the start of `demo/i10`
-    start = f"{name}/" if whole_names else name
-    found = [prefix for prefix in manifest_prefixes(store.list(run)) if prefix.startswith(start)]
+    found = _beginning_with(name, manifest_prefixes(store.list(name.partition("/")[0])))
     if len(found) == 1:
         return found[0]
     if not found:
         raise InputError(f"no artifact {name!r} in {store.root}", remedy="See `itoolctl artifacts ls`")
     raise InputError(f"{name!r} fits {len(found)} artifacts: {', '.join(found[:4])}", remedy="Give the key too")
+
+
+def find_remains(store: Store, name: str) -> str:
+    """As `find_artifact`, of folders of artifacts and shards with or without a manifest, so that damaged ones can be removed too."""
+    name = name.strip("/")
+    folders = _folders(store.list(name.partition("/")[0]))
+    found = [name] if name in folders else sorted(folder for folder in _beginning_with(name, folders) if "/shards/" not in folder)
+    if len(found) != 1:
+        remedy = "See `itoolctl artifacts ls`" if not found else f"Give the key too: {', '.join(found[:4])}"
+        raise InputError(f"{name!r} names {len(found)} artifacts", remedy=remedy)
+    return found[0]
 
 
 def verify_artifact(store: Store, prefix: str, on_file: Callable[[str], None] = lambda _: None) -> list[str]:
@@ -95,6 +103,18 @@ def remove_artifact(store: Store, prefix: str) -> int:
     store.delete(manifest_key(prefix))
     delete_tree(store, prefix)
     return len(keys)
+
+
+def _beginning_with(name: str, prefixes: Iterable[str]) -> list[str]:
+    whole_names = name.count("/") < 3  # `demo/i1` is not the start of `demo/i10`
+    start = f"{name}/" if whole_names else name
+    return [prefix for prefix in prefixes if prefix.startswith(start)]
+
+
+def _folders(keys: Iterable[str]) -> set[str]:
+    parts = [key.split("/") for key in keys if key.count("/") >= 4 and key.split("/")[1].startswith("i")]
+    shards = {"/".join(names[:6]) for names in parts if names[4] == "shards" and len(names) > 6}
+    return shards | {"/".join(names[:4]) for names in parts}
 
 
 def _entry(store: Store, prefix: str, sizes: dict[str, int]) -> CatalogueEntry:

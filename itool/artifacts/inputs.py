@@ -35,14 +35,18 @@ def iterate_records(path: Path, record: type[RecordT], *, name: str | None = Non
     """As `read_records`, one record at a time."""
     shown = name or str(path)
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _parse(line, record, f"{shown}:{number}")
+        for number, line in numbered_lines(path):
+            yield _parse(line, record, f"{shown}:{number}")
     except FileNotFoundError:
         raise InputError(f"{shown} does not exist") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{shown} is not UTF-8: {error}") from None
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file that are not blank, each with its number."""
+    with path.open(encoding="utf-8") as file:
+        yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
 
 
 def _parse(line: str, record: type[RecordT], place: str) -> RecordT:

@@ -21,8 +21,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from itool.errors import ArtifactError
+from itool.names import StageName
 from itool.records import SCHEMA_VERSION
-from itool.stages import StageId, StageName
+from itool.stages import StageId
 
 MANIFEST_NAME = "manifest.json"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -97,12 +97,12 @@ class StopFlag:
 
 
 @contextlib.contextmanager
-def stop_signals(flag: StopFlag) -> Iterator[None]:
-    """Send stop signals to the flag, as far as this thread may (only the main one can), and restore the former handlers afterwards."""
+def stop_signals(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have stop signals handled, as far as this thread may (only the main one can), and restore the former handlers afterwards."""
     former = {}
     with contextlib.suppress(ValueError):
         for number in STOP_SIGNALS:
-            former[number] = signal.signal(number, flag.handle)
+            former[number] = signal.signal(number, handle)
     try:
         yield
     finally:

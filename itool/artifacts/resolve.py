@@ -198,10 +198,9 @@ def forget_done(
     So that a controller of hundreds of iterations does not hold all that they wrote.
     """
     done = tuple(f"{run}/{stage}/" for run in _runs(config) for stage, found in resolutions.items() if found.done)
-    sizes, manifests, broken = (
-        {key: value for key, value in part.items() if not key.startswith(done)}
-        for part in (observed.sizes, observed.manifests, observed.broken)
-    )
+    sizes = {key: size for key, size in observed.sizes.items() if not key.startswith(done)}
+    manifests = {key: manifest for key, manifest in observed.manifests.items() if not key.startswith(done)}
+    broken = {key: problem for key, problem in observed.broken.items() if not key.startswith(done)}
     short = {stage: replace(found, manifest=None, inputs={}) if found.done else found for stage, found in resolutions.items()}
     return Observed(sizes, manifests, broken), short
 

@@ -45,7 +45,8 @@ from itool.artifacts.store import WORK_FOLDER, FolderStore, Store, open_store
 from itool.config import RunConfig, load_config
 from itool.errors import ArtifactError, ConfigError, InputError, Interrupted, ItoolError, NumericalError
 from itool.logs import configure_logging, get_logger
-from itool.stages import STAGES, StageId, StageName, settings_of
+from itool.names import StageName
+from itool.stages import STAGES, StageId, settings_of
 
 Body = Callable[["Stage"], None]
 _log = get_logger(__name__)
@@ -290,7 +291,7 @@ def _run(name: StageName, body: Body, config: RunConfig, arguments: JobArguments
     with _work_folder(store, stage_id) as work:
         stop = StopFlag()
         stage = Stage(store, config, resolution, inputs, work=work, arguments=arguments, stop=stop, before_seconds=before)
-        with stop_signals(stop):
+        with stop_signals(stop.handle):
             _attempt(store, stage, resolution, body)
 
 

@@ -100,27 +100,8 @@ def get(
 @app.command("rm")
 def rm(name: NameArgument, root: RootOption = None) -> None:
     """Remove an artifact; the next `iterate` makes it again."""
-    from itool.artifacts.catalogue import remove_artifact  # noqa: PLC0415
+    from itool.artifacts.catalogue import find_remains, remove_artifact  # noqa: PLC0415
 
     store = open_root(root)
-    prefix = _existing(store_prefixes(store.list(name.split("/")[0])), name)
+    prefix = find_remains(store, name)
     note(f"Removed {prefix}: {remove_artifact(store, prefix)} objects.")
-
-
-def store_prefixes(keys: dict[str, int]) -> set[str]:
-    """Artifact and shard folders in a listing, with or without a manifest, so that damaged ones can be removed too."""
-    parts = [key.split("/") for key in keys if key.count("/") >= 4 and key.split("/")[1].startswith("i")]
-    shards = {"/".join(names[:6]) for names in parts if names[4] == "shards" and len(names) > 6}
-    return shards | {"/".join(names[:4]) for names in parts}
-
-
-def _existing(prefixes: set[str], name: str) -> str:
-    from itool.errors import InputError  # noqa: PLC0415
-
-    name = name.strip("/")
-    start = f"{name}/" if name.count("/") < 3 else name
-    found = [name] if name in prefixes else sorted(prefix for prefix in prefixes if prefix.startswith(start) and "/shards/" not in prefix)
-    if len(found) != 1:
-        remedy = "See `itoolctl artifacts ls`" if not found else f"Give the key too: {', '.join(found[:4])}"
-        raise InputError(f"{name!r} names {len(found)} artifacts", remedy=remedy)
-    return found[0]

@@ -15,9 +15,9 @@ def compare(
     output: OutputOption = Output.text,
 ) -> None:
     """Set runs side by side with confidence intervals: methods, seeds, settings."""
-    from itool.cli.report import find_report  # noqa: PLC0415
     from itool.errors import ConfigError  # noqa: PLC0415
     from itool.evaluate.compare import compare_runs  # noqa: PLC0415
+    from itool.operations.reports import find_report  # noqa: PLC0415
 
     if len(runs) < 2:
         raise ConfigError("compare needs at least two runs", remedy="`itoolctl runs` lists them")

@@ -18,6 +18,7 @@ from itool.cluster.decide import Action, Fail, StartStage, StopStage, Wait
 from itool.cluster.progress import Progress as Reported
 from itool.cluster.runner import Attempt, Task
 from itool.config import RunConfig
+from itool.errors import Interrupted
 from itool.stages import stage_ids
 
 PLAIN_INTERVAL_SECONDS = 15.0
@@ -117,7 +118,7 @@ def ending(task: Task, attempt: Attempt) -> str:
     if attempt.phase == "succeeded":
         memory = f", {size(attempt.peak_memory_bytes)}" if attempt.peak_memory_bytes else ""
         return f"{task.label}: done in {took}{memory}"
-    how = "stopped after a checkpoint" if attempt.exit_code == 75 else f"exit code {attempt.exit_code}"
+    how = "stopped after a checkpoint" if attempt.exit_code == Interrupted.exit_code else f"exit code {attempt.exit_code}"
     return f"{task.label}: {how} after {took}{': ' + attempt.reason if attempt.reason else ''}"
 
 

@@ -175,9 +175,11 @@ def _vllm(config: RunConfig) -> Check:
 
 
 def _base_model(config: RunConfig) -> Check:
+    from itool.demo import base_model_path  # noqa: PLC0415
+
     name = config.model.path
     if name == "demo":
-        files = list((Path(__file__).parents[1] / "demo" / "base").glob("*.safetensors"))
+        files = list(base_model_path().glob("*.safetensors"))
         if files:
             return Check("base model", "ok", f"demo, shipped with itool ({files[0].stat().st_size / 1e6:.1f} MB)")
         return Check("base model", "missing", "the demo's weights are not in the package", "Reinstall itool")

@@ -46,9 +46,10 @@ def iterate(
     With --backend kubernetes the stages are Jobs: Ctrl-C leaves them running, the same command follows them, `itoolctl cancel` stops them.
     """
     from itool.cli.display import open_display  # noqa: PLC0415 - every import below costs time that --help does not have
-    from itool.cli.report import find_report, result_text  # noqa: PLC0415
+    from itool.cli.report import result_text  # noqa: PLC0415
     from itool.cluster.session import iterate as iterate_here  # noqa: PLC0415
     from itool.errors import Interrupted  # noqa: PLC0415
+    from itool.operations.reports import find_report  # noqa: PLC0415
 
     settings = build_config(config, sets, run=run, root=root, n=n, method=method, backend=backend)
     started = time.monotonic()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from itool.names import Backend, Method
+
 if TYPE_CHECKING:
     from itool.artifacts.store import Store
     from itool.config import RunConfig
@@ -23,22 +25,6 @@ class Output(StrEnum):
 
     text = "text"
     json = "json"
-
-
-class Backend(StrEnum):
-    """Where stages run."""
-
-    local = "local"
-    kubernetes = "kubernetes"
-
-
-class Method(StrEnum):
-    """The paper's method and its controls."""
-
-    mcts_dpo = "mcts_dpo"
-    best_of_n = "best_of_n"
-    rejection_sampling = "rejection_sampling"
-    sft_continued = "sft_continued"
 
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="Configuration file (YAML).")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import typer
@@ -11,21 +10,7 @@ from itool.cli.options import ConfigOption, Output, OutputOption, RootOption, Ru
 from itool.cli.tables import columns, duration
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from itool.artifacts.manifest import Manifest
-    from itool.config import RunConfig
     from itool.evaluate.report_schema import EvaluationReport, Report
-
-
-@dataclass(frozen=True)
-class FoundReport:
-    """A stored report: the document as it was written, parsed, and where the page lies. `current` is False when the run has moved on."""
-
-    text: str
-    report: Report
-    html: str
-    current: bool
 
 
 def report(
@@ -36,6 +21,8 @@ def report(
     output: OutputOption = Output.text,
 ) -> None:
     """Print a run's results; --output json prints report.json (docs/report.schema.json)."""
+    from itool.operations.reports import find_report  # noqa: PLC0415
+
     settings = existing_config(run, root, config, sets)
     found = find_report(settings)
     if not found.current:
@@ -45,29 +32,6 @@ def report(
         return
     typer.echo(result_text(found.report))
     typer.echo(f"report: {found.html}")
-
-
-def find_report(config: RunConfig) -> FoundReport:
-    """The run's report, or the newest older one. Raises InputError when it has none yet."""
-    from itool.artifacts.resolve import observe, resolve_observed  # noqa: PLC0415
-    from itool.artifacts.store import open_store  # noqa: PLC0415
-    from itool.errors import InputError  # noqa: PLC0415
-    from itool.evaluate.report_schema import Report  # noqa: PLC0415
-
-    store = open_store(config.root, config.store)
-    observed = observe(store, config)
-    resolution = list(resolve_observed(config, observed).values())[-1]
-    prefix, manifest = resolution.prefix, resolution.manifest
-    if not resolution.done or prefix is None or manifest is None:
-        prefix, manifest = _newest_report(config.run, observed.manifests)
-    if prefix is None or manifest is None:
-        raise InputError(
-            f"run {config.run} has no report yet", remedy="`itoolctl status` says how far it is; `itoolctl iterate` finishes it"
-        )
-    text = store.read(manifest.file_key(prefix, "report.json")).decode()
-    html_key = manifest.file_key(prefix, "report.html")
-    html = str(store.local_path(html_key) or f"{store.root}/{html_key}")
-    return FoundReport(text, Report.model_validate_json(text), html, resolution.done)
 
 
 def result_text(report: Report) -> str:
@@ -132,11 +96,6 @@ def _dropped(report: Report) -> str:
     most = sorted(counts.items(), key=lambda item: -item[1])
     more = f" and {len(most) - 6} more reasons" if len(most) > 6 else ""
     return ", ".join(f"{count} {reason}" for reason, count in most[:6]) + more
-
-
-def _newest_report(run: str, manifests: Mapping[str, Manifest]) -> tuple[str | None, Manifest | None]:
-    own = [(prefix, found) for prefix, found in manifests.items() if found.stage == "report" and prefix.startswith(f"{run}/")]
-    return max(own, key=lambda item: item[1].ended) if own else (None, None)
 
 
 def _percent(share: float | None) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -10,80 +12,44 @@ from itool.cli.options import Output, OutputOption, RootOption, existing_config,
 from itool.cli.tables import columns
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from itool.artifacts.resolve import Resolution
-    from itool.stages import StageId
+    from itool.operations.run_list import RunLine
 
 
 def runs(root: RootOption = None, output: OutputOption = Output.text) -> None:
     """List the runs under a root: state, iterations, best accuracy so far, who works on them."""
-    rows = [_row(name, root) for name in run_names(root)]
+    lines = [_line(name, root) for name in run_names(root)]
     if output is Output.json:
-        print_json(rows)
+        print_json([asdict(line) for line in lines])
         return
-    if not rows:
+    if not lines:
         note("There is no run yet. Start one with `itoolctl iterate`.")
         return
     shown = [
         [
-            row["run"],
-            row["state"],
-            row["method"],
-            f"{row['iterations_done']}/{row['iterations']}",
-            f"{row['done']}/{row['stages']}",
-            None if row["best_accuracy"] is None else f"{100 * row['best_accuracy']:.1f} % (iteration {row['best_iteration']})",
-            _who(row["controller"]),
+            line.run,
+            line.state,
+            line.method,
+            f"{line.iterations_done}/{line.iterations}",
+            f"{line.done}/{line.stages}",
+            None if line.best_accuracy is None else f"{100 * line.best_accuracy:.1f} % (iteration {line.best_iteration})",
+            _who(line.controller),
         ]
-        for row in rows
+        for line in lines
     ]
     header = ["run", "state", "method", "iterations", "stages", "best accuracy", "works on it"]
     typer.echo(columns(header, shown, right=["iterations", "stages"]))
+    for line in lines:
+        if line.problem:
+            note(f"{line.run}: {line.problem}")
 
 
-def best_so_far(resolutions: Mapping[StageId, Resolution]) -> tuple[int, float] | None:
-    """The iteration whose adapter a report would keep (`latest_of_the_best` on the validation set), and its held-out accuracy."""
-    from itool.evaluate.intervals import latest_of_the_best  # noqa: PLC0415
-
-    measured: dict[int, dict[str, Any]] = {}
-    validation_examples = 0
-    for stage, resolution in resolutions.items():
-        metrics = resolution.manifest.metrics if resolution.manifest else {}
-        if stage.name == "prepare":
-            validation_examples = metrics.get("examples", {}).get("validation", 0)
-        elif stage.name == "evaluate" and "held_out" in metrics:
-            measured[stage.iteration] = metrics
-    validated = {iteration: metrics["validation"] for iteration, metrics in measured.items() if "validation" in metrics}
-    iteration = latest_of_the_best(validated, validation_examples) if validated else max(measured, default=None)
-    return None if iteration is None else (iteration, float(measured[iteration]["held_out"]))
-
-
-def _row(name: str, root: str | None) -> dict[str, Any]:
-    from itool.artifacts.resolve import resolve  # noqa: PLC0415
+def _line(name: str, root: str | None) -> RunLine:
     from itool.artifacts.store import open_store  # noqa: PLC0415
-    from itool.cluster.session import open_lease  # noqa: PLC0415
-    from itool.stages import StageId  # noqa: PLC0415
+    from itool.cluster.client import open_cluster  # noqa: PLC0415
+    from itool.operations.run_list import run_line  # noqa: PLC0415
 
     settings = existing_config(name, root)
-    store = open_store(settings.root, settings.store)
-    resolutions = resolve(store, settings)
-    holder = open_lease(store, name).holder()
-    done = sum(found.done for found in resolutions.values())
-    turns = range(1, settings.iterations + 1)
-    best = best_so_far(resolutions)
-    return {
-        "run": name,
-        "state": "done" if done == len(resolutions) else "running" if holder else "stopped",
-        "backend": settings.runtime.backend,
-        "method": settings.method,
-        "iterations": settings.iterations,
-        "iterations_done": sum(resolutions[StageId(turn, "evaluate")].done for turn in turns),
-        "done": done,
-        "stages": len(resolutions),
-        "best_iteration": best[0] if best else None,
-        "best_accuracy": best[1] if best else None,
-        "controller": holder,
-    }
+    return run_line(settings, open_store(settings.root, settings.store), partial(open_cluster, settings.kubernetes.namespace))
 
 
 def _who(holder: dict[str, Any] | None) -> str:

@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict
 from itool.artifacts.commit import fetch, read_manifest
 from itool.artifacts.process import exit_code_of
 from itool.artifacts.store import Store, open_store
+from itool.cluster.objects import VLLM_PORT
 from itool.cluster.wish import Proof, StoredArtifact, Wish, read_wish, write_proof
 from itool.config import PolicyConfig, StoreConfig
 from itool.errors import ArtifactError, DependencyError, InputError, ItoolError
@@ -39,7 +40,6 @@ from itool.policy.vllm import VllmPolicy
 
 MODEL_FOLDER = Path("/models/base")
 ADAPTERS_FOLDER = Path("/adapters")
-VLLM_PORT = 8000
 READY_PORT = 8001
 POD_VARIABLE = "ITOOL_POD"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from itool.errors import ItoolError
+
 
 @dataclass(frozen=True)
 class Check:
@@ -14,7 +16,7 @@ class Check:
     state: Literal["ok", "note", "missing"]
     finding: str
     remedy: str = ""
-    exit_code: int = 1
+    exit_code: int = ItoolError.exit_code
 
     @property
     def line(self) -> str:

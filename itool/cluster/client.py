@@ -15,16 +15,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 
 import urllib3
 
 from itool.cluster.api_answers import ClusterDown, Gone, Refused, watch_error
 from itool.cluster.api_transport import READ_SECONDS, Connection, Transport
+from itool.cluster.objects import Object
 from itool.errors import ConfigError, ItoolError
 from itool.logs import get_logger
 
-Object = dict[str, Any]
 log = get_logger(__name__)
 
 ATTEMPTS = 4

@@ -5,7 +5,7 @@ killed anywhere and started again decides the same.
 
 Where the controller runs vLLM itself, what vLLM serves is part of the decision (`decide_serving.py`).
 
-Retry contract by exit code: 0 done; 64 and 65 never again; 69 again with growing pauses until the service has been away for
+Retry contract by exit code: 0 done; 64, 65 and 76 never again; 69 again with growing pauses until the service has been away for
 `dependency_patience_seconds`; 75 again at once and without limit, since each one has saved a checkpoint; anything else up to
 `max_attempts` times.
 """
@@ -19,11 +19,9 @@ from itool.artifacts.resolve import Resolution
 from itool.cluster.decide_serving import Serve, ServingState, StopServing, beside_stage, stop
 from itool.cluster.runner import Attempt, Attempts, Task
 from itool.config import RunConfig
+from itool.errors import DOCUMENTED_CODES, NEVER_AGAIN, DependencyError, InputError, Interrupted, ItoolError
 from itool.stages import StageId, has_company
 
-FINAL_EXIT_CODES = (64, 65)
-DEPENDENCY_DOWN = 69
-INTERRUPTED = 75
 LONGEST_PAUSE_SECONDS = 30.0
 
 
@@ -153,7 +151,7 @@ def _beside_serving(observed: Observed, serving: ServingState, stage: StageId, a
 
 def _advance_tasks(observed: Observed, stage: StageId, resolution: Resolution) -> list[Action]:
     if resolution.state == "damaged":
-        return [Fail(stage, 65, resolution.reason)]
+        return [Fail(stage, InputError.exit_code, resolution.reason)]
     if resolution.key is None:
         return [Wait(f"{stage} waits: {resolution.reason}", 1.0)]
     shards = 1 if observed.config.runtime.backend == "kubernetes" else resolution.shards  # one Job does all shards
@@ -189,20 +187,20 @@ def _advance_task(observed: Observed, task: Task, reason: str) -> Action:
 def _after_failure(observed: Observed, task: Task, attempts: tuple[Attempt, ...]) -> Action:
     """The retry contract of the module's docstring."""
     last, rules = attempts[-1], observed.rules
-    code = last.exit_code if last.exit_code is not None else 1
+    code = last.exit_code if last.exit_code is not None else ItoolError.exit_code
     why = f"attempt {last.number} ended with exit code {code}{': ' + last.reason if last.reason else ''}"
-    if code == INTERRUPTED:
+    if code == Interrupted.exit_code:
         return StartStage(task, last.number + 1, why)
-    if code in FINAL_EXIT_CODES or last.final:
+    if code in NEVER_AGAIN or last.final:
         return Fail(task.stage, _documented(code), last.reason or why)
     ended_at = last.ended_at if last.ended_at is not None else observed.now
-    if code == DEPENDENCY_DOWN:
+    if code == DependencyError.exit_code:
         trailing = _trailing(attempts, code)
         first_ended_at = trailing[0].ended_at if trailing[0].ended_at is not None else ended_at
         if ended_at - first_ended_at >= rules.dependency_patience_seconds:
             return Fail(task.stage, code, last.reason or why)
         return _retry_after(observed, task, last, why, pause=2.0 ** (len(trailing) - 1))
-    counted = [attempt for attempt in attempts if attempt.exit_code not in (INTERRUPTED, DEPENDENCY_DOWN)]
+    counted = [attempt for attempt in attempts if attempt.exit_code not in (Interrupted.exit_code, DependencyError.exit_code)]
     if len(counted) >= rules.max_attempts:
         tries = f" (gave up after {len(counted)} attempts)" if len(counted) > 1 else ""
         return Fail(task.stage, _documented(code), f"{last.reason or why}{tries}")
@@ -222,7 +220,7 @@ def _without_artifact(observed: Observed, task: Task) -> Action:
     attempts = observed.attempts.get(task, ())
     number = attempts[-1].number + 1 if attempts else 1
     if len([attempt for attempt in attempts if attempt.phase == "succeeded" and not attempt.past]) >= observed.rules.max_attempts:
-        return Fail(task.stage, 1, f"{task.stage} ends with exit code 0 but leaves no artifact {task.key}")
+        return Fail(task.stage, ItoolError.exit_code, f"{task.stage} ends with exit code 0 but leaves no artifact {task.key}")
     return StartStage(task, number, "finished without a manifest: merge again")
 
 
@@ -241,4 +239,4 @@ def _soonest(waits: list[Wait]) -> Wait:
 
 
 def _documented(code: int) -> int:
-    return code if code in (1, 64, 65, 69, 74, 75, 76) else 1
+    return code if code in DOCUMENTED_CODES else ItoolError.exit_code

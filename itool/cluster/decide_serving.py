@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from itool.artifacts.resolve import Resolution
-from itool.cluster.pods import asks_policy, computes_on_gpu, gpus_of
+from itool.cluster.pods import gpus_of
 from itool.cluster.wish import StoredArtifact, Wish
 from itool.config import RunConfig
 from itool.errors import DependencyError
-from itool.stages import StageId, inputs_of
+from itool.stages import StageId, asks_policy, computes_on_gpu, inputs_of
 
 
 @dataclass(frozen=True)

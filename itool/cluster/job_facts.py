@@ -6,11 +6,12 @@ import json
 from collections.abc import Sequence
 from typing import cast
 
-from itool.cluster.client import Object
-from itool.cluster.manifests import ITERATION_LABEL, KEY_LABEL, STAGE_LABEL
+from itool.cluster.objects import ITERATION_LABEL, KEY_LABEL, STAGE_LABEL, Object
 from itool.cluster.pod_states import PodState
 from itool.cluster.runner import Task
-from itool.stages import STAGES, StageId, StageName
+from itool.errors import DependencyError, StorageError
+from itool.names import StageName
+from itool.stages import STAGES, StageId
 
 VERDICT = "itool/verdict"
 """Annotation of a Job that the controller ended: {"exit_code", "reason"}."""
@@ -28,12 +29,6 @@ def is_over(job: Object) -> bool:
     """Whether a Job is complete or has failed for good."""
     conditions = (job.get("status") or {}).get("conditions") or []
     return any(found["type"] in ("Complete", "Failed") and found["status"] == "True" for found in conditions)
-
-
-def has_begun(job: Object) -> bool:
-    """Whether pods of a Job run or have ended well, as far as Kubernetes has counted."""
-    status = job.get("status") or {}
-    return bool(status.get("active") or status.get("succeeded") or (status.get("uncountedTerminatedPods") or {}).get("succeeded"))
 
 
 def shards_done(job: Object) -> int | None:
@@ -65,14 +60,15 @@ def hopeless(
     """
     evictions = [state for state in states if state.phase == "failed" and "Evicted" in state.reason and "exceed" in state.reason]
     if len(evictions) >= DISK_EVICTIONS:
-        return 74, evictions[-1].reason
+        return StorageError.exit_code, evictions[-1].reason
     if (job.get("spec") or {}).get("suspend"):
         return None
     running = any(state.phase == "running" for state in states)
     since, reason = min(waits, default=(now, ""))
     if now - since < pending_seconds or (running and shards_done(job) is not None):
         return None
-    return 69, f"could not start within {pending_seconds:.0f} s (kubernetes.pending_seconds): {reason}"
+    words = f"could not start within {pending_seconds:.0f} s (kubernetes.pending_seconds): {reason}"
+    return DependencyError.exit_code, words
 
 
 def trim_job(job: Object) -> Object:

@@ -13,19 +13,19 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from itool.artifacts.store import Store
-from itool.cluster.client import Cluster, Object
-from itool.cluster.job_facts import VERDICT, has_begun, hopeless, is_over, shards_done, task_of, trim_job, trim_pod, verdict_on
-from itool.cluster.manifests import ATTEMPT_LABEL, JOB_LABEL, job_name, stage_job, workers_service
+from itool.cluster.client import Cluster
+from itool.cluster.job_facts import VERDICT, hopeless, is_over, shards_done, task_of, trim_job, trim_pod, verdict_on
+from itool.cluster.manifests import job_name, stage_job, workers_service
+from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, RUN_LABEL, Object
 from itool.cluster.pod_logs import PodLogs
 from itool.cluster.pod_states import JobState, PodState, events_by_object, job_state, pod_state
-from itool.cluster.pods import COMPONENT_LABEL, RUN_LABEL, config_object, owner_name, owner_object, taken_name
+from itool.cluster.pods import config_object, owner_name, owner_object, taken_name
 from itool.cluster.runner import Attempt, Attempts, Task
 from itool.cluster.watching import Cache, View
 from itool.config import RunConfig
-from itool.errors import ConfigError, DependencyError
+from itool.errors import ConfigError, DependencyError, Interrupted
 from itool.logs import get_logger
 
 log = get_logger(__name__)
@@ -50,7 +50,7 @@ class KubernetesRunner:
     _past: frozenset[str] = frozenset()
     _ended: dict[str, tuple[Task, Attempt]] = field(default_factory=dict)
     _settled: set[str] = field(default_factory=set)
-    _events: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    _events: Mapping[str, Sequence[Object]] = field(default_factory=dict)
     _events_at: float = float("-inf")
     _config_map: tuple[str, str] = ("", "")
     _podless_since: dict[str, float] = field(default_factory=dict)
@@ -112,12 +112,12 @@ class KubernetesRunner:
         name = job_name(self.config, task.stage, task.key, attempt)
         for job in self._active():
             if job["metadata"]["name"] == name and verdict_on(job) is None:
-                self._end(job, 75, reason)
+                self._end(job, Interrupted.exit_code, reason)
 
     def cancel(self, grace_seconds: float) -> None:
         """End every Job that is not over; its pods get SIGTERM and their grace period."""
         for job in self._active():
-            self._end(job, 75, "cancelled")
+            self._end(job, Interrupted.exit_code, "cancelled")
         deadline = self.clock() + grace_seconds
         while self._active() and self.clock() < deadline:
             self.cache.wait(1.0)
@@ -176,8 +176,6 @@ class KubernetesRunner:
             return replace(found, phase="running", reason="is ending")
         if found.phase != "pending" or states:
             return found
-        if has_begun(job):
-            return replace(found, phase="running", reason="")  # between a pod's end and the Job's
         if name in self._spoken:
             return replace(found, reason=f"waits for its next pod; the last one: {self._spoken[name]}")
         return found

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from itool.cluster.last_words import last_words
+from itool.cluster.log_names import LogName
 from itool.cluster.runner import Attempt, Attempts, Task
 from itool.config import RunConfig
 from itool.errors import StorageError
@@ -114,7 +115,8 @@ class LocalRunner:
 
     def log_path(self, task: Task, attempt: int) -> Path:
         """Where an attempt's output goes."""
-        return self.logs_path / f"{task.label}-{attempt}.log"
+        shard = task.shard if task.shards > 1 else None
+        return self.logs_path / str(LogName(task.stage.iteration, task.stage.name, shard, attempt))
 
     def stop(self, task: Task, attempt: int, reason: str) -> None:
         """Nothing that an earlier controller has left still runs here."""

@@ -7,13 +7,12 @@ controller only decides whether a Job that failed for good is followed by anothe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, ITERATION_LABEL, KEY_LABEL, QUEUE_LABEL, RUN_LABEL, STAGE_LABEL, Object
 from itool.cluster.pods import (
     CONFIG_FILE,
     CONFIG_FOLDER,
     CONFIG_MOUNT,
-    RUN_LABEL,
     config_volume,
     container,
     gpus_of,
@@ -25,16 +24,11 @@ from itool.cluster.pods import (
 )
 from itool.config import RunConfig
 from itool.config_kubernetes import StagePodConfig, Target
-from itool.stages import StageId, StageName, shards_of
-
-Object = dict[str, Any]
+from itool.errors import NEVER_AGAIN, Interrupted
+from itool.names import TRAINING_STAGES, StageName
+from itool.stages import StageId, shards_of
 
 STAGE_CONTAINER = "stage"
-ITERATION_LABEL, STAGE_LABEL, ATTEMPT_LABEL, KEY_LABEL = "itool/iteration", "itool/stage", "itool/attempt", "itool/key"
-JOB_LABEL = "batch.kubernetes.io/job-name"
-"""On the pods of a Job; Kubernetes puts it there."""
-
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 RENDEZVOUS_PORT = 29400
 
 TARGETS: dict[StageName, Target] = {
@@ -47,9 +41,6 @@ TARGETS: dict[StageName, Target] = {
     "report": "controller",
 }
 """The image of each stage. `prepare` needs the training libraries for the base model; `report` needs none of them."""
-
-NEVER_AGAIN = (64, 65, 76)
-"""Bad configuration, bad input, and a NaN, which comes again from the same seed and data."""
 
 
 def job_name(config: RunConfig, stage: StageId, key: str, attempt: int) -> str:
@@ -136,7 +127,7 @@ def failure_rules() -> list[Object]:
         return {"action": action, "onExitCodes": {"containerName": STAGE_CONTAINER, "operator": "In", "values": list(codes)}}
 
     disrupted = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-    return [disrupted, on_codes("FailJob", NEVER_AGAIN), on_codes("Ignore", [75])]
+    return [disrupted, on_codes("FailJob", NEVER_AGAIN), on_codes("Ignore", [Interrupted.exit_code])]
 
 
 def stage_command(config: RunConfig, stage: StageId, key: str, job: str) -> list[str]:
@@ -146,7 +137,7 @@ def stage_command(config: RunConfig, stage: StageId, key: str, job: str) -> list
     module = ["-m", f"jobs.{stage.name}", "--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}", *which]
     if pod.nodes > 1:
         return ["python", "-m", "itool.train.launch", "torchrun", *_rendezvous(config, pod.nodes, gpus, job), *module]
-    if gpus > 1 and stage.name in ("warmup", "dpo"):
+    if gpus > 1 and stage.name in TRAINING_STAGES:
         plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # said here, or accelerate warns of each
         return ["python", "-m", "itool.train.launch", "accelerate", "--multi_gpu", "--num_processes", str(gpus), *plain, *module]
     return ["python", *module, *(["--shards", str(shards)] if shards > 1 else [])]
@@ -164,7 +155,7 @@ def _rendezvous(config: RunConfig, nodes: int, gpus: int, job: str) -> list[str]
 def workers_service(config: RunConfig, owner: Object) -> Object:
     """The headless Service of trainings that span nodes: a name for every pod, also before it is ready."""
     metadata = {"name": workers_name(config.run), "labels": labels(config, "stage"), "ownerReferences": [owner_reference(owner)]}
-    selector = {RUN_LABEL: config.run, "app.kubernetes.io/component": "stage"}
+    selector = {RUN_LABEL: config.run, COMPONENT_LABEL: "stage"}
     ports = [{"name": "rendezvous", "port": RENDEZVOUS_PORT}]
     spec = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": selector, "ports": ports}
     return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 
 from itool.artifacts.store import Store
-from itool.cluster.client import Cluster, Object
-from itool.cluster.manifests import ATTEMPT_LABEL, ITERATION_LABEL, JOB_LABEL, STAGE_CONTAINER, STAGE_LABEL
+from itool.cluster.client import Cluster
+from itool.cluster.log_names import LogName, log_key
+from itool.cluster.manifests import STAGE_CONTAINER
+from itool.cluster.objects import ATTEMPT_LABEL, ITERATION_LABEL, JOB_LABEL, STAGE_LABEL, Object
 from itool.cluster.pod_states import SHARD_ANNOTATION, pod_state
 from itool.errors import DependencyError, ItoolError
 from itool.logs import get_logger
@@ -165,7 +167,7 @@ class PodLogs:
             self.forget(job)
 
     def _follow(self, found: JobLogs, pod: Object) -> None:
-        reading = PodLog(pod, f"{self._run}/logs/{log_name(pod)}")
+        reading = PodLog(pod, log_key(self._run, log_name(pod)))
         before = found.newest.get(reading.key)
         found.newest[reading.key] = found.logs[pod["metadata"]["uid"]] = reading
         threading.Thread(target=self._keep, args=(found, reading, before), daemon=True).start()
@@ -223,11 +225,11 @@ class PodLogs:
         return True
 
 
-def log_name(pod: Object) -> str:
-    """File name of an attempt's log; pods with an index have one each."""
+def log_name(pod: Object) -> LogName:
+    """The name of the log that a pod writes to; pods with an index have one each."""
     labels, index = pod["metadata"]["labels"], (pod["metadata"].get("annotations") or {}).get(SHARD_ANNOTATION)
-    shard = "" if index is None else f"-{index}"
-    return f"i{labels[ITERATION_LABEL]}-{labels[STAGE_LABEL]}{shard}-{labels[ATTEMPT_LABEL]}.log"
+    shard = None if index is None else int(index)
+    return LogName(int(labels[ITERATION_LABEL]), labels[STAGE_LABEL], shard, int(labels[ATTEMPT_LABEL]))
 
 
 def heading_start(pod: str) -> str:

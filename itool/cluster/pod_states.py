@@ -8,17 +8,16 @@ waiting state or only in events, and are found here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from itool.cluster.last_words import last_words
+from itool.cluster.objects import QUEUE_LABEL, Object
 from itool.cluster.runner import Phase
 
-Object = Mapping[str, Any]
 SHARD_ANNOTATION = "batch.kubernetes.io/job-completion-index"
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 LONGEST_REASON = 300
 _SCHEDULER_AFTERTHOUGHT = re.compile(r"\.? (?:preemption:|no new claims)")
 _STARTING = ("ContainerCreating", "PodInitializing")
@@ -88,6 +87,8 @@ def job_state(job: Object, states: Sequence[PodState], events: Sequence[Object] 
         code, reason = _job_failure(failed, states)
         return JobState(name, "failed", one_line(reason), code, started_at, seconds(failed.get("lastTransitionTime")))
     phase: Phase = "running" if any(state.phase == "running" for state in states) else "pending"
+    if not states and _has_begun(status):
+        return JobState(name, "running", "", None, started_at)  # between a pod's end and the Job's
     return JobState(name, phase, one_line(_job_reason(job, states, events)), None, started_at)
 
 
@@ -216,6 +217,11 @@ def _running_trouble(pod: Object, events: Sequence[Object]) -> str:
         return f"not ready: {probes[-1].get('message', '')}"
     unready = [found["name"] for found in _all_statuses(pod["status"]) if not found.get("ready") and "running" in found.get("state", {})]
     return f"not ready: {', '.join(unready)}" if unready else ""
+
+
+def _has_begun(status: Object) -> bool:
+    """Whether pods of a Job run or have ended well, as far as Kubernetes has counted."""
+    return bool(status.get("active") or status.get("succeeded") or (status.get("uncountedTerminatedPods") or {}).get("succeeded"))
 
 
 def _job_failure(failed: Object, states: Sequence[PodState]) -> tuple[int | None, str]:

@@ -10,25 +10,19 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import yaml
 
+from itool.cluster.objects import COMPONENT_LABEL, MANAGED_LABEL, NAME_LABEL, RUN_LABEL, VLLM_PORT, Object
 from itool.config import RunConfig
 from itool.config_kubernetes import PodConfig, Target
-from itool.stages import STAGES, StageId, StageName
+from itool.names import StageName
+from itool.stages import StageId, computes_on_gpu
 
-Object = dict[str, Any]
-
-NAME_LABEL = "app.kubernetes.io/name"
-COMPONENT_LABEL = "app.kubernetes.io/component"
-MANAGED_LABEL = "app.kubernetes.io/managed-by"
-RUN_LABEL = "itool/run"
 USER_ID = 10001
 SCRATCH = "/scratch"
 CONFIG_FOLDER = "/etc/itool"
 CONFIG_FILE = "config.yaml"
-SERVING_PORT = 8000
 
 WRITABLE = {
     "HOME": SCRATCH,
@@ -106,7 +100,7 @@ def pod_config(config: RunConfig, namespace: str) -> RunConfig:
     endpoint = config.kubernetes.store_endpoint_url or config.store.endpoint_url
     policy = config.policy
     if has_managed_serving(config):
-        url = f"http://{serving_name(config.run)}.{namespace}.svc:{SERVING_PORT}"
+        url = f"http://{serving_name(config.run)}.{namespace}.svc:{VLLM_PORT}"
         patience = max(policy.startup_seconds, config.kubernetes.serving.startup_seconds)  # what a replaced vLLM pod may take
         policy = policy.model_copy(update={"url": url, "adapters": "wait", "startup_seconds": patience})
     runtime = config.runtime.model_copy(update={"backend": "local", "warm_start": False, "log_format": "json"})
@@ -151,16 +145,6 @@ def gpus_of(config: RunConfig, stage: StageId | StageName) -> int:
     needed = computes_on_gpu(config, name)
     configured = config.kubernetes.pod(name).gpus if needed or name in config.kubernetes.stages else 0
     return int(needed) if configured is None else configured
-
-
-def computes_on_gpu(config: RunConfig, stage: StageName) -> bool:
-    """Whether a stage runs the model itself; one that only asks a vLLM server does not."""
-    return STAGES[stage].gpu and not (asks_policy(config, stage) and config.policy.backend == "vllm")
-
-
-def asks_policy(config: RunConfig, stage: StageName) -> bool:
-    """Whether a stage samples from the policy, embedded or served."""
-    return stage in ("generate", "evaluate") or (stage == "score" and config.select.by == "pass_rate")
 
 
 def container(

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from itool.cluster.check import Check
 from itool.cluster.client import PERMISSIONS
 from itool.cluster.manifests import stage_job
-from itool.cluster.pods import Object, has_managed_serving, owner_name, taken_name
+from itool.cluster.objects import Object
+from itool.cluster.pods import has_managed_serving, owner_name, taken_name
 from itool.cluster.serving_manifests import serving_deployment
 from itool.cluster.wish import StoredArtifact
 from itool.config import RunConfig

@@ -66,11 +66,12 @@ class ProgressTail:
         output = runner.logs(task, attempt, offset)
         complete = output[: output.rfind(b"\n") + 1]
         self._offsets[task, attempt] = offset + len(complete)
-        for line in reversed(complete.splitlines()):
-            progress = parse_progress(line)
-            if progress is not None:
-                return progress
-        return None
+        return last_progress(complete)
+
+
+def last_progress(output: bytes) -> Progress | None:
+    """The newest progress event in a log's lines."""
+    return next((found for line in reversed(output.splitlines()) if (found := parse_progress(line))), None)
 
 
 def parse_progress(line: bytes) -> Progress | None:

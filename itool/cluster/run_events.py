@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from itool.cluster.client import Cluster, Object
+from itool.cluster.client import Cluster
 from itool.cluster.decide import Action, Fail, Finish, StartStage
 from itool.cluster.decide_serving import Serve, StopServing
+from itool.cluster.objects import Object
 from itool.cluster.progress import Progress, Watcher
 from itool.cluster.runner import Attempt, Task
 from itool.errors import ItoolError

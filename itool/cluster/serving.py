@@ -1,47 +1,23 @@
-"""Runs vLLM in the cluster for the controller: says how its pods fare, and brings the Deployment to what was decided.
-
-What shall be served lies in the store (`wish.py`), what shall run in the cluster; nothing is kept here that cannot be read again.
-"""
+"""Runs vLLM in the cluster for the controller: brings the Deployment to what was decided (`serving_reader.py` says how its pods fare)."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-from itool.artifacts.commit import read_manifest
-from itool.artifacts.store import Store
-from itool.cluster.decide_serving import Serve, ServingPod, ServingState, StopServing
-from itool.cluster.last_words import last_words
-from itool.cluster.pod_states import pod_state, seconds
-from itool.cluster.pods import COMPONENT_LABEL, serving_name
-from itool.cluster.serving_manifests import FETCHER, change_to, pod_template, serving_deployment, serving_service, template_of
-from itool.cluster.wish import Proof, StoredArtifact, Wish, forget_proofs, read_proof, read_wish, write_wish
-from itool.config import RunConfig
-from itool.errors import ArtifactError, ConfigError, InputError
+from itool.cluster.decide_serving import Serve, ServingState, StopServing
+from itool.cluster.objects import Object
+from itool.cluster.serving_manifests import change_to, serving_deployment, serving_service
+from itool.cluster.serving_reader import Readable, ServingReader
+from itool.cluster.wish import forget_proofs, write_wish
 from itool.logs import get_logger
-from itool.policy.model_folder import usable_context
-
-Object = dict[str, Any]
-
-LOOK_AGAIN_SECONDS = 15.0
-"""So often the Deployment is read although nobody but this controller should change it."""
-
-PROOF_SECONDS = 1.0
-FINAL_EXIT_CODES = (ConfigError.exit_code, InputError.exit_code)
 
 log = get_logger(__name__)
 
 
-class Deployments(Protocol):
+class Deployments(Readable, Protocol):
     """The part of `client.Cluster` that serving needs."""
-
-    namespace: str
-
-    def get(self, resource: str, name: str) -> Object | None:
-        """One object; None when there is none."""
 
     def create(self, resource: str, body: Object) -> Object | None:
         """Create an object; None when one of that name exists."""
@@ -64,33 +40,11 @@ class Serving(Protocol):
 
 
 @dataclass
-class KubernetesServing:
+class KubernetesServing(ServingReader):
     """One run's vLLM. `pods` gives the run's pods as a watch knows them, `owner` the run's owner object."""
 
-    config: RunConfig
-    store: Store
     cluster: Deployments
-    pods: Callable[[], Sequence[Object]]
-    owner: Callable[[], Object]
-    clock: Callable[[], float] = time.time
-    _wish: Wish | None = None
-    _deployment: Object | None = None
-    _looked_at: float = float("-inf")
-    _context: tuple[StoredArtifact, int] | None = None
-    _proofs: dict[str, tuple[float, Proof | None]] = field(default_factory=dict)
-
-    def state(self) -> ServingState:
-        """See Serving.state."""
-        if self.clock() - self._looked_at >= LOOK_AGAIN_SECONDS:
-            self._deployment = self.cluster.get("deployments", self._name)
-            self._wish = read_wish(self.store, self.config.run)
-            self._looked_at = self.clock()
-        if self._deployment is None:
-            return ServingState(self._wish, 0, self._states(""))
-        template = template_of(self._deployment)
-        replicas = int(self._deployment["spec"].get("replicas", 1))
-        since, reason = shortage(self._deployment)
-        return ServingState(self._wish, replicas, self._states(template), template == self._wanted_template(), since, reason)
+    owner: Callable[[], Object] = field(kw_only=True)
 
     def serve(self, action: Serve) -> None:
         """See Serving.serve. The wish first, so that a pod that starts finds it."""
@@ -109,113 +63,6 @@ class KubernetesServing:
         self._forget_proofs(frozenset())
         log.info("vllm asked to stop", reason=action.reason)
 
-    @property
-    def _name(self) -> str:
-        return serving_name(self.config.run)
-
-    def _wanted_template(self) -> str:
-        """The hash that the configuration and the wished base model ask for; "" when that model is no longer there."""
-        if self._wish is None:
-            return ""
-        try:
-            context = self._context_of(self._wish.model)
-        except ArtifactError:
-            return ""
-        return template_of(pod_template(self.config, self._wish.model, context, self.cluster.namespace))
-
-    def _context_of(self, model: StoredArtifact) -> int:
-        """How many tokens vLLM may read at once; remembered, as it costs a look into the model."""
-        if self._context is None or self._context[0] != model:
-            self._context = (model, usable_context(_model_config(self.store, model), self.config.model.context_tokens))
-        return self._context[1]
-
-    def _serving_pods(self) -> list[Object]:
-        """Pods that hold something: what has failed (evicted, say) is only a record."""
-        found = [pod for pod in self.pods() if pod["metadata"]["labels"].get(COMPONENT_LABEL) == "serving"]
-        return [pod for pod in found if pod_state(pod).phase in ("pending", "running")]
-
-    def _states(self, template: str) -> tuple[ServingPod, ...]:
-        return tuple(serving_pod(pod, template, self._wish, self._proof(pod["metadata"]["name"])) for pod in self._serving_pods())
-
-    def _proof(self, pod: str) -> Proof | None:
-        """What a pod has proved; asked again, not too often, until it is what is wished for."""
-        asked_at, proof = self._proofs.get(pod, (float("-inf"), None))
-        settled = proof is not None and self._wish is not None and proof.generation == self._wish.generation and proof.adapter
-        if not settled and self.clock() - asked_at >= PROOF_SECONDS:
-            proof = read_proof(self.store, self.config.run, pod)
-            self._proofs[pod] = (self.clock(), proof)
-        return proof
-
     def _forget_proofs(self, but: frozenset[str]) -> None:
         forget_proofs(self.store, self.config.run, but=but)
         self._proofs = {pod: found for pod, found in self._proofs.items() if pod in but}
-
-
-def serving_pod(pod: Object, template: str, wish: Wish | None, proof: Proof | None) -> ServingPod:
-    """What one vLLM pod does. Pure; `template` is the hash of the template that pods should have."""
-    name, state = pod["metadata"]["name"], pod_state(pod)
-    if pod["metadata"].get("deletionTimestamp") or template_of(pod) != template:
-        return ServingPod(name, "stopping")
-    exit_code, words = _fetch_failure(pod)
-    if exit_code in FINAL_EXIT_CODES:
-        return ServingPod(name, "refused", reason=words, exit_code=exit_code)
-    proved = proof is not None and wish is not None and proof.generation == wish.generation
-    if proof is not None and proved and proof.problem:
-        return ServingPod(name, "refused", reason=proof.problem, exit_code=proof.exit_code)
-    if proof is not None and proved and state.ready:
-        return ServingPod(name, "serving")
-    started_at = _fetch_started(pod)
-    if started_at is None or _is_blocked(pod):
-        return ServingPod(name, "pending", max(state.created_at, _unready_since(pod)), state.reason)
-    since = max(started_at, _unready_since(pod), wish.at if wish else 0.0)
-    return ServingPod(name, "starting", since, state.reason or "has not proved the adapter yet")
-
-
-def shortage(deployment: Object) -> tuple[float | None, str]:
-    """Since when a Deployment lacks pods, and why none can be created; (None, "") when it lacks none, or is yet to say."""
-    conditions = {found["type"]: found for found in (deployment.get("status") or {}).get("conditions") or []}
-    failure, available = conditions.get("ReplicaFailure", {}), conditions.get("Available", {})
-    if failure.get("status") == "True":
-        return seconds(failure.get("lastTransitionTime")), f"no pod can be created: {failure.get('message', '')}"
-    return (seconds(available.get("lastTransitionTime")), "") if available.get("status") == "False" else (None, "")
-
-
-def _model_config(store: Store, model: StoredArtifact) -> dict[str, Any]:
-    """The base model's config.json, from the artifact that pods will fetch it from."""
-    manifest = read_manifest(store, model.prefix)
-    if manifest is None:
-        raise ArtifactError(f"{store.root}/{model.prefix} does not exist", remedy="Run `itoolctl iterate` again")
-    document: dict[str, Any] = json.loads(store.read(manifest.file_key(model.prefix, "model/config.json")))
-    return document
-
-
-def _fetcher(pod: Object) -> Object:
-    statuses = (pod.get("status") or {}).get("initContainerStatuses") or []
-    return next((found for found in statuses if found["name"] == FETCHER), {})
-
-
-def _fetch_started(pod: Object) -> float | None:
-    """When the pod's first container started for the first time that is known; None while it has not."""
-    states = [_fetcher(pod).get(kind) or {} for kind in ("lastState", "state")]
-    times = [seconds((state.get("running") or state.get("terminated") or {}).get("startedAt")) for state in states]
-    return min((time for time in times if time is not None), default=None)
-
-
-def _fetch_failure(pod: Object) -> tuple[int, str]:
-    """Exit code and words of a base model that could not be fetched."""
-    ended = [(_fetcher(pod).get(kind) or {}).get("terminated") or {} for kind in ("state", "lastState")]
-    found = next((state for state in ended if state.get("exitCode")), {})
-    return int(found.get("exitCode", 0)), last_words(str(found.get("message", "")))
-
-
-def _is_blocked(pod: Object) -> bool:
-    """Whether Kubernetes cannot start a container at all: no image, no Secret."""
-    statuses = [found for kind in ("initContainerStatuses", "containerStatuses") for found in pod["status"].get(kind) or []]
-    reasons = {((found.get("state") or {}).get("waiting") or {}).get("reason") for found in statuses}
-    return bool(reasons - {None, "PodInitializing", "ContainerCreating", "CrashLoopBackOff"})
-
-
-def _unready_since(pod: Object) -> float:
-    conditions = (pod.get("status") or {}).get("conditions") or []
-    times = [seconds(found.get("lastTransitionTime")) for found in conditions if found["type"] == "Ready" and found["status"] == "False"]
-    return max((time for time in times if time is not None), default=0.0)

@@ -9,16 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Any
 
-from itool.cluster.adapter_keeper import ADAPTERS_FOLDER, MODEL_FOLDER, POD_VARIABLE, READY_PORT, VLLM_PORT, KeeperSettings
-from itool.cluster.pods import COMPONENT_LABEL, RUN_LABEL, container, image_of, labels, owner_reference, pod_config, pod_spec, serving_name
+from itool.cluster.adapter_keeper import ADAPTERS_FOLDER, MODEL_FOLDER, POD_VARIABLE, READY_PORT, KeeperSettings
+from itool.cluster.objects import COMPONENT_LABEL, RUN_LABEL, VLLM_PORT, Object
+from itool.cluster.pods import container, image_of, labels, owner_reference, pod_config, pod_spec, serving_name
 from itool.cluster.wish import StoredArtifact
 from itool.config import RunConfig
 from itool.config_kubernetes import PodConfig
 from itool.policy.server import SERVER_SETTINGS, server_arguments
-
-Object = dict[str, Any]
 
 TEMPLATE_LABEL = "itool/template"
 """Hash of the pod template: tells pods of an earlier configuration, or base model, from those that are wanted."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +13,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from itool.artifacts.process import stop_signals
 from itool.artifacts.resolve import Resolution, resolve
 from itool.artifacts.store import FolderStore, Store, open_store
 from itool.cluster.controller import Controller, config_key, rules_of, store_config
 from itool.cluster.leases import FolderLease, Lease, StoreLease, acquire_within
 from itool.cluster.local import LocalRunner
+from itool.cluster.log_names import LOGS_FOLDER, log_key, logs_prefix
 from itool.cluster.pods import has_managed_serving
 from itool.cluster.progress import Silent, Watcher
 from itool.cluster.runner import Task
@@ -49,7 +50,7 @@ def iterate(
         named = config.kubernetes.model_copy(update={"namespace": cluster.namespace})
         config = config.model_copy(update={"kubernetes": named})
     lease = open_lease(store, config.run)
-    with stop_signals() as stop:
+    with controller_signals() as stop:
         acquire_within(lease, wait_lease_seconds, sleep=stop.sleep)
         try:
             store_config(store, config)
@@ -93,7 +94,7 @@ def _iterate_in_cluster(
     controller = Controller(config, store, runner, lease, events, stop_requested=stop, rules=rules_of(config))
     controller.poll_seconds, controller.sleep = CLUSTER_POLL_SECONDS, runner.cache.wait
     if has_managed_serving(config):
-        controller.serving = KubernetesServing(config, store, cluster, partial(runner.cache.items, "pods"), runner.ensure_owner)
+        controller.serving = KubernetesServing(config, store, cluster, partial(runner.cache.items, "pods"), owner=runner.ensure_owner)
     try:
         return controller.run()
     finally:
@@ -111,7 +112,7 @@ def local_runner(config: RunConfig, store: Store, keep_open: tuple[int, ...], pa
     """A runner whose logs and configuration lie in the run's folder; for an object store in a local one, and logs are copied."""
     if isinstance(store, FolderStore):
         return LocalRunner(
-            config, store.path(config_key(config.run)), store.path(f"{config.run}/logs"), package=package, keep_open=keep_open
+            config, store.path(config_key(config.run)), store.path(logs_prefix(config.run)), package=package, keep_open=keep_open
         )
     folder = local_state(config)
     config_path = folder / "config.yaml"
@@ -119,9 +120,9 @@ def local_runner(config: RunConfig, store: Store, keep_open: tuple[int, ...], pa
     config_path.write_text(config.as_yaml(), encoding="utf-8")
 
     def keep_log(_task: Task, _attempt: int, path: Path) -> None:
-        store.upload(path, f"{config.run}/logs/{path.name}")
+        store.upload(path, log_key(config.run, path.name))
 
-    return LocalRunner(config, config_path, folder / "logs", package=package, keep_open=keep_open, on_ended=keep_log)
+    return LocalRunner(config, config_path, folder / LOGS_FOLDER, package=package, keep_open=keep_open, on_ended=keep_log)
 
 
 def local_state(config: RunConfig) -> Path:
@@ -140,6 +141,12 @@ class StopRequest:
     def __call__(self) -> bool:
         return self.signals > 0
 
+    def handle(self, _number: int, _frame: FrameType | None) -> None:
+        """Count a signal."""
+        self.signals += 1
+        if self.signals > 1:
+            self.on_second()
+
     def sleep(self, seconds: float) -> None:
         """Sleep, and raise Interrupted when somebody has asked meanwhile."""
         time.sleep(seconds)
@@ -148,18 +155,8 @@ class StopRequest:
 
 
 @contextmanager
-def stop_signals() -> Iterator[StopRequest]:
+def controller_signals() -> Iterator[StopRequest]:
     """SIGINT and SIGTERM ask to stop; a second one does not wait for checkpoints."""
     stop = StopRequest()
-
-    def remember(_number: int, _frame: FrameType | None) -> None:
-        stop.signals += 1
-        if stop.signals > 1:
-            stop.on_second()
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with stop_signals(stop.handle):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

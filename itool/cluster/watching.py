@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from itool.cluster.api_answers import Gone
-from itool.cluster.client import Cluster, Object
+from itool.cluster.client import Cluster
+from itool.cluster.objects import Object
 from itool.errors import ItoolError
 from itool.logs import get_logger
 

@@ -48,13 +48,15 @@ class _Template:
 _TEMPLATES: WeakKeyDictionary[Any, _Template] = WeakKeyDictionary()
 
 
+def require_tokenizer(name: str, folder: Path) -> None:
+    """Raise InputError when a model folder, which the error calls `name`, has no tokenizer."""
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise InputError(f"{name} has no tokenizer ({', '.join(TOKENIZER_FILES)})", remedy="Copy the tokenizer's files beside the weights")
+
+
 def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a materialised base model. Raises InputError when it or its chat template is missing or broken."""
-    if not any((model_dir / name).is_file() for name in TOKENIZER_FILES):
-        raise InputError(
-            f"base model {model_dir} has no tokenizer ({', '.join(TOKENIZER_FILES)})",
-            remedy="Copy the tokenizer's files beside the weights",
-        )
+    require_tokenizer(f"base model {model_dir}", model_dir)
     for path in sorted(model_dir.glob("tokenizer*.json")):
         _check_json(path)
     try:

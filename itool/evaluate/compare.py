@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from itool.errors import InputError
-from itool.evaluate.intervals import paired_difference, spread, unpaired_difference
-from itool.evaluate.report_schema import EvaluationReport, Interval, Part, Report
+from itool.evaluate.intervals import Interval, paired_difference, spread, unpaired_difference
+from itool.evaluate.report_schema import EvaluationReport, Part, Report
 from itool.records import DIFFICULTIES
+from itool.stages import flatten
 
 NOT_OF_THE_ARM = ("run", "root", "reuse_from", "seed", "store", "runtime")
 At = Literal["kept", "last"]
@@ -128,7 +129,7 @@ def compare_runs(reports: Sequence[Report], *, at: At = "kept") -> Comparison:
 
 def arm_names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """A name per run, the same for runs of one arm: the method, and what tells it from other arms of that method."""
-    flat = [_flatten({key: value for key, value in config.items() if key not in NOT_OF_THE_ARM}) for config in configs]
+    flat = [flatten({key: value for key, value in config.items() if key not in NOT_OF_THE_ARM}) for config in configs]
     names = []
     for own in flat:
         rivals = [other for other in flat if other["method"] == own["method"]]
@@ -230,13 +231,6 @@ def _uneven(rows: Sequence[RunRow], name: str, budget: Callable[[RunRow], int]) 
     if not values or max(values) <= 1.05 * min(values):
         return []
     return [f"{name} differ up to the measured iteration, from {min(values):,} to {max(values):,}: not an equal budget"]
-
-
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat.update(_flatten(inner, f"{prefix}{key}.") if isinstance(inner, Mapping) else {f"{prefix}{key}": inner})
-    return flat
 
 
 def _table(title: str, names: Sequence[str], figures: Sequence[str]) -> Table:

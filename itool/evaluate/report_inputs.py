@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from itool.artifacts.inputs import numbered_lines
 from itool.artifacts.manifest import Manifest
 from itool.config import RunConfig
 from itool.errors import ArtifactError
@@ -147,10 +148,7 @@ class _Reader:
 
     def _lines(self, role: str, name: str) -> list[tuple[int, str]]:
         path = self._path(role, name)
-        if path is None:
-            return []
-        with path.open(encoding="utf-8") as lines:
-            return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+        return [] if path is None else list(numbered_lines(path))
 
     def _records(self, kind: type[AnyRecord], role: str, name: str) -> list[AnyRecord]:
         records = []

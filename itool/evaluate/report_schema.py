@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from itool.evaluate.intervals import Interval
+
 REPORT_VERSION: Literal[1] = 1
 """Version of the document below. It rises when a field changes its meaning or goes; a new field does not raise it."""
-
-Interval = tuple[float, float]
 
 
 class Part(BaseModel):

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from itool.artifacts.store import FolderStore, Store, open_store
 from itool.cluster.last_words import last_words
-from itool.cluster.progress import parse_progress
+from itool.cluster.log_names import LOGS_FOLDER, log_key, logs_prefix, parse_log_name
+from itool.cluster.progress import last_progress
 from itool.cluster.session import local_state
 from itool.config import RunConfig
 
 AttemptKey = tuple[int, int, int]
 """Iteration, shard, attempt of a stage."""
-
-LOG_NAME = re.compile(r"^i(?P<iteration>\d+)-(?P<stage>[a-z]+)(?:-(?P<shard>\d+))?-(?P<attempt>\d+)\.log$")
 
 
 @dataclass(frozen=True, order=True)
@@ -38,7 +36,7 @@ class AttemptLog:
     def read(self, store: Store, run: str, offset: int = 0) -> bytes:
         """Its bytes from `offset` on."""
         if self.path is None:
-            return store.read(f"{run}/logs/{self.name}")[offset:]
+            return store.read(log_key(run, self.name))[offset:]
         with self.path.open("rb") as file:
             file.seek(offset)
             return file.read()
@@ -84,31 +82,22 @@ def last_word(config: RunConfig, stage: str, iteration: int) -> LastWord | None:
     if not logs:
         return None
     outputs = [log.read(store, config.run) for log in logs]
-    found = [progress for output in outputs if (progress := _last_progress(output)) is not None]
-    text = f"{sum(done for done, _ in found):.0f}/{sum(total for _, total in found):.0f}" if found else None
+    found = [progress for output in outputs if (progress := last_progress(output))]
+    text = f"{sum(progress.done for progress in found):.0f}/{sum(progress.total for progress in found):.0f}" if found else None
     return LastWord(max(log.attempt for log in logs), text, last_words(outputs[-1]))
-
-
-def _last_progress(output: bytes) -> tuple[float, float] | None:
-    for line in reversed(output.splitlines()):
-        progress = parse_progress(line)
-        if progress is not None:
-            return progress.done, progress.total
-    return None
 
 
 def stored_logs(config: RunConfig, store: Store) -> list[AttemptLog]:
     """Every log file of the run, in the store or on this machine."""
     if isinstance(store, FolderStore):
-        return _parse({path.name: path for path in store.path(f"{config.run}/logs").glob("*.log")})
-    stored: dict[str, Path | None] = {key.rpartition("/")[2]: None for key in store.list(f"{config.run}/logs")}
-    return _parse(stored | {path.name: path for path in (local_state(config) / "logs").glob("*.log")})
+        return _parse({path.name: path for path in store.path(logs_prefix(config.run)).glob("*.log")})
+    stored: dict[str, Path | None] = {key.rpartition("/")[2]: None for key in store.list(logs_prefix(config.run))}
+    return _parse(stored | {path.name: path for path in (local_state(config) / LOGS_FOLDER).glob("*.log")})
 
 
 def _parse(files: dict[str, Path] | dict[str, Path | None]) -> list[AttemptLog]:
     found = []
     for name, path in files.items():
-        match = LOG_NAME.match(name)
-        if match:
-            found.append(AttemptLog(int(match["iteration"]), match["stage"], int(match["shard"] or 0), int(match["attempt"]), name, path))
+        if parsed := parse_log_name(name):
+            found.append(AttemptLog(parsed.iteration, parsed.stage, parsed.shard or 0, parsed.attempt, name, path))
     return found

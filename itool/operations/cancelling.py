@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable
 
 from itool.artifacts.store import Store
-from itool.cluster.client import Cluster, Object
+from itool.cluster.client import Cluster
 from itool.cluster.job_facts import is_over
 from itool.cluster.kubernetes_runner import open_runner
 from itool.cluster.leases import FolderLease, StoreLease
-from itool.cluster.pods import COMPONENT_LABEL, RUN_LABEL, has_managed_serving, serving_name
+from itool.cluster.objects import COMPONENT_LABEL, RUN_LABEL, Object
+from itool.cluster.pods import has_managed_serving, serving_name
 from itool.cluster.session import open_lease
 from itool.config import RunConfig
 from itool.errors import DependencyError

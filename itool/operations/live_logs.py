@@ -11,9 +11,10 @@ from typing import Protocol
 from itool.artifacts.store import Store
 from itool.cluster.api_answers import ClusterDown
 from itool.cluster.job_facts import is_over
-from itool.cluster.manifests import ATTEMPT_LABEL, ITERATION_LABEL, STAGE_CONTAINER, STAGE_LABEL
+from itool.cluster.log_names import log_key
+from itool.cluster.manifests import STAGE_CONTAINER
+from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, ITERATION_LABEL, RUN_LABEL, STAGE_LABEL, Object
 from itool.cluster.pod_states import pod_state
-from itool.cluster.pods import COMPONENT_LABEL, RUN_LABEL, Object
 from itool.config import RunConfig
 from itool.operations.attempt_logs import AttemptKey, AttemptLog, Wanted, stored_logs
 
@@ -103,7 +104,7 @@ class ClusterLogs:
 
     def _stored(self, log: AttemptLog) -> list[PodText]:
         """A kept file, cut at its headings; read again only when it has grown."""
-        size = self.store.size(f"{self.config.run}/logs/{log.name}") or 0
+        size = self.store.size(log_key(self.config.run, log.name)) or 0
         if self._files.get(log.name, (-1, []))[0] != size:
             data = log.read(self.store, self.config.run)
             starts = [(match.start(), match["pod"].decode()) for match in HEADING.finditer(data)] or [(0, log.name)]

@@ -12,10 +12,9 @@ from typing import Literal
 from itool.artifacts.resolve import Resolution, State
 from itool.cluster.decide import stages_in_turn
 from itool.cluster.decide_serving import ServingState, beside_stage
-from itool.cluster.job_facts import has_begun, verdict_on
-from itool.cluster.manifests import ATTEMPT_LABEL, ITERATION_LABEL, JOB_LABEL, KEY_LABEL, STAGE_LABEL
+from itool.cluster.job_facts import task_of, verdict_on
+from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, KEY_LABEL, Object
 from itool.cluster.pod_states import PodState, events_by_object, job_state, pod_state
-from itool.cluster.pods import COMPONENT_LABEL, Object
 from itool.cluster.progress import Progress
 from itool.cluster.wish import Proof
 from itool.config import RunConfig
@@ -100,7 +99,7 @@ def job_rows(objects: RunObjects) -> list[StageRow]:
     newest: dict[StageId, Object] = {}
     for job in sorted(objects.jobs, key=lambda job: str(job["metadata"].get("creationTimestamp"))):
         if KEY_LABEL in job["metadata"]["labels"]:
-            newest[_stage_of(job)] = job
+            newest[task_of(job).stage] = job
     reading = _Reading(objects)
     return [reading.with_job(_row(stage, Resolution(stage, "missing", "")), job, None) for stage, job in newest.items()]
 
@@ -141,8 +140,6 @@ class _Reading:
         name = job["metadata"]["name"]
         states = [pod_state(pod, self._events.get(pod["metadata"]["name"], ())) for pod in self._pods.get(name, [])]
         now, verdict = job_state(job, states, self._events.get(name, ())), verdict_on(job)
-        if now.phase == "pending" and not states and has_begun(job):
-            now = replace(now, phase="running", reason="")  # between a pod's end and the Job's
         if now.phase == "succeeded":
             return replace(row, reason="its Job ended well but left no artifact" if found else "its Job ended well", attempt=_attempt(job))
         if verdict and verdict[0] == Interrupted.exit_code and now.phase == "failed":
@@ -196,11 +193,6 @@ def _earlier(states: Sequence[PodState]) -> str:
 
 def _attempt(job: Object) -> int:
     return int(job["metadata"]["labels"][ATTEMPT_LABEL])
-
-
-def _stage_of(job: Object) -> StageId:
-    labels = job["metadata"]["labels"]
-    return StageId(int(labels[ITERATION_LABEL]), labels[STAGE_LABEL])
 
 
 def _by_label(objects: Sequence[Object], label: str) -> dict[str, list[Object]]:

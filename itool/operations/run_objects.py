@@ -13,12 +13,12 @@ from typing import Protocol
 from itool.artifacts.store import Store
 from itool.cluster.decide_serving import ServingState
 from itool.cluster.job_facts import is_over
-from itool.cluster.manifests import JOB_LABEL, STAGE_CONTAINER
+from itool.cluster.manifests import STAGE_CONTAINER
+from itool.cluster.objects import COMPONENT_LABEL, JOB_LABEL, RUN_LABEL, Object
 from itool.cluster.pod_states import pod_state
-from itool.cluster.pods import COMPONENT_LABEL, RUN_LABEL, Object, has_managed_serving
-from itool.cluster.preflight import NOBODY
-from itool.cluster.progress import Progress, parse_progress
-from itool.cluster.serving import Deployments, KubernetesServing
+from itool.cluster.pods import has_managed_serving
+from itool.cluster.progress import Progress, last_progress
+from itool.cluster.serving_reader import Readable, ServingReader
 from itool.cluster.wish import Proof, read_proof
 from itool.config import RunConfig
 from itool.errors import ItoolError
@@ -28,8 +28,8 @@ MOST_LOOKED_AT = 8
 TAIL_LINES = 30
 
 
-class Reads(Deployments, Protocol):
-    """The part of `client.Cluster` that looking at a run needs; nothing of it that changes anything is called."""
+class Reads(Readable, Protocol):
+    """The part of `client.Cluster` that looking at a run needs."""
 
     def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[Sequence[Object], str]:
         """Objects that fit the selectors."""
@@ -46,7 +46,7 @@ def read_objects(cluster: Reads, store: Store, config: RunConfig, clock: Callabl
     running = [pod["metadata"]["name"] for pod in _of(pods, "stage") if pod_state(pod).phase == "running"]
     serving = [pod["metadata"]["name"] for pod in _of(pods, "serving")]
     with ThreadPoolExecutor(MOST_LOOKED_AT) as pool:
-        progress = dict(zip(running, pool.map(lambda name: last_progress(cluster, name), running[:MOST_LOOKED_AT]), strict=False))
+        progress = dict(zip(running, pool.map(lambda name: _progress_of(cluster, name), running[:MOST_LOOKED_AT]), strict=False))
         proofs = dict(zip(serving, pool.map(lambda name: _proof(store, config.run, name), serving), strict=True))
     return RunObjects(
         at=clock(),
@@ -62,18 +62,17 @@ def read_objects(cluster: Reads, store: Store, config: RunConfig, clock: Callabl
 def _serving(cluster: Reads, store: Store, config: RunConfig, pods: Sequence[Object]) -> ServingState | None:
     """As the controller sees it; None while the store cannot be asked."""
     try:
-        return KubernetesServing(config, store, cluster, lambda: pods, lambda: NOBODY).state()
+        return ServingReader(config, store, cluster, lambda: pods).state()
     except ItoolError:
         return None
 
 
-def last_progress(cluster: Reads, pod: str) -> Progress | None:
+def _progress_of(cluster: Reads, pod: str) -> Progress | None:
     """How far a stage pod says it is; None when it does not say, or its log cannot be read now."""
     try:
-        output = b"".join(cluster.pod_log(pod, STAGE_CONTAINER, tail_lines=TAIL_LINES))
+        return last_progress(b"".join(cluster.pod_log(pod, STAGE_CONTAINER, tail_lines=TAIL_LINES)))
     except ItoolError:
         return None
-    return next((found for line in reversed(output.splitlines()) if (found := parse_progress(line))), None)
 
 
 def _events(cluster: Reads, jobs: Sequence[Object], pods: Sequence[Object]) -> list[Object]:

@@ -11,6 +11,9 @@ from typing import Any
 
 from itool.errors import InputError
 
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""What adapters are trained on and vLLM serves. Without lm_head: with it, concurrent prompt_logprobs kill the engine of the CPU build."""
+
 
 @dataclass(frozen=True)
 class ModelFolder:

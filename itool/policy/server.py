@@ -27,13 +27,10 @@ from itool.config import ModelConfig, PolicyConfig
 from itool.errors import ConfigError, DependencyError
 from itool.logs import get_logger
 from itool.policy import guard as guard_program
-from itool.policy.model_folder import ModelFolder
+from itool.policy.model_folder import LINEAR_LAYERS, ModelFolder
 
 BASE_MODEL = "base"
 """Name under which the base model is served."""
-
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Without lm_head: with it, concurrent prompt_logprobs kill the engine of the CPU build."""
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that --max-lora-rank takes."""
@@ -166,7 +163,7 @@ def server_arguments(
     arguments = ["--model", str(path), "--served-model-name", BASE_MODEL, "--host", host, "--port", str(port)]
     arguments += ["--dtype", model.dtype, "--max-model-len", str(context_tokens), "--generation-config", "vllm"]
     arguments += ["--enable-lora", "--max-loras", "2", "--max-lora-rank", str(_lora_rank_limit(model.lora_rank))]
-    arguments += ["--lora-target-modules", *LORA_TARGETS]
+    arguments += ["--lora-target-modules", *LINEAR_LAYERS]
     if not gpu:
         # A seeded request whose prompt is computed in pieces kills the engine of the CPU build ("CPU Generator does not use offset").
         tokens = max(MOST_BATCHED_TOKENS, model.context_tokens)

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from itool.config import ModelConfig
+from itool.data.chat import require_tokenizer
 from itool.demo import base_model_path
 from itool.errors import DependencyError, InputError, StorageError
 
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "*.tiktoken")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 TEMPLATE_FILE = "chat_template.jinja"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
@@ -127,8 +127,7 @@ def check_model_folder(folder: Path, *, context_tokens: int, origin: str, templa
         raise InputError(f"{name} has no config.json", remedy="Give a folder in Hugging Face layout")
     _check_context(name, _read_json(folder / "config.json"), context_tokens)
     _check_weights(name, folder)
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        raise InputError(f"{name} has no tokenizer ({', '.join(TOKENIZER_FILES)})", remedy="Copy the tokenizer's files beside the weights")
+    require_tokenizer(name, folder)
     if not template_comes and not _has_chat_template(folder):
         raise InputError(f"{name} has no chat template", remedy=f"Set model.chat_template to a Jinja file, or add {TEMPLATE_FILE}")
 

@@ -24,10 +24,10 @@ from transformers.utils import logging as transformers_logging
 
 from itool.config import ModelConfig
 from itool.errors import ArtifactError, InputError
+from itool.policy.model_folder import LINEAR_LAYERS
 from itool.train.sequences import PASS_COST_TOKENS, Batch
 
 Dtype = Literal["float32", "bfloat16"]
-LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PLAIN_LAYERS = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
 """Blocks that are `x + attention(norm(x))`, then `x + mlp(norm(x))`, and nothing else."""
@@ -60,7 +60,7 @@ def new_adapter(model: Any, config: ModelConfig, *, seed: int) -> PeftModel:
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=LINEAR_LAYERS,
+        target_modules=list(LINEAR_LAYERS),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():

@@ -15,7 +15,8 @@ from itool.artifacts.manifest import FileEntry, Manifest, artifact_prefix, manif
 from itool.artifacts.resolve import Observed, Resolution, forget_done, observe, resolve, resolve_observed, resolve_one, shard_prefix
 from itool.artifacts.store import FolderStore
 from itool.config import RunConfig, parse_config
-from itool.stages import STAGES, StageId, StageName, artifact_key, inputs_of, settings_of, stage_ids
+from itool.names import StageName
+from itool.stages import STAGES, StageId, artifact_key, inputs_of, settings_of, stage_ids
 from tests.fakes.counted_store import CountedStore
 
 WHEN = datetime(2026, 11, 21, tzinfo=UTC)

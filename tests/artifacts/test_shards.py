@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from itool.artifacts import commit as commit_module
-from itool.artifacts.catalogue import remove_artifact, verify_artifact
+from itool.artifacts.catalogue import find_remains, remove_artifact, verify_artifact
 from itool.artifacts.commit import add_metrics, join_shards
 from itool.artifacts.manifest import manifest_key
 from itool.artifacts.resolve import Resolution, resolve, shard_prefix
 from itool.artifacts.stage import Stage, run_stage
 from itool.artifacts.store import FolderStore
-from itool.cli.artifacts import _existing, store_prefixes
 from itool.config import RunConfig, parse_config
 from itool.errors import ArtifactError, ItoolError
-from itool.stages import StageId, StageName
+from itool.names import StageName
+from itool.stages import StageId
 
 GENERATE = StageId(1, "generate")
 SHARDS = 3
@@ -159,7 +159,7 @@ def test_the_remedy_for_a_damaged_shard_makes_only_that_shard_again(config: RunC
     key = next(key for key in store.list(prefix) if key.endswith("pairs.jsonl"))
     store.write(key, store.read(key).replace(b"1", b"2"))
     assert run_shard(config, 2) == 65
-    assert _existing(store_prefixes(store.list("demo")), prefix) == prefix
+    assert find_remains(store, prefix) == prefix
     remove_artifact(store, prefix)
     assert resolution(config).shards_to_start == (1,)
     assert run_shard(config, 1) == 0

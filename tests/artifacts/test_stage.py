@@ -22,8 +22,9 @@ from itool.artifacts.stage import Body, Stage, run_stage, stage_seed
 from itool.artifacts.store import FolderStore, Store
 from itool.config import RunConfig, parse_config
 from itool.errors import ConfigError, DependencyError, InputError, Interrupted, NumericalError
+from itool.names import StageName
 from itool.records import Example, Message
-from itool.stages import StageId, StageName
+from itool.stages import StageId
 from tests.artifacts.conftest import S3Server
 
 PREPARE, WARMUP = StageId(0, "prepare"), StageId(0, "warmup")

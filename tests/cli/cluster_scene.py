@@ -119,9 +119,11 @@ class Scene:
         lease = StoreLease(self.store, self.config.run, ttl_seconds=3600)
         lease.acquire()
         controller = Controller(self.config, self.store, runner, lease, rules=rules_of(self.config), clock=lambda: self.cluster.now)
-        for _ in range(rounds):
-            if controller.step():
-                break
-            runner.cache.look()
-        runner.close()
-        lease.release()
+        try:
+            for _ in range(rounds):
+                if controller.step():
+                    break
+                runner.cache.look()
+        finally:
+            runner.close()
+            lease.release()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from itool.cluster.controller import StageFailed
 from itool.cluster.job_facts import verdict_on
 from itool.cluster.leases import StoreLease
 from tests.cli.cluster_scene import NAMESPACE, Scene
@@ -127,6 +128,23 @@ def test_runs_lists_state_iterations_and_who_works(scene: Scene, capsys: Capture
     assert scene.itoolctl_without_file("runs", "--root", "s3://bucket/runs", "-o", "json") == 0
     [row] = json.loads(capsys.readouterr().out)
     assert (row["run"], row["state"], row["iterations_done"], row["backend"], row["controller"]) == ("demo", "done", 1, "kubernetes", None)
+
+
+def test_runs_asks_the_cluster_about_a_run_that_nobody_works_on(scene: Scene, capsys: Capture) -> None:
+    scene.cluster.script["prepare"] = [65]
+    with pytest.raises(StageFailed):
+        scene.work(100)
+    scene.store.write("demo/config.yaml", scene.config.as_yaml().encode())
+    listing = ("runs", "--root", "s3://bucket/runs", "-o", "json")
+    assert scene.itoolctl("status", "-o", "json") == 0
+    assert shown(capsys)["state"] == "failed"
+    assert scene.itoolctl_without_file(*listing) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert (row["state"], row["problem"]) == ("failed", None)
+    scene.cluster.down = True
+    assert scene.itoolctl_without_file(*listing) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert (row["state"], row["problem"]) == ("stopped", "the API server is down")
 
 
 def test_doctor_finds_nothing_missing(scene: Scene, capsys: Capture) -> None:

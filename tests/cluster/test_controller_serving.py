@@ -15,12 +15,11 @@ from itool.artifacts.store import FolderStore, Store
 from itool.cluster.controller import Controller, StageFailed
 from itool.cluster.decide_serving import Serve, ServingPod, ServingState, StopServing
 from itool.cluster.leases import FolderLease
-from itool.cluster.pods import asks_policy, computes_on_gpu
 from itool.cluster.runner import Task
 from itool.cluster.wish import StoredArtifact, read_wish, write_wish
 from itool.config import RunConfig
 from itool.errors import DependencyError
-from itool.stages import inputs_of, stage_ids
+from itool.stages import asks_policy, computes_on_gpu, inputs_of, stage_ids
 from tests.cluster.in_memory_runner import InMemoryRunner, Killed
 from tests.cluster.test_controller import MEMORY, Clock
 

@@ -158,5 +158,5 @@ def test_a_pod_that_left_nothing_leaves_no_file() -> None:
 
 
 def test_names_and_times() -> None:
-    assert log_name(pod()) == "i1-score-2.log"
+    assert str(log_name(pod())) == "i1-score-2.log"
     assert comparable("2026-01-01T00:00:00.12Z") < comparable("2026-01-01T00:00:00.123Z") < comparable("2026-01-01T00:00:01Z")

@@ -13,7 +13,8 @@ import pytest
 
 from itool.artifacts.store import FolderStore, delete_tree
 from itool.cluster.decide_serving import Serve, ServingPod, StopServing
-from itool.cluster.serving import KubernetesServing, serving_pod
+from itool.cluster.serving import KubernetesServing
+from itool.cluster.serving_reader import serving_pod
 from itool.cluster.wish import Proof, StoredArtifact, Wish, read_proof, read_wish, write_proof
 from itool.config import RunConfig
 from tests.cluster.serving_scenes import store_adapter, store_model
@@ -169,7 +170,7 @@ class Scene:
             "kubernetes": {"serving": serving},
         }  # fmt: skip
         config = RunConfig.model_validate(document)
-        return KubernetesServing(config, self.store, self.cluster, lambda: self.pods, lambda: OWNER, clock=lambda: self.now)
+        return KubernetesServing(config, self.store, self.cluster, lambda: self.pods, owner=lambda: OWNER, clock=lambda: self.now)
 
     @property
     def deployment(self) -> dict[str, Any]:

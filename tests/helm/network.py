@@ -6,8 +6,8 @@ import ipaddress
 from collections.abc import Iterator
 from typing import Any
 
-from itool.cluster.manifests import STAGE_LABEL
-from itool.cluster.pods import COMPONENT_LABEL, NAME_LABEL, RUN_LABEL, labels
+from itool.cluster.objects import COMPONENT_LABEL, NAME_LABEL, RUN_LABEL, STAGE_LABEL
+from itool.cluster.pods import labels
 from itool.config import RunConfig
 from tests.helm.rendering import Manifests, selects
 

@@ -12,9 +12,10 @@ from itool.cluster.decide_serving import ServingPod, ServingState
 from itool.cluster.progress import Progress
 from itool.cluster.wish import Proof, StoredArtifact, Wish
 from itool.config import merge_config
+from itool.names import StageName
 from itool.operations.overview import RunObjects, component_rows, job_rows, stage_rows
 from itool.operations.run_status import run_state
-from itool.stages import StageId, StageName
+from itool.stages import StageId
 
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC).timestamp()
 WARMUP, GENERATE = StageId(0, "warmup"), StageId(1, "generate")
@@ -139,8 +140,8 @@ def test_a_stage_that_waits_for_vllm_says_what_vllm_waits_for() -> None:
     model, adapter = StoredArtifact(prefix="r/i0/prepare/k", digest=DIGEST), StoredArtifact(prefix="r/i0/warmup/k", digest=DIGEST)
     wish = Wish(model=model, adapter=adapter)
     resolutions = {
-        prepare: Resolution(prepare, "done", "up to date", KEY, "r/i0/prepare/k", manifest("prepare")),
-        WARMUP: Resolution(WARMUP, "done", "up to date", KEY, "r/i0/warmup/k", manifest("warmup")),
+        prepare: Resolution(prepare, "done", "up to date", KEY, "r/i0/prepare/k", artifact=manifest("prepare").ref()),
+        WARMUP: Resolution(WARMUP, "done", "up to date", KEY, "r/i0/warmup/k", artifact=manifest("warmup").ref()),
         evaluate: Resolution(evaluate, "missing", "has not run yet", KEY),
     }
     pending = ServingPod("v1", "pending", NOW, "unschedulable: 1 Insufficient nvidia.com/gpu.")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from itool.cluster.leases import StoreLease
-from itool.cluster.manifests import JOB_LABEL
+from itool.cluster.objects import JOB_LABEL
 from tests.jobs.conftest import digests_in
 from tests.real_cluster.conftest import Site, finish, wait_until
 from tests.real_cluster.trainings import prepared, training, training_pod

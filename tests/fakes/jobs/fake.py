@@ -11,7 +11,8 @@ from pathlib import Path
 
 from itool.artifacts.stage import Stage, run_stage
 from itool.errors import Interrupted
-from itool.stages import STAGES, StageName
+from itool.names import StageName
+from itool.stages import STAGES
 
 TIMES = {"count": 100, "correct": 60, "exact_match": 0.6, "ci95": [0.5, 0.7]}
 

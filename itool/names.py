@@ -1,0 +1,15 @@
+"""Names that a configuration and the command line choose from. No pydantic here: `itoolctl` starts with them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Method = Literal["mcts_dpo", "best_of_n", "rejection_sampling", "sft_continued"]
+"""The paper's method and its controls."""
+
+Backend = Literal["local", "kubernetes"]
+"""Where stages run."""
+
+StageName = Literal["prepare", "warmup", "score", "generate", "dpo", "evaluate", "report"]
+TRAINING_STAGES: tuple[StageName, ...] = ("warmup", "dpo")
+"""Those that several processes may do together, on one node or on several."""
