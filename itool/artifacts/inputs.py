@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,23 +25,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "itool"
 
 
-def read_records(path: Path, record: type[RecordT], *, name: str | None = None) -> list[RecordT]:
-    """Read a JSONL file. Raises InputError with file and line number; `name` is how messages call the file."""
-    return list(iterate_records(path, record, name=name))
-
-
-def iterate_records(path: Path, record: type[RecordT], *, name: str | None = None) -> Iterator[RecordT]:
-    """As `read_records`, one record at a time."""
-    shown = name or str(path)
+def read_records(path: Path, record: type[RecordT]) -> list[RecordT]:
+    """Read a JSONL file. Raises InputError with file and line number."""
     try:
         with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _parse(line, record, f"{shown}:{number}")
+            return [_parse(line, record, f"{path}:{number}") for number, line in enumerate(file, start=1) if line.strip()]
     except FileNotFoundError:
-        raise InputError(f"{shown} does not exist") from None
+        raise InputError(f"{path} does not exist") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{shown} is not UTF-8: {error}") from None
+        raise InputError(f"{path} is not UTF-8: {error}") from None
 
 
 def _parse(line: str, record: type[RecordT], place: str) -> RecordT:
@@ -72,10 +63,6 @@ class InputFiles:
             if not (but and path.endswith(but)):
                 self._provide(source, path, entry)
         return self._folder(source) / name
-
-    def names(self, role: str) -> list[str]:
-        """The files of an input."""
-        return list(_finished(self.source(role)).files)
 
     def source(self, role: str) -> Resolution:
         """The input artifact of a role."""
@@ -126,12 +113,3 @@ def _is_intact(path: Path, entry: FileEntry) -> bool:
     except (OSError, ArtifactError):
         return False
     return True
-
-
-def read_json(path: Path) -> object:
-    """A JSON document. Raises InputError naming the file."""
-    try:
-        document: object = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
-    return document
