@@ -26,8 +26,8 @@ from itool.search.pairs import extract_pairs
 from itool.search.reading import TokenReader
 from itool.search.steps import Granularity
 
-PROMPT_TOO_LONG = "prompt fills the context"
-UNUSABLE = "unusable example"
+PROMPT_TOO_LONG = "prompt_too_long"
+UNUSABLE = "unusable_example"
 """The policy or the tokenizer refused the example with an InputError; the log names it."""
 
 _log = get_logger(__name__)
@@ -115,7 +115,7 @@ async def _search_one(
     except ItoolError:
         raise
     except Exception as fault:  # noqa: BLE001 - one strange example must not end a search of hours; it is counted, and the log names it
-        reason, cause = f"unexpected {type(fault).__name__}", str(fault)
+        reason, cause = f"unexpected_{type(fault).__name__}", str(fault)
     block.dropped[example.id] = reason
     _log.warning("example dropped", example_id=example.id, reason=reason, cause=cause)
     return None

@@ -261,7 +261,7 @@ def fake_stages(config: RunConfig, trees: dict[int, list[SearchTree]], pairs: di
                 sampled,
                 len(trees[k]) + 2,
                 len(trees[k]),
-                {"prompt fills the context": 2},
+                {"prompt_too_long": 2},
                 {"pairs_dropped": {"value gap too small": 21, "too few visits": 14}},
             ),
             StageFacts("dpo", k, 19.0, 2.8, 58_000, len(pairs[k]), len(pairs[k])),

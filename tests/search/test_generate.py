@@ -105,7 +105,7 @@ def test_a_fault_costs_one_example_and_is_counted() -> None:
             raise InputError("prompt and answer exceed the context")
 
     blocks = _search(_policy(before_sample=break_once), _config(), EXAMPLES[:3])
-    assert blocks[0].dropped == {"weather-1": "unexpected ValueError", "weather-2": UNUSABLE}
+    assert blocks[0].dropped == {"weather-1": "unexpected_ValueError", "weather-2": UNUSABLE}
     assert [tree.example_id for tree in blocks[0].trees] == ["weather-0"]
 
 
