@@ -180,7 +180,7 @@ def inputs_of(config: RunConfig, stage: StageId) -> dict[str, StageId]:
     return inputs
 
 
-def has_company(config: RunConfig, stage: StageId) -> bool:
+def may_overlap(config: RunConfig, stage: StageId) -> bool:
     """Whether a stage may run beside another: the evaluation of a policy, and the scoring and search with it in the next iteration.
 
     Nothing in the loop reads an evaluation. Training waits for it, so that never more than one is behind. Stages stay alone where each

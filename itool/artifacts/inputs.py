@@ -53,14 +53,15 @@ class InputFiles:
         self._inputs = inputs
         self._verified: set[str] = set()
 
-    def path(self, role: str, name: str, *, but: str = "") -> Path:
-        """Local path of a file, or of a folder when `name` ends in a slash (`""`: the whole artifact); files that end in `but` may lack.
+    def path(self, role: str, name: str, *, except_suffix: str = "") -> Path:
+        """Local path of a file, or of a folder when `name` ends in a slash (`""`: the whole artifact).
 
+        Files of a folder that end in `except_suffix` are not fetched.
         Raises ArtifactError when a file was altered or is gone, InputError when the artifact has no such file.
         """
         source = self.source(role)
         for path, entry in self._matching(source, name).items():
-            if not (but and path.endswith(but)):
+            if not (except_suffix and path.endswith(except_suffix)):
                 self._provide(source, path, entry)
         return self._folder(source) / name
 

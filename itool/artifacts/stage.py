@@ -99,12 +99,12 @@ class Stage:
         """Seed of everything random in this stage: the same for every attempt and shard, another for every stage and iteration."""
         return stage_seed(self.config.seed, self.id)
 
-    def path(self, role: str, name: str, *, but: str = "") -> Path:
+    def path(self, role: str, name: str, *, except_suffix: str = "") -> Path:
         """Local path of an input file, or of a folder when `name` ends in a slash; its content is checked. Do not write there.
 
-        Files of a folder that end in `but` are not fetched.
+        Files of a folder that end in `except_suffix` are not fetched.
         """
-        return self._files.path(role, name, but=but)
+        return self._files.path(role, name, except_suffix=except_suffix)
 
     def has(self, role: str) -> bool:
         """Whether this stage reads such an input."""

@@ -146,9 +146,9 @@ class KubernetesServing:
             self._proofs[pod] = (self.clock(), proof)
         return proof
 
-    def _forget_proofs(self, but: frozenset[str]) -> None:
-        forget_proofs(self.store, self.config.run, but=but)
-        self._proofs = {pod: found for pod, found in self._proofs.items() if pod in but}
+    def _forget_proofs(self, keep: frozenset[str]) -> None:
+        forget_proofs(self.store, self.config.run, keep=keep)
+        self._proofs = {pod: found for pod, found in self._proofs.items() if pod in keep}
 
 
 def serving_pod(pod: Object, template: str, wish: Wish | None, proof: Proof | None) -> ServingPod:

@@ -152,10 +152,10 @@ def _stage_report(stage: StageFacts) -> StageReport:
 
 
 def _iteration_reports(inputs: ReportInputs) -> list[IterationReport]:
-    turns = {stage.iteration for stage in inputs.stages if stage.iteration > 0}
+    iterations = {stage.iteration for stage in inputs.stages if stage.iteration > 0}
     perplexity = perplexity_edges(inputs.scores.values())
     gaps = _gap_edges(inputs.pairs.values())
-    return [_iteration_report(inputs, k, perplexity, gaps) for k in sorted(turns)]
+    return [_iteration_report(inputs, k, perplexity, gaps) for k in sorted(iterations)]
 
 
 def _iteration_report(inputs: ReportInputs, k: int, perplexity: list[float], gaps: list[float]) -> IterationReport:
