@@ -50,6 +50,7 @@ class ArtifactRef(_Part):
 
     @property
     def id(self) -> StageId:
+        """The stage that wrote it."""
         return StageId(self.iteration, self.stage)
 
 
@@ -107,6 +108,7 @@ class Manifest(_Part):
 
     @property
     def id(self) -> StageId:
+        """The stage that wrote it."""
         return StageId(self.iteration, self.stage)
 
     @property

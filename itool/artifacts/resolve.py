@@ -52,6 +52,7 @@ class Resolution:
 
     @property
     def done(self) -> bool:
+        """Whether the artifact is there: nothing remains to be run."""
         return self.state == "done"
 
 
