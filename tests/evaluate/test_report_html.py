@@ -4,13 +4,13 @@ import json
 import re
 
 import pytest
-from fake_run import fake_config, fake_example, fake_inputs
 
 from itool.evaluate.explorer import build_explorer, locate_pair, most_visited, node_paths
 from itool.evaluate.report import build_report
 from itool.evaluate.report_html import embedded_json, render_html
 from itool.evaluate.report_inputs import ReportInputs
 from itool.records import Node, PreferencePair, SearchTree, ToolCall
+from tests.evaluate.fake_run import fake_config, fake_example, fake_inputs
 
 
 @pytest.fixture(scope="module")
