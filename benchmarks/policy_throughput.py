@@ -46,7 +46,7 @@ def _prompts(options: argparse.Namespace, seed: int) -> list[list[int]]:
 async def _embedded_rate(options: argparse.Namespace, rounds: list[list[list[int]]]) -> float:
     policy_config = PolicyConfig(batch_sequences=options.prompts * options.count)
     model_config = ModelConfig(context_tokens=2048, dtype=options.dtype)
-    async with EmbeddedPolicy(options.model, options.adapter, model=model_config, policy=policy_config, threads=options.threads) as policy:
+    async with EmbeddedPolicy(options.model, options.adapter, model=model_config, policy=policy_config) as policy:
         tokens = 0
         for number, prompts in enumerate(rounds):
             if number == 1:

@@ -97,7 +97,7 @@ async def measure(config: RunConfig, tokenizer: Any, examples: Sequence[Example]
     policy = InstantPolicy(tokenizer, examples, {tuple(render_prompt(tokenizer, example)): example for example in examples})
     started = time.process_time()
     trees = []
-    async for block in search_examples(policy, tokenizer, examples, config, run_seed=1, iteration=1):
+    async for block in search_examples(policy, tokenizer, examples, config, iteration=1):
         trees += block.trees
     seconds = time.process_time() - started
     pairs = sum(len(pairs_of(tree, config)[0]) for tree in trees)

@@ -2,7 +2,7 @@
 
 The same file is `itoolctl --config`, the chart's `run:` value and what lies beside the artifacts. `load_config` is the only way in: it
 merges the file with `--set a.b=c`, refuses unknown keys and impossible values in one line, and returns a frozen `RunConfig`.
-Which stage reads which field stands in `stages.py`; a field that no stage lists (`runtime`, `iterations`) never causes a re-run.
+Which stage reads which field stands in `stages.py`; a field that no stage lists (`runtime`, `store`, `kubernetes`) never causes a re-run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The one table of stages: what each reads and writes, which settings it depends on, whether it needs a GPU, where it stands in the loop.
 
 Everything that must know the pipeline's shape (controller, runners, plan, report, chart) reads it here. A stage of an iteration is
-addressed by a `StageId`; `inputs_of` gives the stages whose artifacts it reads. Pure data, no storage.
+addressed by a `StageId`; `inputs_of` gives the stages whose artifacts it reads. Data and pure rules, no storage.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def inputs_of(config: RunConfig, stage: StageId) -> dict[str, StageId]:
     return inputs
 
 
-def has_company(config: RunConfig, stage: StageId) -> bool:
+def may_overlap(config: RunConfig, stage: StageId) -> bool:
     """Whether a stage may run beside another: the evaluation of a policy, and the scoring and search with it in the next iteration.
 
     Nothing in the loop reads an evaluation. Training waits for it, so that never more than one is behind. Stages stay alone where each

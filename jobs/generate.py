@@ -46,9 +46,7 @@ async def _search(stage: Stage, examples: Sequence[Example]) -> tuple[list[Searc
     async with open_stage_policy(stage) as policy:
         stage.working()
         done: Collection[str] = trees.keys() | dropped.keys()
-        blocks = search_examples(
-            policy, tokenizer, examples, config, run_seed=config.seed, iteration=stage.id.iteration, done=frozenset(done)
-        )
+        blocks = search_examples(policy, tokenizer, examples, config, iteration=stage.id.iteration, done=frozenset(done))
         async for block in blocks:
             trees |= {tree.example_id: tree for tree in block.trees}
             dropped |= block.dropped

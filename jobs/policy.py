@@ -12,7 +12,7 @@ from itool.policy.protocol import Policy
 
 def model_folder(stage: Stage) -> Path:
     """The base model's folder. Its weights, by far the largest input, are left in the store where a server elsewhere has them."""
-    return stage.path("data", "model/", but="" if stage.config.policy.needs_weights else ".safetensors")
+    return stage.path("data", "model/", except_suffix="" if stage.config.policy.needs_weights else ".safetensors")
 
 
 def open_stage_policy(stage: Stage) -> AbstractAsyncContextManager[Policy]:

@@ -1,4 +1,4 @@
-"""What the two training jobs share: their main, examples as tokens, a stage as the trainer's surroundings, the log as artifacts."""
+"""What the training jobs share: their main, examples as tokens (`score` too), a stage as the trainer's surroundings, the log."""
 
 from __future__ import annotations
 

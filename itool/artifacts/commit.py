@@ -28,7 +28,7 @@ _LOOKS = 32
 
 
 def read_manifest(store: Store, prefix: str) -> Manifest | None:
-    """The manifest of an artifact, a shard or a checkpoint; None when it is not there. Raises ArtifactError when it is damaged."""
+    """The manifest of an artifact or a shard; None when it is not there. Raises ArtifactError when it is damaged."""
     key = manifest_key(prefix)
     if store.size(key) is None:
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,21 +25,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "itool"
 
 
-def read_records(path: Path, record: type[RecordT], *, name: str | None = None) -> list[RecordT]:
-    """Read a JSONL file. Raises InputError with file and line number; `name` is how messages call the file."""
-    return list(iterate_records(path, record, name=name))
-
-
-def iterate_records(path: Path, record: type[RecordT], *, name: str | None = None) -> Iterator[RecordT]:
-    """As `read_records`, one record at a time."""
-    shown = name or str(path)
+def read_records(path: Path, record: type[RecordT]) -> list[RecordT]:
+    """Read a JSONL file. Raises InputError with file and line number."""
     try:
-        for number, line in numbered_lines(path):
-            yield _parse(line, record, f"{shown}:{number}")
+        return [_parse(line, record, f"{path}:{number}") for number, line in numbered_lines(path)]
     except FileNotFoundError:
-        raise InputError(f"{shown} does not exist") from None
+        raise InputError(f"{path} does not exist") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{shown} is not UTF-8: {error}") from None
+        raise InputError(f"{path} is not UTF-8: {error}") from None
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -66,20 +58,17 @@ class InputFiles:
         self._inputs = inputs
         self._verified: set[str] = set()
 
-    def path(self, role: str, name: str, *, but: str = "") -> Path:
-        """Local path of a file, or of a folder when `name` ends in a slash (`""`: the whole artifact); files that end in `but` may lack.
+    def path(self, role: str, name: str, *, except_suffix: str = "") -> Path:
+        """Local path of a file, or of a folder when `name` ends in a slash (`""`: the whole artifact).
 
+        Files of a folder that end in `except_suffix` are not fetched.
         Raises ArtifactError when a file was altered or is gone, InputError when the artifact has no such file.
         """
         source = self.source(role)
         for path, entry in self._matching(source, name).items():
-            if not (but and path.endswith(but)):
+            if not (except_suffix and path.endswith(except_suffix)):
                 self._provide(source, path, entry)
         return self._folder(source) / name
-
-    def names(self, role: str) -> list[str]:
-        """The files of an input."""
-        return list(_finished(self.source(role)).files)
 
     def source(self, role: str) -> Resolution:
         """The input artifact of a role."""
@@ -130,12 +119,3 @@ def _is_intact(path: Path, entry: FileEntry) -> bool:
     except (OSError, ArtifactError):
         return False
     return True
-
-
-def read_json(path: Path) -> object:
-    """A JSON document. Raises InputError naming the file."""
-    try:
-        document: object = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
-    return document

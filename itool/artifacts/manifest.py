@@ -51,6 +51,7 @@ class ArtifactRef(_Part):
 
     @property
     def id(self) -> StageId:
+        """The stage that wrote it."""
         return StageId(self.iteration, self.stage)
 
 
@@ -108,6 +109,7 @@ class Manifest(_Part):
 
     @property
     def id(self) -> StageId:
+        """The stage that wrote it."""
         return StageId(self.iteration, self.stage)
 
     @property

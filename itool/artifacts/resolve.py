@@ -52,13 +52,8 @@ class Resolution:
 
     @property
     def done(self) -> bool:
+        """Whether the artifact is there: nothing remains to be run."""
         return self.state == "done"
-
-    @property
-    def shards_to_start(self) -> tuple[int, ...]:
-        """The shards that must run: those without a manifest, or shard 0 when only the merge is missing."""
-        missing = tuple(shard for shard in range(self.shards) if shard not in self.shards_done)
-        return missing or (0,)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from pydantic import BaseModel
 from itool.artifacts.checkpoints import Checkpoints
 from itool.artifacts.commit import commit, join_shards, read_manifest
 from itool.artifacts.disk import storage_error
-from itool.artifacts.inputs import InputFiles, RecordT, read_json, read_records
+from itool.artifacts.inputs import InputFiles, RecordT, read_records
 from itool.artifacts.manifest import Counts, Manifest, code_version
 from itool.artifacts.process import (
     JobArguments,
@@ -100,12 +100,12 @@ class Stage:
         """Seed of everything random in this stage: the same for every attempt and shard, another for every stage and iteration."""
         return stage_seed(self.config.seed, self.id)
 
-    def path(self, role: str, name: str, *, but: str = "") -> Path:
+    def path(self, role: str, name: str, *, except_suffix: str = "") -> Path:
         """Local path of an input file, or of a folder when `name` ends in a slash; its content is checked. Do not write there.
 
-        Files of a folder that end in `but` are not fetched.
+        Files of a folder that end in `except_suffix` are not fetched.
         """
-        return self._files.path(role, name, but=but)
+        return self._files.path(role, name, except_suffix=except_suffix)
 
     def has(self, role: str) -> bool:
         """Whether this stage reads such an input."""
@@ -114,10 +114,6 @@ class Stage:
     def roles(self) -> list[str]:
         """The inputs by role, in running order."""
         return list(self._inputs)
-
-    def names(self, role: str) -> list[str]:
-        """The files of an input."""
-        return self._files.names(role)
 
     def manifest(self, role: str) -> Manifest:
         """Where an input came from: its counts, metrics and times."""
@@ -129,10 +125,6 @@ class Stage:
     def read(self, record: type[RecordT], role: str, name: str) -> list[RecordT]:
         """The records of an input's JSONL file."""
         return read_records(self.path(role, name), record)
-
-    def read_json(self, role: str, name: str) -> Any:
-        """An input's JSON document."""
-        return read_json(self.path(role, name))
 
     def write(self, name: str, records: Iterable[BaseModel | Mapping[str, Any]]) -> int:
         """Write an output JSONL file, one record per line. Returns how many."""

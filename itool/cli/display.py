@@ -19,7 +19,6 @@ from itool.cluster.progress import Progress as Reported
 from itool.cluster.runner import Attempt, Task
 from itool.config import RunConfig
 from itool.errors import Interrupted
-from itool.stages import stage_ids
 
 PLAIN_INTERVAL_SECONDS = 15.0
 
@@ -28,7 +27,6 @@ PLAIN_INTERVAL_SECONDS = 15.0
 class PlainDisplay:
     """One line per start, end and failure, and a progress line now and then."""
 
-    total: int = 0
     stages_live_on: bool = False
     attempts_ended: int = 0
     _said: dict[Task, float] = field(default_factory=dict)
@@ -103,11 +101,11 @@ class BarDisplay(PlainDisplay):
 @contextmanager
 def open_display(config: RunConfig) -> Iterator[PlainDisplay]:
     """Bars on a terminal, lines elsewhere."""
-    total, stages_live_on = len(stage_ids(config)), config.runtime.backend == "kubernetes"
+    stages_live_on = config.runtime.backend == "kubernetes"
     if not sys.stderr.isatty():
-        yield PlainDisplay(total, stages_live_on)
+        yield PlainDisplay(stages_live_on)
         return
-    display = BarDisplay(total, stages_live_on)
+    display = BarDisplay(stages_live_on)
     with display.progress:
         yield display
 

@@ -1,4 +1,4 @@
-"""`itoolctl`: the command line. One file per noun; commands are short, the library does the work.
+"""`itoolctl`: the command line. One file per command; commands are short, the library does the work.
 
 Data goes to standard output, everything else to standard error. An error is one line that says what to do, and the exit code of
 errors.py; ITOOL_DEBUG=1 adds the traceback. Nothing heavy is imported before a command needs it, so `--help` is immediate.

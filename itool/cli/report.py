@@ -59,7 +59,7 @@ def _accuracy_table(report: Report) -> str:
 def _accuracy_row(report: Report, evaluation: EvaluationReport, difficulties: list[str]) -> list[object]:
     k = evaluation.iteration
     validation = report.evaluation(k, "validation")
-    turn = next((turn for turn in report.iterations if turn.iteration == k), None)
+    iteration = next((found for found in report.iterations if found.iteration == k), None)
     return [
         "warm-up" if k == 0 else f"iteration {k}",
         _percent(evaluation.exact_match),
@@ -68,8 +68,8 @@ def _accuracy_row(report: Report, evaluation: EvaluationReport, difficulties: li
         _percent(evaluation.no_call),
         _percent(validation.exact_match if validation else None),
         evaluation.count,
-        turn.pairs if turn else None,
-        turn.updates if turn else None,
+        iteration.pairs if iteration else None,
+        iteration.updates if iteration else None,
         "<- kept" if k == report.best_iteration else None,
     ]
 

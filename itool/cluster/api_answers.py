@@ -48,6 +48,7 @@ class Refused(Exception):  # noqa: N818 - says what happened, and never leaves t
 
 
 def refusal_of(response: urllib3.BaseHTTPResponse) -> Refused:
+    """What an answer that is no success says, also where its body is no Status (a proxy's page, for instance)."""
     try:
         status = json.loads(response.data)
         return Refused(response.status, str(status.get("reason", "")), " ".join(str(status.get("message", "")).split()))
@@ -55,12 +56,14 @@ def refusal_of(response: urllib3.BaseHTTPResponse) -> Refused:
         return Refused(response.status, "", HTTPStatus(response.status).phrase if response.status in list(HTTPStatus) else "")
 
 
-def retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
+def retry_after_seconds(response: urllib3.BaseHTTPResponse) -> float | None:
+    """How long the API server asks to be left alone, at most LONGEST_PAUSE_SECONDS; None where it does not say."""
     given = response.headers.get("Retry-After", "")
     return min(float(given), LONGEST_PAUSE_SECONDS) if given.isdigit() else None
 
 
 def watch_error(status: dict[str, Any]) -> ItoolError:
+    """What an ERROR event of a watch means: Gone when its version is too old, else ClusterDown."""
     if status.get("code") == HTTPStatus.GONE:
         return Gone(str(status.get("message", "")))
     return ClusterDown(f"the watch ended: {status.get('message', status)}")

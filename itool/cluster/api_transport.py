@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import urllib3
 
-from itool.cluster.api_answers import LONGEST_PAUSE_SECONDS, ClusterDown, refusal_of, retry_after
+from itool.cluster.api_answers import LONGEST_PAUSE_SECONDS, ClusterDown, refusal_of, retry_after_seconds
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
@@ -73,7 +73,7 @@ class Transport:
                     continue
                 if not refusal.is_worth_a_retry and not (refusal.status == HTTPStatus.UNAUTHORIZED and self._accepted):
                     raise refusal
-                reason, pause = f"{refusal.status} {refusal.message}", retry_after(response)
+                reason, pause = f"{refusal.status} {refusal.message}", retry_after_seconds(response)
             if attempt + 1 < self._attempts:
                 self._sleep(pause or min(FIRST_PAUSE_SECONDS * 2.0**attempt, LONGEST_PAUSE_SECONDS))
         raise ClusterDown(

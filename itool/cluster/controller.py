@@ -19,7 +19,7 @@ from itool.artifacts.store import Store
 from itool.cluster.decide import Action, Fail, Finish, Observed, RetryRules, StartStage, StopStage, Wait, next_actions
 from itool.cluster.decide_serving import Serve, StopServing
 from itool.cluster.leases import Lease, LeaseLost
-from itool.cluster.progress import Progress, ProgressTail, Silent, Watcher
+from itool.cluster.progress import NoWatcher, Progress, ProgressTail, Watcher
 from itool.cluster.runner import Attempt, Attempts, Runner, Task
 from itool.config import RunConfig
 from itool.errors import DependencyError, Interrupted, ItoolError
@@ -57,7 +57,7 @@ class Controller:
     store: Store
     runner: Runner
     lease: Lease
-    watcher: Watcher = field(default_factory=Silent)
+    watcher: Watcher = field(default_factory=NoWatcher)
     serving: Serving | None = None
     stop_requested: Callable[[], bool] = lambda: False
     rules: RetryRules = field(default_factory=RetryRules)

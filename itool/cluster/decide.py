@@ -20,7 +20,7 @@ from itool.cluster.decide_serving import Serve, ServingState, StopServing, besid
 from itool.cluster.runner import Attempt, Attempts, Task
 from itool.config import RunConfig
 from itool.errors import DOCUMENTED_CODES, NEVER_AGAIN, DependencyError, InputError, Interrupted, ItoolError
-from itool.stages import StageId, has_company
+from itool.stages import StageId, may_overlap
 
 LONGEST_PAUSE_SECONDS = 30.0
 
@@ -114,7 +114,7 @@ def next_actions(observed: Observed) -> list[Action]:
 def stages_in_turn(config: RunConfig, resolutions: Mapping[StageId, Resolution]) -> list[StageId]:
     """The first stage that is not done; with `runtime.overlap_evaluation` a second one beside an evaluation, about the same policy."""
     missing = [stage for stage, found in resolutions.items() if not found.done][:2]
-    overlap = [stage.name == "evaluate" for stage in missing] == [True, False] and all(has_company(config, stage) for stage in missing)
+    overlap = [stage.name == "evaluate" for stage in missing] == [True, False] and all(may_overlap(config, stage) for stage in missing)
     return missing if overlap else missing[:1]
 
 
@@ -216,12 +216,12 @@ def _retry_after(observed: Observed, task: Task, last: Attempt, why: str, *, pau
 
 
 def _without_artifact(observed: Observed, task: Task) -> Action:
-    """Every task ended well and still there is no artifact: shards that were never merged, or a manifest that was removed."""
+    """Every task ended well and still there is no artifact: shards that were never joined, or a manifest that was removed."""
     attempts = observed.attempts.get(task, ())
     number = attempts[-1].number + 1 if attempts else 1
     if len([attempt for attempt in attempts if attempt.phase == "succeeded" and not attempt.past]) >= observed.rules.max_attempts:
         return Fail(task.stage, ItoolError.exit_code, f"{task.stage} ends with exit code 0 but leaves no artifact {task.key}")
-    return StartStage(task, number, "finished without a manifest: merge again")
+    return StartStage(task, number, "finished without a manifest: join again")
 
 
 def _trailing(attempts: tuple[Attempt, ...], code: int) -> list[Attempt]:

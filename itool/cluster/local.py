@@ -25,7 +25,7 @@ from itool.cluster.runner import Attempt, Attempts, Task
 from itool.config import RunConfig
 from itool.errors import StorageError
 from itool.logs import get_logger
-from itool.stages import STAGES, has_company
+from itool.stages import STAGES, may_overlap
 
 log = get_logger(__name__)
 
@@ -179,7 +179,7 @@ class LocalRunner:
 
     def _threads(self, task: Task) -> int:
         """The cores by as many processes as may run side by side, whether they do or not: no result shall depend on when a stage ran."""
-        return max(1, self._all_threads() // max(task.shards, 2 if has_company(self.config, task.stage) else 1))
+        return max(1, self._all_threads() // max(task.shards, 2 if may_overlap(self.config, task.stage) else 1))
 
     def _arguments(self, task: Task) -> list[str]:
         arguments = ["--config", str(self.config_path), "--iteration", str(task.stage.iteration), "--key", task.key]

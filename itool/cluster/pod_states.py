@@ -38,7 +38,6 @@ class PodState:
     ended_at: float | None = None
     shard: int | None = None
     ready: bool = False
-    restarts: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,6 @@ def pod_state(pod: Object, events: Sequence[Object] = ()) -> PodState:
         ended_at=seconds(ended.get("finishedAt")),
         shard=int(shard) if shard is not None else None,
         ready=_condition(pod, "Ready").get("status") == "True",
-        restarts=sum(found.get("restartCount", 0) for found in _all_statuses(status)),
     )
 
 

@@ -38,7 +38,7 @@ class Watcher(Protocol):
         """Somebody asked the run to stop; stages are saving their checkpoints."""
 
 
-class Silent:
+class NoWatcher:
     """A watcher that looks away."""
 
     def decided(self, action: Action) -> None:

@@ -63,6 +63,6 @@ class KubernetesServing(ServingReader):
         self._forget_proofs(frozenset())
         log.info("vllm asked to stop", reason=action.reason)
 
-    def _forget_proofs(self, but: frozenset[str]) -> None:
-        forget_proofs(self.store, self.config.run, but=but)
-        self._proofs = {pod: found for pod, found in self._proofs.items() if pod in but}
+    def _forget_proofs(self, keep: frozenset[str]) -> None:
+        forget_proofs(self.store, self.config.run, keep=keep)
+        self._proofs = {pod: found for pod, found in self._proofs.items() if pod in keep}

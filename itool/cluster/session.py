@@ -21,7 +21,7 @@ from itool.cluster.leases import FolderLease, Lease, StoreLease, acquire_within
 from itool.cluster.local import LocalRunner
 from itool.cluster.log_names import LOGS_FOLDER, log_key, logs_prefix
 from itool.cluster.pods import has_managed_serving
-from itool.cluster.progress import Silent, Watcher
+from itool.cluster.progress import NoWatcher, Watcher
 from itool.cluster.runner import Task
 from itool.config import RunConfig
 from itool.errors import Interrupted
@@ -55,8 +55,8 @@ def iterate(
         try:
             store_config(store, config)
             if cluster is not None:
-                return _iterate_in_cluster(config, store, lease, watcher or Silent(), stop=stop, cluster=cluster)
-            return _iterate_here(config, store, lease, watcher or Silent(), stop=stop, package=package)
+                return _iterate_in_cluster(config, store, lease, watcher or NoWatcher(), stop=stop, cluster=cluster)
+            return _iterate_here(config, store, lease, watcher or NoWatcher(), stop=stop, package=package)
         finally:
             lease.release()
 

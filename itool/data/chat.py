@@ -194,7 +194,7 @@ def _apply(
     opens_turn: bool,
     which: str,
 ) -> str:
-    from jinja2 import TemplateError  # noqa: PLC0415 - comes with transformers
+    from jinja2 import TemplateError  # noqa: PLC0415 - comes with training
 
     try:
         text: str = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=opens_turn, tokenize=False)

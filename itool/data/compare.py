@@ -36,11 +36,6 @@ class Comparison:
     extra_arguments: int
 
     @property
-    def exact(self) -> bool:
-        """Same calls, whatever their order."""
-        return self.error is None
-
-    @property
     def error(self) -> CallError | None:
         """The first of the fixed phrases of `records.Prediction` that holds: which tools come before their arguments."""
         if self.missing_calls and self.extra_calls:

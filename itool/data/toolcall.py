@@ -71,11 +71,6 @@ def scan(text: str, tools: Sequence[Tool] = ()) -> Scan:
     return _scan_prose(text)
 
 
-def is_call_text(text: str, tools: Sequence[Tool] = ()) -> bool:
-    """Whether a response is (or begins) calls rather than prose."""
-    return scan(text, tools).kind == "calls"
-
-
 def parse_calls(text: str, tools: Sequence[Tool] = ()) -> list[ToolCall]:
     """The calls of a complete response; an empty list means that it is prose.
 

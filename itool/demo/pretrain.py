@@ -30,10 +30,10 @@ from transformers.utils.logging import disable_progress_bar
 from itool.demo.compose import Draft
 from itool.demo.exact_match import exact_match
 from itool.demo.general import draft_example
-from itool.demo.muon import Muon
 from itool.demo.prompt import ASSISTANT, END, SPECIAL_TOKENS, USER, render_prompt
 from itool.demo.task import drafts
 from itool.demo.vocabulary import CONTEXT_TOKENS, train_tokenizer
+from itool.muon import Muon
 
 Sequence = tuple[list[int], int]
 """Token ids of prompt and response, and the length of the prompt."""
@@ -114,7 +114,8 @@ def train(
     embedding = model.get_input_embeddings().weight
     matrices = [p for p in model.parameters() if p.ndim == 2 and p is not embedding]
     others = [p for p in model.parameters() if p.ndim != 2 or p is embedding]
-    muon, adamw = Muon(matrices), torch.optim.AdamW(others, lr=recipe.other_learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    muon = Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=0.05)
+    adamw = torch.optim.AdamW(others, lr=recipe.other_learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     started = saved = time.monotonic()
     tokens, updates, recent = 0, 0, 0.0
     for batch in _batches(recipe, tokenizer, openness):
@@ -122,7 +123,8 @@ def train(
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.nn.utils.clip_grad_norm_(others, 1.0)
         factor = _schedule(updates, tokens / recipe.tokens, recipe)
-        muon.step(recipe.matrix_learning_rate * factor)
+        muon.param_groups[0]["lr"] = recipe.matrix_learning_rate * factor
+        muon.step()
         adamw.param_groups[0]["lr"] = recipe.other_learning_rate * factor
         adamw.step()
         model.zero_grad(set_to_none=True)

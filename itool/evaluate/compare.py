@@ -159,7 +159,7 @@ def _evaluation(report: Report, at: At) -> EvaluationReport:
 def _run_row(entry: _Entry, to_first: Difference | None) -> RunRow:
     report, measured = entry.report, entry.measured
     warmup = report.evaluation(0)
-    used = [turn for turn in report.iterations if turn.iteration <= measured.iteration]
+    used = [done for done in report.iterations if done.iteration <= measured.iteration]
     return RunRow(
         run=report.run,
         arm=entry.arm,
@@ -173,8 +173,8 @@ def _run_row(entry: _Entry, to_first: Difference | None) -> RunRow:
         gain=measured.exact_match - warmup.exact_match if warmup else None,
         by_difficulty=measured.by_difficulty,
         no_call=measured.no_call,
-        sampled_tokens=sum(turn.sampled_tokens for turn in used),
-        updates=sum(turn.updates for turn in used),
+        sampled_tokens=sum(done.sampled_tokens for done in used),
+        updates=sum(done.updates for done in used),
         seconds=sum(stage.seconds for stage in report.stages),
         to_first=to_first,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from itool.data.toolcall import render_calls
 from itool.evaluate.report_inputs import ReportInputs
 from itool.evaluate.report_schema import Part
 from itool.records import Example, Node, PreferencePair, SearchTree
@@ -178,10 +179,15 @@ def _shown_pair(pair: PreferencePair, place: tuple[int | None, int, int], new: M
 
 
 def _shown_example(example: Example) -> ShownExample:
-    calls = ", ".join(f"{call.name}({', '.join(f'{k}={v!r}' for k, v in call.arguments.items())})" for call in example.calls)
     return ShownExample(
         messages=[(message.role, message.content) for message in example.messages],
         tools=[tool.model_dump(mode="json") for tool in example.tools],
-        answer=example.response if example.response is not None else f"[{calls}]" if calls else "text, no call",
+        answer=_shown_answer(example),
         difficulty=example.difficulty,
     )
+
+
+def _shown_answer(example: Example) -> str:
+    if example.response is not None:
+        return example.response
+    return render_calls(example.calls) if example.calls else "text, no call"

@@ -96,7 +96,7 @@ async def pass_counts(
             count=samples,
             max_tokens=task.max_tokens,
             temperature=config.search.temperature,
-            seed=_draw_seed(seed, task.example.id),
+            seed=_seed_of(seed, task.example.id),
         )
         correct = sum(_judge(task.example, sample, tokenizer).correct for sample in drawn)
         return PassCount(task.example.id, samples, correct, sum(len(sample.token_ids) for sample in drawn))
@@ -170,7 +170,7 @@ def _judge(example: Example, sample: Sample, tokenizer: Any) -> Prediction:
     )
 
 
-def _draw_seed(seed: int, example_id: str) -> int:
+def _seed_of(seed: int, example_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"pass:{seed}:{example_id}".encode()).digest()[:8]) >> 1
 
 

@@ -2,8 +2,8 @@
 
 const { report, explorer } = JSON.parse(document.getElementById("data").textContent);
 const GROUPS = ["easy", "medium", "hard", "no_call"];
-const turnName = (k) => (k === 0 ? "warm-up" : `iteration ${k}`);
-const turnColour = (k) => `--k${Math.min(k, 5)}`;
+const iterationName = (k) => (k === 0 ? "warm-up" : `iteration ${k}`);
+const iterationColour = (k) => `--k${Math.min(k, 5)}`;
 const evaluated = (dataset) => report.evaluations.filter((e) => e.dataset === dataset).sort((a, b) => a.iteration - b.iteration);
 const put = (id, ...content) => section(id).append(...content.flat(Infinity).filter(Boolean));
 const nothing = (text) => el("p", { class: "hint" }, text);
@@ -43,7 +43,7 @@ function verdict(first, gain, certain) {
 function accuracy() {
   const held = evaluated("held_out");
   if (!held.length) { put("accuracy", nothing("No evaluation is finished yet.")); return; }
-  const point = (name, e, g) => ({ x: e.iteration, y: g.exact_match, low: g.ci95[0], high: g.ci95[1], title: `${name}, ${turnName(e.iteration)}: ${percent(g.exact_match)} (${percent(g.ci95[0])} to ${percent(g.ci95[1])}), ${plural(g.count, "example")}` });
+  const point = (name, e, g) => ({ x: e.iteration, y: g.exact_match, low: g.ci95[0], high: g.ci95[1], title: `${name}, ${iterationName(e.iteration)}: ${percent(g.exact_match)} (${percent(g.ci95[0])} to ${percent(g.ci95[1])}), ${plural(g.count, "example")}` });
   const marks = held.map((e) => ({ at: e.iteration, name: e.iteration === 0 ? "warm-up" : String(e.iteration) }));
   const shared = { xTicks: marks, xLabel: "iteration", yFormat: (v) => `${Math.round(100 * v)} %`, dots: true, height: 260 };
   const whole = [{ name: "held-out", colour: "--s-all", points: held.map((e) => point("held-out", e, e)) }];
@@ -53,17 +53,17 @@ function accuracy() {
   put("accuracy",
     el("p", { class: "hint" }, `Exact match: every call right in name, arguments and typed values. Bars are 95 % intervals${report.best_iteration === null ? "" : "; the ring marks the iteration that is kept"}.`),
     el("div", { class: "panels two" },
-      lineChart("All examples", { ...shared, series: whole, dodge: 10, ring: report.best_iteration, summary: `Exact match by iteration: ${held.map((e) => `${turnName(e.iteration)} ${percent(e.exact_match)}`).join(", ")}` }),
+      lineChart("All examples", { ...shared, series: whole, dodge: 10, ring: report.best_iteration, summary: `Exact match by iteration: ${held.map((e) => `${iterationName(e.iteration)} ${percent(e.exact_match)}`).join(", ")}` }),
       groups.length ? lineChart("Held-out, by difficulty and where no tool fits", { ...shared, series: groups, dodge: 7, summary: "Exact match by iteration for each difficulty; the table below has the numbers" }) : null));
   const ks = [...new Set(held.flatMap((e) => Object.keys(e.pass_at_k)))].sort((a, b) => a - b);
   const cell = (g) => (g ? withInterval(g.exact_match, g.ci95) : "–");
   put("accuracy", table(
     ["Adapter", "All", ...GROUPS.map(titled), ...(valid.length ? ["Validation"] : []), ...ks.map((k) => `pass@${k}`)],
-    held.map((e) => [turnName(e.iteration) + (e.iteration === report.best_iteration ? " (kept)" : ""), cell(e), ...GROUPS.map((g) => cell(e.groups[g])),
+    held.map((e) => [iterationName(e.iteration) + (e.iteration === report.best_iteration ? " (kept)" : ""), cell(e), ...GROUPS.map((g) => cell(e.groups[g])),
       ...(valid.length ? [cell(valid.find((v) => v.iteration === e.iteration))] : []), ...ks.map((k) => percent(e.pass_at_k[k]))]),
     { caption: `Held-out exact match with 95 % interval, ${plural(held[0].count, "example")}`, rowClass: (i) => (held[i].iteration === report.best_iteration ? "kept" : null) }));
   const kinds = [...new Set(held.flatMap((e) => Object.keys(e.errors)))];
-  if (kinds.length) put("accuracy", table(["Adapter", ...kinds.map(titled), "Cut off"], held.map((e) => [turnName(e.iteration), ...kinds.map((kind) => integer(e.errors[kind] || 0)), integer(e.truncated)]), { caption: "Wrong answers by kind" }));
+  if (kinds.length) put("accuracy", table(["Adapter", ...kinds.map(titled), "Cut off"], held.map((e) => [iterationName(e.iteration), ...kinds.map((kind) => integer(e.errors[kind] || 0)), integer(e.truncated)]), { caption: "Wrong answers by kind" }));
 }
 
 function training() {
@@ -86,8 +86,8 @@ function panelsOf(curves) {
   return names.filter((name) => !second.has(name)).map((name) => {
     const pair = second.has(rejected(name)) ? rejected(name) : null;
     const of = (series, dash) => curves.filter((c) => c.series[series]).map((c) => ({
-      name: turnName(c.iteration), colour: turnColour(c.iteration || 3), dash, points: c.updates.map((u, i) => ({ x: u, y: c.series[series][i] })) }));
-    const entries = curves.map((c) => ({ name: turnName(c.iteration), colour: turnColour(c.iteration || 3) }));
+      name: iterationName(c.iteration), colour: iterationColour(c.iteration || 3), dash, points: c.updates.map((u, i) => ({ x: u, y: c.series[series][i] })) }));
+    const entries = curves.map((c) => ({ name: iterationName(c.iteration), colour: iterationColour(c.iteration || 3) }));
     if (pair) entries.push({ name: "rejected", colour: "--faint", dash: true });
     const caption = pair ? `${curveName(name.replace(/[/_ ]?chosen$/, ""))}: chosen and rejected` : curveName(name);
     return lineChart(caption, { series: [...of(name), ...(pair ? of(pair, true) : [])], entries, height: 170, xLabel: "update", summary: `${caption} by update` });
@@ -95,35 +95,35 @@ function panelsOf(curves) {
 }
 
 function perplexity() {
-  const scored = report.iterations.filter((turn) => turn.perplexity);
+  const scored = report.iterations.filter((iteration) => iteration.perplexity);
   if (!scored.length) { put("perplexity", nothing(report.config.select.by === "pass_rate" ? "This run selects by pass rate, and its model was not at hand to measure a perplexity." : "No buffer example is scored yet, or the method scores none.")); return; }
-  const top = Math.max(...scored.flatMap((turn) => turn.perplexity.histogram.counts));
+  const top = Math.max(...scored.flatMap((iteration) => iteration.perplexity.histogram.counts));
   const last = scored.length - 1;
   const place = (i) => (last === 0 ? "" : i === 0 ? "Before: " : i === last ? "After: " : "");
   put("perplexity",
     el("p", { class: "hint" }, "Perplexity of the ground-truth response, scored at the start of an iteration by the adapter of the one before. The scale is logarithmic and shared; the dark part was selected for search, the dotted line is the median."),
-    el("div", { class: "panels" }, scored.map((turn, i) => {
-      const p = turn.perplexity;
-      return histogramChart([el("b", {}, `${place(i)}${place(i) ? turnName(turn.iteration) : titled(turnName(turn.iteration))}`), `, scored by ${turnName(turn.iteration - 1)}, median ${decimal(p.median)}`],
-        { ...p.histogram, marked: p.selected.counts, top, line: p.median, logarithmic: true, xLabel: "perplexity", summary: `Perplexity before ${turnName(turn.iteration)}: median ${decimal(p.median)}, 90th percentile ${decimal(p.p90)}` });
+    el("div", { class: "panels" }, scored.map((iteration, i) => {
+      const p = iteration.perplexity;
+      return histogramChart([el("b", {}, `${place(i)}${place(i) ? iterationName(iteration.iteration) : titled(iterationName(iteration.iteration))}`), `, scored by ${iterationName(iteration.iteration - 1)}, median ${decimal(p.median)}`],
+        { ...p.histogram, marked: p.selected.counts, top, line: p.median, logarithmic: true, xLabel: "perplexity", summary: `Perplexity before ${iterationName(iteration.iteration)}: median ${decimal(p.median)}, 90th percentile ${decimal(p.p90)}` });
     })),
     legend([{ name: "not selected", colour: "--k1", box: true }, { name: "selected for search", colour: "--k3", box: true }]),
-    table(["Iteration", "Scored", "Selected", "Mean", "Median", "90th percentile"], scored.map((turn) => [turn.iteration, integer(turn.scored), integer(turn.selected), decimal(turn.perplexity.mean), decimal(turn.perplexity.median), decimal(turn.perplexity.p90)])));
+    table(["Iteration", "Scored", "Selected", "Mean", "Median", "90th percentile"], scored.map((iteration) => [iteration.iteration, integer(iteration.scored), integer(iteration.selected), decimal(iteration.perplexity.mean), decimal(iteration.perplexity.median), decimal(iteration.perplexity.p90)])));
 }
 
 function pairs() {
-  const turns = report.iterations.filter((turn) => turn.pair_statistics);
-  if (!turns.length) { put("pairs", nothing("This method makes no preference pairs.")); return; }
+  const iterations = report.iterations.filter((iteration) => iteration.pair_statistics);
+  if (!iterations.length) { put("pairs", nothing("This method makes no preference pairs.")); return; }
   put("pairs",
-    table(["Iteration", "Trees", "Right samples", "Pairs", "Injected", "Mean gap", "N chosen", "N rejected", "Sampled tokens", "Updates"], turns.map((turn) => {
-      const p = turn.pair_statistics;
-      return [turn.iteration, integer(turn.trees), percent(turn.pass_rate), integer(p.count), percent(turn.injected_fraction, 0), decimal(p.mean_gap), decimal(p.mean_chosen_visits, 1), decimal(p.mean_rejected_visits, 1), integer(turn.sampled_tokens), integer(turn.updates)];
+    table(["Iteration", "Trees", "Right samples", "Pairs", "Injected", "Mean gap", "N chosen", "N rejected", "Sampled tokens", "Updates"], iterations.map((iteration) => {
+      const p = iteration.pair_statistics;
+      return [iteration.iteration, integer(iteration.trees), percent(iteration.pass_rate), integer(p.count), percent(iteration.injected_fraction, 0), decimal(p.mean_gap), decimal(p.mean_chosen_visits, 1), decimal(p.mean_rejected_visits, 1), integer(iteration.sampled_tokens), integer(iteration.updates)];
     }), { caption: "Injected: pairs whose chosen side is the inserted ground-truth step. Gap: Q of chosen minus Q of rejected." }));
-  const kept = turns.filter((turn) => turn.pairs);
-  const top = Math.max(0, ...kept.flatMap((turn) => turn.pair_statistics.gap.counts));
-  put("pairs", el("div", { class: "panels" }, kept.map((turn) =>
-    histogramChart(`Q gap, iteration ${turn.iteration}`, { ...turn.pair_statistics.gap, top, xLabel: "Q chosen − Q rejected", summary: `Gap of ${plural(turn.pairs, "pair")}, mean ${decimal(turn.pair_statistics.mean_gap)}` }))));
-  put("pairs", el("h3", {}, "States with two or more visited steps, by what became of them"), reasonTable("States", turns.map((turn) => [`iteration ${turn.iteration}`, { "gave a pair": turn.pairs, ...turn.pair_statistics.dropped }])));
+  const kept = iterations.filter((iteration) => iteration.pairs);
+  const top = Math.max(0, ...kept.flatMap((iteration) => iteration.pair_statistics.gap.counts));
+  put("pairs", el("div", { class: "panels" }, kept.map((iteration) =>
+    histogramChart(`Q gap, iteration ${iteration.iteration}`, { ...iteration.pair_statistics.gap, top, xLabel: "Q chosen − Q rejected", summary: `Gap of ${plural(iteration.pairs, "pair")}, mean ${decimal(iteration.pair_statistics.mean_gap)}` }))));
+  put("pairs", el("h3", {}, "States with two or more visited steps, by what became of them"), reasonTable("States", iterations.map((iteration) => [`iteration ${iteration.iteration}`, { "gave a pair": iteration.pairs, ...iteration.pair_statistics.dropped }])));
 }
 
 // rows: [name, {reason: count}]; columns are the reasons of all rows.
@@ -134,7 +134,7 @@ function reasonTable(head, rows) {
 
 // entries: [words, iteration, count]; one row per wording, one column per iteration, and a bar of the total.
 function matrix(heads, entries, columnName) {
-  const turns = [...new Set(entries.map(([, k]) => k))].sort((a, b) => a - b);
+  const iterations = [...new Set(entries.map(([, k]) => k))].sort((a, b) => a - b);
   const rows = new Map();
   for (const [words, k, count] of entries) {
     const key = JSON.stringify(words);
@@ -143,8 +143,8 @@ function matrix(heads, entries, columnName) {
   }
   const list = [...rows.values()].map((row) => ({ ...row, total: sum([...row.counts.values()]) }));
   const most = Math.max(1, ...list.map((row) => row.total));
-  return table([...heads, ...turns.map(columnName), "Total", ""],
-    list.map((row) => [...row.words, ...turns.map((k) => (row.counts.has(k) ? integer(row.counts.get(k)) : "–")), integer(row.total), track([{ share: row.total / most, className: "fill-count", title: `${row.total}` }])]),
+  return table([...heads, ...iterations.map(columnName), "Total", ""],
+    list.map((row) => [...row.words, ...iterations.map((k) => (row.counts.has(k) ? integer(row.counts.get(k)) : "–")), integer(row.total), track([{ share: row.total / most, className: "fill-count", title: `${row.total}` }])]),
     { className: "bars", words: heads.map((_, i) => i) });
 }
 
@@ -152,7 +152,7 @@ function dropped() {
   const entries = report.stages.flatMap((s) => Object.entries(s.dropped).map(([reason, count]) => [[s.name, phrase(reason)], s.iteration, count]));
   put("dropped", el("h3", {}, "Records that a stage could not use"),
     entries.length ? matrix(["Stage", "Reason"], entries, (k) => (k === 0 ? "Before" : `Iteration ${k}`)) : nothing("No stage dropped anything."));
-  const stops = report.iterations.flatMap((turn) => Object.entries(turn.stopped).map(([reason, count]) => [[phrase(reason)], turn.iteration, count]));
+  const stops = report.iterations.flatMap((iteration) => Object.entries(iteration.stopped).map(([reason, count]) => [[phrase(reason)], iteration.iteration, count]));
   if (stops.length) put("dropped", el("h3", {}, "Why searches ended, in trees"), matrix(["Reason"], stops, (k) => `Iteration ${k}`));
 }
 

@@ -152,10 +152,10 @@ def _stage_report(stage: StageFacts) -> StageReport:
 
 
 def _iteration_reports(inputs: ReportInputs) -> list[IterationReport]:
-    turns = {stage.iteration for stage in inputs.stages if stage.iteration > 0}
+    iterations = {stage.iteration for stage in inputs.stages if stage.iteration > 0}
     perplexity = perplexity_edges(inputs.scores.values())
     gaps = _gap_edges(inputs.pairs.values())
-    return [_iteration_report(inputs, k, perplexity, gaps) for k in sorted(turns)]
+    return [_iteration_report(inputs, k, perplexity, gaps) for k in sorted(iterations)]
 
 
 def _iteration_report(inputs: ReportInputs, k: int, perplexity: list[float], gaps: list[float]) -> IterationReport:
@@ -172,19 +172,13 @@ def _iteration_report(inputs: ReportInputs, k: int, perplexity: list[float], gap
         injected_fraction=sum(pair.injected for pair in pairs) / len(pairs) if pairs else None,
         pass_at_k={str(n): float(v) for n, v in (held_out.get("pass_at_k") or {}).items()},
         pass_rate=sum(tree.correct_samples for tree in trees) / samples if samples else None,
-        sampled_tokens=_sampled_tokens(generate, sum(tree.sampled_tokens for tree in trees)),
+        sampled_tokens=sum(tree.sampled_tokens for tree in trees),
         simulations=sum(tree.simulations for tree in trees),
         updates=len(inputs.training.get((k, "dpo"), [])),
         stopped=_counted(tree.stopped for tree in trees),
         perplexity=_perplexity_report(scores, perplexity),
         pair_statistics=_pair_report(pairs, generate, gaps) if generate else None,
     )
-
-
-def _sampled_tokens(generate: StageFacts | None, in_trees: int) -> int:
-    """What the stage counted (its samples may outnumber the stored trees), else the sum over the trees."""
-    counted = generate.metrics.get("sampled_tokens") if generate else None
-    return int(counted) if isinstance(counted, (int, float)) else in_trees
 
 
 def _perplexity_report(scores: Sequence[Score], edges: list[float]) -> PerplexityReport | None:

@@ -99,7 +99,7 @@ class PairReport(Part):
 
 
 class IterationReport(Part):
-    """What one turn of the loop did. Counts are 0 where the method has no such stage."""
+    """What one iteration did. Counts are 0 where the method has no such stage."""
 
     iteration: int
     scored: int

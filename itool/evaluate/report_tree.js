@@ -4,9 +4,9 @@ const [PARENT, TEXT, PRIOR, VISITS, VALUE, OUTCOME, CONFIDENCE, TERMINAL, CORREC
 const COLUMNS = [["Q", VALUE, "value of the step"], ["N", VISITS, "visits"], ["p", PRIOR, "prior"], ["O", OUTCOME, "outcome"], ["C", CONFIDENCE, "self-evaluation"]];
 
 function treeExplorer(explorer) {
-  const state = { turn: explorer.iterations.length - 1, filter: "all", query: "", tree: 0 };
+  const state = { iteration: explorer.iterations.length - 1, filter: "all", query: "", tree: 0 };
   const view = el("div", { id: "tree-view", "aria-live": "polite" });
-  const turn = el("select", { id: "tree-iteration", on: { change: () => go({ turn: Number(turn.value), tree: 0 }) } },
+  const iteration = el("select", { id: "tree-iteration", on: { change: () => go({ iteration: Number(iteration.value), tree: 0 }) } },
     explorer.iterations.map((part, i) => el("option", { value: i }, `Iteration ${part.iteration}`)));
   const filter = el("select", { id: "tree-filter", on: { change: () => go({ filter: filter.value, tree: 0 }) } });
   const query = el("input", { id: "tree-query", type: "search", placeholder: "id or words", on: { input: () => go({ query: query.value, tree: 0 }) } });
@@ -27,8 +27,8 @@ function treeExplorer(explorer) {
 
   function go(change) {
     Object.assign(state, change);
-    const part = explorer.iterations[state.turn];
-    turn.value = state.turn;
+    const part = explorer.iterations[state.iteration];
+    iteration.value = state.iteration;
     const reasons = [...new Set(part.trees.map((tree) => tree.stopped))].sort();
     const count = (test) => part.trees.filter(test).length;
     if (state.filter.startsWith("stop:") && !reasons.includes(state.filter.slice(5))) state.filter = "all";
@@ -54,7 +54,7 @@ function treeExplorer(explorer) {
   const labelled = (name, control, className) => el("label", { class: className }, name, control);
   go({});
   return [
-    el("div", { class: "controls" }, labelled("Iteration", turn), labelled("Show", filter), labelled("Search", query, "wide"), labelled("Tree", choice, "wide"), el("div", { class: "buttons" }, back, next)),
+    el("div", { class: "controls" }, labelled("Iteration", iteration), labelled("Show", filter), labelled("Search", query, "wide"), labelled("Tree", choice, "wide"), el("div", { class: "buttons" }, back, next)),
     left,
     view,
   ];

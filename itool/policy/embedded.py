@@ -76,12 +76,10 @@ class _Scoring:
 
 
 class EmbeddedPolicy:
-    """See protocol.Policy. Loads the model in `async with`; `threads` 0 leaves torch's own number of threads."""
+    """See protocol.Policy. Answers inside `async with`."""
 
-    def __init__(self, model_dir: Path, adapter_dir: Path | None, *, model: ModelConfig, policy: PolicyConfig, threads: int = 0) -> None:
+    def __init__(self, model_dir: Path, adapter_dir: Path | None, *, model: ModelConfig, policy: PolicyConfig) -> None:
         self._folder = read_model_folder(model_dir, context_tokens=model.context_tokens)
-        if threads:
-            torch.set_num_threads(threads)
         self._model = load_packed_model(model_dir, adapter_dir, dtype=model.dtype, context_tokens=self._folder.context_tokens)
         self._stop_ids = np.array(self._folder.stop_ids, dtype=np.int64)
         self._batch_sequences = policy.batch_sequences

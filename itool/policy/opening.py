@@ -22,19 +22,18 @@ async def open_policy(
     model: ModelConfig,
     policy: PolicyConfig,
     *,
-    threads: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> AsyncIterator[Policy]:
     """The policy that `policy.backend` names, ready to answer inside `async with`, and gone after it.
 
     `model_dir` is a materialised base model (without its weights where `policy.needs_weights` is False), `adapter_dir` a LoRA adapter as
-    PEFT writes it (None: the base alone), `threads` the CPU threads of the engine (0: its own choice). `should_stop` is asked while
-    servers in a cluster are waited for. Raises InputError when a folder cannot be used, DependencyError when a server does not start.
+    PEFT writes it (None: the base alone). `should_stop` is asked while servers in a cluster are waited for. Raises InputError when a folder
+    cannot be used, DependencyError when a server does not start.
     """
     if policy.backend == "embedded":
         from itool.policy.embedded import EmbeddedPolicy  # noqa: PLC0415 - torch, only where this policy runs
 
-        async with EmbeddedPolicy(model_dir, adapter_dir, model=model, policy=policy, threads=threads) as embedded:
+        async with EmbeddedPolicy(model_dir, adapter_dir, model=model, policy=policy) as embedded:
             yield embedded
         return
     folder = read_model_folder(model_dir, context_tokens=model.context_tokens, weights=policy.needs_weights)
@@ -44,7 +43,7 @@ async def open_policy(
         url, failure = policy.url, _never_fails
         if url is None:
             log_path = Path(gettempdir()) / f"itool-vllm-{os.getpid()}.log"
-            server = await stack.enter_async_context(LocalVllmServer(folder, log_path, model=model, policy=policy, threads=threads))
+            server = await stack.enter_async_context(LocalVllmServer(folder, log_path, model=model, policy=policy))
             url, failure = server.url, server.failure
         yield await stack.enter_async_context(VllmPolicy(url, folder, adapter_dir, policy=policy, failure=failure, should_stop=should_stop))
 

@@ -49,12 +49,16 @@ class Replicas:
         patience_seconds: float,
         should_stop: Callable[[], bool],
         resolve: Resolve | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._url = httpx.URL(url)
         self._trouble = trouble
         self._patience_seconds = patience_seconds
         self._should_stop = should_stop
         self._resolve = resolve or resolve_addresses
+        self._clock = clock
+        self._sleep = sleep
         self._looking = asyncio.Lock()
         self._servers: tuple[str, ...] = ()
         self._looked_at = -LOOK_AGAIN_SECONDS
@@ -70,34 +74,34 @@ class Replicas:
                 return await question(server)
             except Unavailable as trouble:
                 self._drop(server, str(trouble))
-            started = started or time.monotonic()
-            if time.monotonic() - started >= self._patience_seconds:
+            started = started or self._clock()
+            if self._clock() - started >= self._patience_seconds:
                 raise self._lost()
             await self._pause()
 
     async def _choose(self, key: bytes) -> str:
-        if not self._servers or time.monotonic() - self._looked_at >= LOOK_AGAIN_SECONDS:
+        if not self._servers or self._clock() - self._looked_at >= LOOK_AGAIN_SECONDS:
             async with self._looking:
                 await self._find()
         return max(self._servers, key=lambda server: hashlib.blake2b(server.encode(), key=hashlib.sha256(key).digest()).digest())
 
     async def _find(self) -> None:
         """Look until there is a server; once when there is one already."""
-        if self._servers and time.monotonic() - self._looked_at < LOOK_AGAIN_SECONDS:
+        if self._servers and self._clock() - self._looked_at < LOOK_AGAIN_SECONDS:
             return  # another request has looked meanwhile
-        self._gone_since = None if self._servers else self._gone_since or time.monotonic()
+        self._gone_since = None if self._servers else self._gone_since or self._clock()
         while True:
             await self._look()
             if self._servers:
                 self._gone_since = None
                 return
-            if time.monotonic() - (self._gone_since or time.monotonic()) >= self._patience_seconds:
+            if self._clock() - (self._gone_since or self._clock()) >= self._patience_seconds:
                 raise self._lost()
             await self._pause()
 
     async def _look(self) -> None:
         """Resolve the name again and ask the servers that are not in use whether they can be. One without an address is not asked again."""
-        self._looked_at = time.monotonic()  # first: others need not wait for a slow look while there are servers
+        self._looked_at = self._clock()  # first: others need not wait for a slow look while there are servers
         found = await self._addresses() or self._servers  # a name without addresses may also be a DNS server that restarts
         new = [server for server in found if server not in self._servers]
         troubles = dict(zip(new, await asyncio.gather(*(self._trouble(server) for server in new)), strict=True))
@@ -121,13 +125,13 @@ class Replicas:
         if server in self._servers:
             _log.warning("vllm server lost", server=server, reason=reason)
             self._servers = tuple(other for other in self._servers if other != server)
-            self._looked_at = min(self._looked_at, time.monotonic() - LOOK_AGAIN_SECONDS + PAUSE_SECONDS)  # it may be back soon
+            self._looked_at = min(self._looked_at, self._clock() - LOOK_AGAIN_SECONDS + PAUSE_SECONDS)  # it may be back soon
         self._reason = f"{server}: {reason}"
 
     async def _pause(self) -> None:
         if self._should_stop():
             raise Interrupted("stopped while no vLLM server answered", remedy="Run the same command again to resume")
-        await asyncio.sleep(PAUSE_SECONDS)
+        await self._sleep(PAUSE_SECONDS)
 
     def _lost(self) -> DependencyError:
         text = f"no vLLM server behind {self._url} has answered for {self._patience_seconds:.0f} s: {self._reason}"

@@ -14,7 +14,8 @@ import asyncio
 import hashlib
 import math
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -66,6 +67,8 @@ class VllmPolicy:
         should_stop: Callable[[], bool] = lambda: False,
         transport: httpx.AsyncBaseTransport | None = None,
         resolve: Resolve | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._folder = folder
         self._adapter_dir = adapter_dir
@@ -83,7 +86,13 @@ class VllmPolicy:
         self._replicas: Replicas | None = None
         if policy.adapters == "wait":
             self._replicas = Replicas(
-                self._url, self._trouble, patience_seconds=policy.startup_seconds, should_stop=should_stop, resolve=resolve
+                self._url,
+                self._trouble,
+                patience_seconds=policy.startup_seconds,
+                should_stop=should_stop,
+                resolve=resolve,
+                clock=clock,
+                sleep=sleep,
             )
         self.served_name = ""
 

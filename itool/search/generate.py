@@ -26,8 +26,8 @@ from itool.search.pairs import extract_pairs
 from itool.search.reading import TokenReader
 from itool.search.steps import Granularity
 
-PROMPT_TOO_LONG = "prompt fills the context"
-UNUSABLE = "unusable example"
+PROMPT_TOO_LONG = "prompt_too_long"
+UNUSABLE = "unusable_example"
 """The policy or the tokenizer refused the example with an InputError; the log names it."""
 
 _log = get_logger(__name__)
@@ -47,7 +47,6 @@ async def search_examples(
     examples: Sequence[Example],
     config: RunConfig,
     *,
-    run_seed: int,
     iteration: int,
     done: Collection[str] = frozenset(),
 ) -> AsyncIterator[SearchBlock]:
@@ -64,7 +63,7 @@ async def search_examples(
             continue
         policy.forget()
         block = SearchBlock()
-        searches = [_search_one(policy, reader, example, config, block, run_seed=run_seed, iteration=iteration) for example in waiting]
+        searches = [_search_one(policy, reader, example, config, block, iteration=iteration) for example in waiting]
         block.trees = await _run_together(searches)
         yield block
 
@@ -86,7 +85,7 @@ def pairs_of(tree: SearchTree, config: RunConfig) -> tuple[list[PreferencePair],
     return extract_pairs(tree, min_gap=settings.min_gap, min_visits=settings.min_visits)
 
 
-def prepare_task(tokenizer: Any, example: Example, config: RunConfig, *, run_seed: int, iteration: int) -> SearchTask:
+def prepare_task(tokenizer: Any, example: Example, config: RunConfig, *, iteration: int) -> SearchTask:
     """Everything about one example that its search needs; `max_tokens` below 1 says that the prompt leaves no room for an answer.
 
     With `data.buffer_labels: checker` the ground-truth text is not looked at, even where there is one.
@@ -98,15 +97,15 @@ def prepare_task(tokenizer: Any, example: Example, config: RunConfig, *, run_see
         ground_truth = tuple(response_ids(tokenizer, example))
         if len(ground_truth) > max_tokens:
             ground_truth = None
-    return SearchTask(example, prompt_ids, ground_truth, max_tokens, run_seed, iteration)
+    return SearchTask(example, prompt_ids, ground_truth, max_tokens, config.seed, iteration)
 
 
 async def _search_one(
-    policy: Policy, reader: TokenReader, example: Example, config: RunConfig, block: SearchBlock, *, run_seed: int, iteration: int
+    policy: Policy, reader: TokenReader, example: Example, config: RunConfig, block: SearchBlock, *, iteration: int
 ) -> SearchTree | None:
     """The tree of one example, or None and a reason in `block.dropped`: the one place where any fault costs an example, not the stage."""
     try:
-        task = prepare_task(reader.tokenizer, example, config, run_seed=run_seed, iteration=iteration)
+        task = prepare_task(reader.tokenizer, example, config, iteration=iteration)
         if task.max_tokens > 0:
             granularity: Granularity = config.search.granularity if config.method == "mcts_dpo" else "response"
             return await search_tree(policy, reader, task, search_settings(config), granularity=granularity)
@@ -116,7 +115,7 @@ async def _search_one(
     except ItoolError:
         raise
     except Exception as fault:  # noqa: BLE001 - one strange example must not end a search of hours; it is counted, and the log names it
-        reason, cause = f"unexpected {type(fault).__name__}", str(fault)
+        reason, cause = f"unexpected_{type(fault).__name__}", str(fault)
     block.dropped[example.id] = reason
     _log.warning("example dropped", example_id=example.id, reason=reason, cause=cause)
     return None

@@ -37,7 +37,6 @@ SOLVED = "solved"
 EXHAUSTED = "exhausted"
 """No state is left to expand: all are terminal, below the depth limit, or free of mistakes."""
 SIMULATION_LIMIT = "simulation limit"
-STOP_REASONS = (NO_DEFICIENCY, HOPELESS, SOLVED, EXHAUSTED, SIMULATION_LIMIT)
 
 
 def puct(q: float, prior: float, parent_visits: int, visits: int, c: float) -> float:

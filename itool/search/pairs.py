@@ -18,7 +18,6 @@ SAME_TEXT = "same text"
 ONE_BEGINS_THE_OTHER = "one side begins the other"
 NO_RIGHT_ANSWER = "no right answer below chosen"
 NO_WRONG_ANSWER = "no wrong answer below rejected"
-DROP_REASONS = (FEW_VISITS, SMALL_GAP, SAME_TEXT, ONE_BEGINS_THE_OTHER, NO_RIGHT_ANSWER, NO_WRONG_ANSWER)
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,7 @@ def pass_cost_tokens(model: Any, *, gradients: bool = True) -> int:
     """What one more forward pass of this model costs, in padded tokens: how eagerly `bucket` cuts.
 
     A GPU takes the time of launching thousands of small kernels however few tokens there are (about 0.1 s for 30 layers with adapters
-    and their gradients), in which it could compute some 3e12 / parameters tokens more (an H200, the journal, 2026-11-26).
+    and their gradients), in which it could compute some 3e12 / parameters tokens more (measured: docs/experiments.md).
     """
     if next(model.parameters()).device.type == "cpu":
         return PASS_COST_TOKENS

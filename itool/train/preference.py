@@ -20,7 +20,7 @@ from itool.records import PreferencePair
 from itool.train import losses
 from itool.train.distributed import Workers
 from itool.train.hooks import TrainingHooks, TrainingLog
-from itool.train.model import load_adapter, load_adapter_weights, load_model, new_adapter, pass_cost_tokens, response_logps
+from itool.train.model import load_adapter, load_adapter_weights, load_model, pass_cost_tokens, response_logps
 from itool.train.sequences import StepPair, TokenSequence, batch_pairs, bucket, draw, step_pair
 from itool.train.sft import replay_sequences, sft_backward
 from itool.train.updates import UpdateTrainer, check_fits, fingerprint, repeatable_kernels, row_numbers, run_updates, training_arguments
@@ -42,7 +42,7 @@ def train_preferences(
     pairs: Sequence[PreferencePair],
     replay: Sequence[TokenSequence],
     *,
-    adapter_in: Path | None,
+    adapter_in: Path,
     reference: Path | None = None,
     model: ModelConfig,
     settings: DpoConfig,
@@ -60,7 +60,7 @@ def train_preferences(
     check_fits(base, steps)
     if replay:
         check_fits(base, replay)
-    adapted = load_adapter(base, adapter_in, trainable=True) if adapter_in else new_adapter(base, model, seed=seed)
+    adapted = load_adapter(base, adapter_in, trainable=True)
     plan = plan_preferences(len(steps), len(replay), settings, seed)
     hooks = hooks or TrainingHooks()
     with repeatable_kernels(), tempfile.TemporaryDirectory(prefix="itool-dpo-") as scratch:

@@ -32,21 +32,20 @@ def train_sft(
     model_dir: Path,
     sequences_by_phase: Mapping[str, Sequence[TokenSequence]],
     *,
-    adapter_in: Path | None = None,
     model: ModelConfig,
     settings: WarmupConfig,
     seed: int,
     output: Path,
     hooks: TrainingHooks | None = None,
 ) -> TrainingLog:
-    """Warm-up, Eq. (2)-(3), arXiv 2501.09766v1: train on each phase in the order given (easy, medium, hard), loss on response tokens only.
+    """Warm-up, Eq. (2)-(3), arXiv 2501.09766v1: a new adapter, trained on each phase in the order given (easy, medium, hard).
 
-    `curriculum: mixed` draws the same number of updates from all phases together. Writes the adapter to `output`. Raises InputError,
-    NumericalError, Interrupted.
+    The loss is on response tokens only. `curriculum: mixed` draws the same number of updates from all phases together. Writes the adapter
+    to `output`. Raises InputError, NumericalError, Interrupted.
     """
     rows = [sequence for phase in sequences_by_phase.values() for sequence in phase]
     plan = plan_curriculum([len(phase) for phase in sequences_by_phase.values()], settings, seed)
-    return _train(model_dir, rows, plan, adapter_in=adapter_in, config=model, settings=settings, seed=seed, output=output, hooks=hooks)
+    return _train(model_dir, rows, plan, adapter_in=None, config=model, settings=settings, seed=seed, output=output, hooks=hooks)
 
 
 def continue_sft(

@@ -69,15 +69,19 @@ class UpdateTrainer:
         return dataset
 
     def get_train_dataloader(self) -> Sequence[Any]:
+        """The updates that remain, instead of batches of rows."""
         return self.plan[self.training_log.updates :]
 
     def get_batch_samples(self, updates: Iterator[Any], _batches: int, _device: torch.device) -> tuple[list[Any], None]:
+        """One whole update is what transformers takes for the micro-batches of a step. Items are counted in `update_loss`."""
         return [next(updates)], None
 
     def floating_point_ops(self, _update: Any) -> int:
+        """Not counted: transformers would guess from rows that ours do not have."""
         return 0
 
     def training_step(self, model: Any, update: Any, _items: Any = None) -> Tensor:
+        """Gradients of one update, summed over the workers, and its line in the log. Returns 0 as loss: nobody reads transformers' sum."""
         model.train()
         rate = float(self.optimizer.param_groups[0]["lr"])
         update_number = self.training_log.updates + 1
@@ -90,6 +94,7 @@ class UpdateTrainer:
         return torch.zeros((), device=self.args.device)
 
     def _clip_grad_norm(self, model: Any) -> Tensor:
+        """As transformers clips; the norm is checked and logged."""
         norm: Tensor = super()._clip_grad_norm(model)  # type: ignore[misc] # the TRL trainer behind this mixin has it
         value = float(norm)
         self._require_finite("gradient norm", value)

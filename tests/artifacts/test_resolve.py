@@ -189,14 +189,14 @@ def test_shards_that_are_done_are_known() -> None:
     for stage in (PREPARE, WARMUP, StageId(1, "score")):
         world.finish(config, stage)
     generate = world.resolve(config)[StageId(1, "generate")]
-    assert (generate.shards, generate.shards_done, generate.shards_to_start) == (3, (), (0, 1, 2))
+    assert (generate.shards, generate.shards_done) == (3, ())
     for shard in (2, 0):
         world.sizes[manifest_key(shard_prefix(str(generate.prefix), shard, 3))] = 1
     generate = world.resolve(config)[StageId(1, "generate")]
-    assert (generate.shards_done, generate.shards_to_start) == ((0, 2), (1,))
+    assert generate.shards_done == (0, 2)
     assert "2 of 3 shards are done" in generate.reason
     world.sizes[manifest_key(shard_prefix(str(generate.prefix), 1, 3))] = 1
-    assert world.resolve(config)[StageId(1, "generate")].shards_to_start == (0,)
+    assert world.resolve(config)[StageId(1, "generate")].shards_done == (0, 1, 2)
 
 
 def written(world: World, folder: Path) -> FolderStore:

@@ -60,7 +60,7 @@ def test_the_last_shard_joins_all_in_shard_order(config: RunConfig) -> None:
     for shard in (2, 0):
         assert run_shard(config, shard) == 0
         assert not resolution(config).done
-    assert resolution(config).shards_to_start == (1,)
+    assert resolution(config).shards_done == (0, 2)
     assert run_shard(config, 1) == 0
     done = resolution(config)
     assert done.manifest is not None
@@ -92,7 +92,7 @@ def test_when_only_joining_is_missing_any_shard_does_it(config: RunConfig, monke
         patch.setattr("itool.artifacts.stage.join_shards", lambda *_: None)  # killed between its own manifest and joining
         for shard in range(SHARDS):
             assert run_shard(config, shard) == 0
-    assert resolution(config).shards_to_start == (0,)
+    assert resolution(config).shards_done == (0, 1, 2)
     assert run_shard(config, 0, lambda stage: pytest.fail("ran twice")) == 0
     assert resolution(config).done
 
@@ -161,6 +161,6 @@ def test_the_remedy_for_a_damaged_shard_makes_only_that_shard_again(config: RunC
     assert run_shard(config, 2) == 65
     assert find_remains(store, prefix) == prefix
     remove_artifact(store, prefix)
-    assert resolution(config).shards_to_start == (1,)
+    assert resolution(config).shards_done == (0, 2)
     assert run_shard(config, 1) == 0
     assert resolution(config).done

@@ -295,8 +295,8 @@ def test_the_largest_files_of_an_input_can_be_left_in_the_store(run: Run) -> Non
     fetched: list[bool] = []
 
     def warmup(stage: Stage) -> None:
-        for but in ("weights", ""):
-            folder = stage.path("data", "model/", but=but)
+        for suffix in ("weights", ""):
+            folder = stage.path("data", "model/", except_suffix=suffix)
             fetched.append((folder / "weights").exists())
         stage.write("training.jsonl", [{"loss": 1.0}])
 

@@ -14,7 +14,7 @@ from itool.artifacts.store import FolderStore
 from itool.cluster.controller import Controller, StageFailed
 from itool.cluster.decide import Action, RetryRules, StartStage, Wait
 from itool.cluster.leases import FolderLease
-from itool.cluster.progress import Silent
+from itool.cluster.progress import NoWatcher
 from itool.config import RunConfig, RuntimeConfig, SearchConfig
 from itool.errors import DependencyError, Interrupted
 from itool.stages import StageId, stage_ids
@@ -168,7 +168,7 @@ def test_a_store_that_stays_down_ends_the_run(tmp_path: Path) -> None:
         made.run()
 
 
-class Listener(Silent):
+class Listener(NoWatcher):
     """Keeps what was decided."""
 
     def __init__(self) -> None:

@@ -106,7 +106,7 @@ def test_interruptions_and_outages_do_not_use_up_attempts() -> None:
 def test_exit_0_without_an_artifact_is_tried_again_and_then_fails() -> None:
     good = [Attempt(number, "succeeded", 0) for number in (1, 2, 3)]
     [again] = next_actions(observe(good[0]))
-    assert again == StartStage(Task(PREPARE, "key"), 2, "finished without a manifest: merge again")
+    assert again == StartStage(Task(PREPARE, "key"), 2, "finished without a manifest: join again")
     [end] = next_actions(observe(*good))
     assert end == Fail(PREPARE, 1, "i0/prepare ends with exit code 0 but leaves no artifact key")
 
@@ -128,7 +128,7 @@ def test_only_unfinished_shards_start() -> None:
 
 def test_shards_that_nobody_joined_are_joined_by_the_first() -> None:
     [action] = next_actions(sharded({}, shards_done=(0, 1, 2)))
-    assert action == StartStage(Task(GENERATE, "key", 0, 3), 1, "finished without a manifest: merge again")
+    assert action == StartStage(Task(GENERATE, "key", 0, 3), 1, "finished without a manifest: join again")
 
 
 def test_one_hopeless_shard_ends_the_run() -> None:

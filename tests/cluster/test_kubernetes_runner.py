@@ -17,7 +17,7 @@ from itool.cluster.kubernetes_runner import KubernetesRunner
 from itool.cluster.leases import LeaseLost, StoreLease
 from itool.cluster.pod_states import seconds
 from itool.cluster.pods import owner_object
-from itool.cluster.progress import Silent
+from itool.cluster.progress import NoWatcher
 from itool.cluster.run_events import RunEvents
 from itool.config import RunConfig, parse_config
 from itool.errors import ConfigError, DependencyError, Interrupted
@@ -388,7 +388,7 @@ def test_the_rights_that_are_asked_for_are_those_that_are_used() -> None:
     controller = open_controller(queued)
     controller.step()
     controller.runner.cancel(0.0)
-    RunEvents(cluster, lambda: cluster.objects["configmaps"]["itool-run-demo"], Silent()).stopping()  # type: ignore[arg-type]
+    RunEvents(cluster, lambda: cluster.objects["configmaps"]["itool-run-demo"], NoWatcher()).stopping()  # type: ignore[arg-type]
     used = {(resource.replace("jobs", "batch/jobs"), verb) for resource, verb in cluster.used | queued.used}
     allowed = {(resource, verb) for resource, verbs in PERMISSIONS.items() for verb in verbs}
     serving = {(resource, verb) for resource, verb in allowed if resource == "apps/deployments"}

@@ -107,11 +107,9 @@ def test_a_volume_that_does_not_mount_stands_only_in_events() -> None:
 
 
 def test_a_running_pod_says_where_since_when_and_what_it_lacks() -> None:
-    running = pod(
-        phase="Running", containers=[container("running", startedAt="2026-11-21T11:48:44Z") | {"ready": False, "restartCount": 2}]
-    )
+    running = pod(phase="Running", containers=[container("running", startedAt="2026-11-21T11:48:44Z") | {"ready": False}])
     state = pod_state(running)
-    assert (state.phase, state.node, state.shard, state.restarts, state.ready) == ("running", "node-1", 7, 2, False)
+    assert (state.phase, state.node, state.shard, state.ready) == ("running", "node-1", 7, False)
     assert state.started_at is not None
     assert state.started_at - state.created_at == 2.0
     assert state.reason == "not ready: stage"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from itool.data.toolcall import MAX_DEPTH, ToolCallSyntaxError, is_call_text, parse_calls, render_calls, scan
+from itool.data.toolcall import MAX_DEPTH, ToolCallSyntaxError, parse_calls, render_calls, scan
 from itool.errors import InputError
 from itool.records import Tool, ToolCall
 
@@ -158,7 +158,7 @@ def test_several_lists_and_loose_commas_are_read(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "  ", "No tool fits.", "[Note] not a call", "[]", "[1, 2]", "see [f(a=1)]"])
 def test_prose_is_not_calls(text: str) -> None:
-    assert not is_call_text(text)
+    assert scan(text).kind != "calls"
     assert parse_calls(text) == []
 
 

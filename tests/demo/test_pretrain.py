@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from itool.demo import base_model_path
-from itool.demo.muon import Muon, orthogonalise
 from itool.demo.pretrain import Recipe, build_model, save, train
+from itool.muon import Muon, orthogonalise
 
 TINY = Recipe(copy_exercises=24, tokens=1_500, pool=16, batch_tokens=1_024, layers=1, width=64, heads=2, feed_forward=64)
 
@@ -49,8 +49,9 @@ def test_orthogonalise_brings_all_singular_values_near_one(shape: tuple[int, int
 def test_muon_reaches_the_minimum_of_a_quadratic() -> None:
     target = torch.randn(16, 8, generator=torch.Generator().manual_seed(1))
     matrix = torch.nn.Parameter(torch.zeros(16, 8))
-    muon = Muon([matrix], weight_decay=0.0)
+    muon = Muon([matrix], lr=0.1, weight_decay=0.0)
     for update in range(300):
         matrix.grad = matrix.detach() - target
-        muon.step(0.1 * (1 - update / 300))
+        muon.param_groups[0]["lr"] = 0.1 * (1 - update / 300)
+        muon.step()
     assert (matrix - target).norm() < 0.1 * target.norm()

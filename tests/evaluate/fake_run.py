@@ -245,7 +245,7 @@ def dpo_rows(rng: random.Random) -> list[dict[str, Any]]:
 def fake_stages(config: RunConfig, trees: dict[int, list[SearchTree]], pairs: dict[int, list[PreferencePair]]) -> tuple[StageFacts, ...]:
     """What the manifests would say."""
     stages = [
-        StageFacts("prepare", 0, 4.1, 0.6, 0, 3120, 3105, {"longer_than_context": 9, "duplicate_id": 6}),
+        StageFacts("prepare", 0, 4.1, 0.6, 0, 3120, 3105, {"prompt_too_long": 9, "no_answer": 6}),
         StageFacts("warmup", 0, 82.0, 2.9, 402_000, 1500, 1500, {}, {}, 2_100_000_000),
         StageFacts("evaluate", 0, 14.2, 2.4, 31_000, 330, 330),
     ]
@@ -261,7 +261,7 @@ def fake_stages(config: RunConfig, trees: dict[int, list[SearchTree]], pairs: di
                 sampled,
                 len(trees[k]) + 2,
                 len(trees[k]),
-                {"prompt fills the context": 2},
+                {"prompt_too_long": 2},
                 {"pairs_dropped": {"value gap too small": 21, "too few visits": 14}},
             ),
             StageFacts("dpo", k, 19.0, 2.8, 58_000, len(pairs[k]), len(pairs[k])),

@@ -3,13 +3,13 @@
 import dataclasses
 
 import pytest
-from fake_run import fake_config, fake_inputs
 
 from itool.errors import InputError
 from itool.evaluate.compare import arm_names, compare_runs
 from itool.evaluate.intervals import unpaired_difference
 from itool.evaluate.report import build_report
 from itool.evaluate.report_inputs import ReportInputs
+from tests.evaluate.fake_run import fake_config, fake_inputs
 
 
 def result(run, method="mcts_dpo", seed=17, gain=0.03, digest="same"):

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from fake_run import BUFFER, HELD_OUT, fake_config, fake_inputs
 
 from itool.artifacts.manifest import Counts, FileEntry, Manifest
 from itool.errors import ArtifactError
 from itool.evaluate.report import CURVE_POINTS, build_report, choose_best, config_digest, histogram, training_curve
 from itool.evaluate.report_inputs import ReportInputs, load_inputs
 from itool.evaluate.report_schema import Report, schema_document
+from tests.evaluate.fake_run import BUFFER, HELD_OUT, fake_config, fake_inputs
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "report.schema.json"
 

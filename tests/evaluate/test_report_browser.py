@@ -3,11 +3,11 @@
 import shutil
 
 import pytest
-from fake_run import fake_inputs
 
 from itool.evaluate.explorer import build_explorer
 from itool.evaluate.report import build_report
 from itool.evaluate.report_html import render_html
+from tests.evaluate.fake_run import fake_inputs
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

@@ -4,13 +4,13 @@ import json
 import re
 
 import pytest
-from fake_run import fake_config, fake_example, fake_inputs
 
 from itool.evaluate.explorer import build_explorer, locate_pair, most_visited, node_paths
 from itool.evaluate.report import build_report
 from itool.evaluate.report_html import embedded_json, render_html
 from itool.evaluate.report_inputs import ReportInputs
-from itool.records import Node, PreferencePair, SearchTree
+from itool.records import Node, PreferencePair, SearchTree, ToolCall
+from tests.evaluate.fake_run import fake_config, fake_example, fake_inputs
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,23 @@ def test_a_pair_is_located_by_token_ids():
     assert locate_pair(paths, pair([1], [2, 3], [2, 4])) == (None, 2, 3)
     assert locate_pair(paths, pair([1, 2], [3, 9], [4])) == (1, 2, 3), "a side that goes on beyond the tree: its deepest node"
     assert locate_pair(paths, pair([1, 2], [3], [9])) is None
+
+
+def test_an_example_with_only_a_checker_shows_its_calls_as_a_response_would():
+    calls = [ToolCall(name="f", arguments={"a": True, "b": "x"}), ToolCall(name="g")]
+    example = fake_example(0).model_copy(update={"response": None, "calls": calls})
+    tree = SearchTree(
+        example_id=example.id,
+        prompt_ids=[],
+        nodes=[node(None, [])],
+        stopped="solved",
+        simulations=1,
+        sampled_tokens=1,
+        samples=1,
+        correct_samples=0,
+    )
+    explorer = build_explorer(ReportInputs(config=fake_config(), trees={1: [tree]}, examples={example.id: example}))
+    assert explorer.examples[example.id].answer == '[f(a=true, b="x"), g()]'
 
 
 def test_a_large_tree_keeps_its_most_visited_nodes_with_their_ancestors():

@@ -38,6 +38,11 @@ class Folders:
     other_adapter: Path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     """A Llama of two layers with grouped key-value heads (of size 32: vLLM on a CPU takes no smaller), and two LoRA adapters."""
@@ -97,7 +102,7 @@ def engine(request: pytest.FixtureRequest, folders: Folders) -> Opener:
     backend: str = request.param
     url = request.getfixturevalue("vllm_url") if backend == "vllm" else None
     config = PolicyConfig(backend="vllm" if url else "embedded", url=url, batch_sequences=64)
-    return lambda adapter: open_policy(folders.model, adapter, SERVED if url else MODEL, config, threads=1)
+    return lambda adapter: open_policy(folders.model, adapter, SERVED if url else MODEL, config)
 
 
 @pytest.fixture

@@ -180,7 +180,7 @@ def test_both_engines_give_the_same_logprobs_to_1e_4(folders: Folders, vllm_url:
     """In float32; on a GPU, where vLLM has bfloat16, both have that."""
 
     async def scores(config: PolicyConfig) -> list[float]:
-        async with open_policy(folders.model, folders.adapter if with_adapter else None, SERVED, config, threads=1) as policy:
+        async with open_policy(folders.model, folders.adapter if with_adapter else None, SERVED, config) as policy:
             return [*await policy.logprobs(PROMPT, OTHER * 8), *await policy.option_probabilities(PROMPT, [4, 5, 6])]
 
     embedded = asyncio.run(scores(PolicyConfig()))

@@ -20,7 +20,7 @@ from tests.policy.test_contract import OTHER, PROMPT, draw, ids
 
 
 def open_embedded(folders: Folders, *, rows: int = 64, adapter: Path | None = None, model: ModelConfig = MODEL) -> EmbeddedPolicy:
-    return EmbeddedPolicy(folders.model, adapter, model=model, policy=PolicyConfig(batch_sequences=rows), threads=1)
+    return EmbeddedPolicy(folders.model, adapter, model=model, policy=PolicyConfig(batch_sequences=rows))
 
 
 @torch.inference_mode()

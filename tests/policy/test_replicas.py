@@ -14,6 +14,7 @@ from itool.errors import DependencyError, Interrupted
 from itool.policy import replicas
 from itool.policy.model_folder import ModelFolder
 from itool.policy.protocol import Policy
+from itool.policy.replicas import LOOK_AGAIN_SECONDS, PAUSE_SECONDS
 from itool.policy.vllm import VllmPolicy, adapter_name
 from tests.fakes.vllm_server import FakeVllm
 
@@ -22,17 +23,47 @@ STOP = 2
 FOLDER = ModelFolder(Path("/models/base"), context_tokens=64, vocabulary=90, stop_ids=(STOP,))
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replicas, "PAUSE_SECONDS", 0.02)
-    monkeypatch.setattr(replicas, "LOOK_AGAIN_SECONDS", 0.2)
-
-
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
     return tmp_path
+
+
+class Time:
+    """Seconds that pass when somebody sleeps, or, `by_hand`, only when the test says so."""
+
+    def __init__(self, *, by_hand: bool = False) -> None:
+        self.now = 100.0
+        self._by_hand = by_hand
+        self._asleep: list[asyncio.Future[None]] = []
+        self._one_more = asyncio.Event()
+
+    def clock(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        if not self._by_hand:
+            end = self.now + seconds
+            await asyncio.sleep(0)
+            self.now = max(self.now, end)
+            return
+        awake = asyncio.get_running_loop().create_future()
+        self._asleep.append(awake)
+        self._one_more.set()
+        await awake
+
+    async def until_asleep(self, count: int) -> None:
+        """Go on when so many wait for the next pause to end."""
+        while len(self._asleep) < count:
+            self._one_more.clear()
+            await self._one_more.wait()
+
+    def end_pause(self) -> None:
+        self.now += PAUSE_SECONDS
+        asleep, self._asleep = self._asleep, []
+        for awake in asleep:
+            awake.set_result(None)
 
 
 class Name:
@@ -48,13 +79,21 @@ class Name:
 
 
 def ask(
-    name: Name, adapter: Path, question: Callable[[Policy], Awaitable[Result]], *, patience: float = 10.0, stop: Callable[[], bool] = bool
+    name: Name,
+    adapter: Path,
+    question: Callable[[Policy], Awaitable[Result]],
+    *,
+    patience: float = 10.0,
+    stop: Callable[[], bool] = bool,
+    time: Time | None = None,
 ) -> Result:
+    time = time or Time()
     config = PolicyConfig(adapters="wait", startup_seconds=patience, timeout_seconds=5)
 
     async def conversation() -> Result:
         url = f"http://demo-vllm:{name.port}"
-        async with VllmPolicy(url, FOLDER, adapter, policy=config, resolve=name, should_stop=stop) as policy:
+        seams = {"resolve": name, "should_stop": stop, "clock": time.clock, "sleep": time.sleep}
+        async with VllmPolicy(url, FOLDER, adapter, policy=config, **seams) as policy:  # type: ignore[arg-type]
             return await question(policy)
 
     return asyncio.run(conversation())
@@ -110,17 +149,18 @@ def test_a_conversation_stays_with_its_server_as_it_grows(pair: tuple[FakeVllm, 
 def test_only_servers_that_list_the_adapter_are_asked_and_the_others_join_later(pair: tuple[FakeVllm, FakeVllm], adapter: Path) -> None:
     first, second = pair
     second.adapters = ["adapter-of-before"]
+    time = Time()
 
     async def question(policy: Policy) -> None:
         await draw_all(policy)
         assert asked(second) == 0
         second.adapters = [adapter_name(adapter)]
-        await asyncio.sleep(0.25)
+        time.now += LOOK_AGAIN_SECONDS
         await draw(policy, prompts(1)[0])  # one request looks again; others would not wait for it
         await draw_all(policy)
         assert asked(second) > 5
 
-    ask(Name(first, second), adapter, question)
+    ask(Name(first, second), adapter, question, time=time)
     assert not [entry for entry in second.log if entry[0] in ("load", "unload")]
 
 
@@ -148,56 +188,63 @@ def test_a_server_in_trouble_is_left_alone_for_a_while(pair: tuple[FakeVllm, Fak
 
 
 def test_a_name_that_does_not_resolve_for_a_moment_stops_no_search(pair: tuple[FakeVllm, FakeVllm], adapter: Path) -> None:
-    name = Name(*pair)
+    name, time = Name(*pair), Time()
 
     async def question(policy: Policy) -> None:
         await draw_all(policy)
         name.addresses = []
-        await asyncio.sleep(0.25)
+        time.now += LOOK_AGAIN_SECONDS
         before = sum(asked(server) for server in pair)
         await draw_all(policy)
         assert sum(asked(server) for server in pair) - before == 40
 
-    ask(name, adapter, question, patience=0.1)
+    ask(name, adapter, question, patience=0.1, time=time)
 
 
 def test_a_lone_server_that_dies_is_waited_for_at_its_new_address(pair: tuple[FakeVllm, FakeVllm], adapter: Path) -> None:
     """The pod is killed during a search: requests wait for its successor, which has the adapter only after a while."""
     first, second = pair
     second.adapters = []
-    name = Name(first)
+    name, time = Name(first), Time(by_hand=True)
 
     async def question(policy: Policy) -> None:
         await draw(policy, prompts(1)[0])
         first.stop()
         search = asyncio.create_task(draw_all(policy))
-        await asyncio.sleep(0.1)
+        await time.until_asleep(40)
         name.addresses = []
-        await asyncio.sleep(0.1)
+        time.end_pause()
+        await time.until_asleep(1)  # one looks for all
         name.addresses = [second.host]
-        await asyncio.sleep(0.1)
+        time.end_pause()
+        await time.until_asleep(1)
         assert asked(second) == 0
         assert not search.done()
         second.adapters = [adapter_name(adapter)]
+        time.end_pause()
         await search
 
-    ask(name, adapter, question)
+    ask(name, adapter, question, time=time)
     assert asked(second) == 40
 
 
 def test_a_server_that_forgot_its_adapter_is_waited_for(pair: tuple[FakeVllm, FakeVllm], adapter: Path) -> None:
     """The vLLM process restarted inside its pod: same address, no adapter, until its keeper has loaded it again."""
     server, _ = pair
+    time = Time(by_hand=True)
 
     async def question(policy: Policy) -> None:
         server.adapters = []
         search = asyncio.create_task(draw_all(policy))
-        await asyncio.sleep(0.1)
+        await time.until_asleep(40)
+        time.end_pause()
+        await time.until_asleep(1)
         assert not search.done()
         server.adapters = [adapter_name(adapter)]
+        time.end_pause()
         await search
 
-    ask(Name(server), adapter, question)
+    ask(Name(server), adapter, question, time=time)
 
 
 @pytest.mark.parametrize("addresses", [[], ["127.0.0.4"]], ids=["no pod is ready", "nothing listens"])
@@ -225,16 +272,18 @@ def test_a_server_that_lists_the_adapter_but_never_answers_ends_the_patience_too
 def test_a_stage_that_waits_for_a_server_can_be_stopped(pair: tuple[FakeVllm, FakeVllm], adapter: Path) -> None:
     server, _ = pair
     stop: list[bool] = []
+    time = Time(by_hand=True)
 
     async def question(policy: Policy) -> None:
         server.stop()
         search = asyncio.create_task(draw_all(policy))
-        await asyncio.sleep(0.1)
+        await time.until_asleep(40)
         stop.append(True)
+        time.end_pause()
         await search
 
     with pytest.raises(Interrupted, match="stopped while no vLLM server answered"):
-        ask(Name(server), adapter, question, stop=lambda: bool(stop))
+        ask(Name(server), adapter, question, stop=lambda: bool(stop), time=time)
 
 
 def test_a_name_resolves_to_the_addresses_of_this_machine() -> None:

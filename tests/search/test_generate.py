@@ -38,7 +38,7 @@ def _search(
 ) -> list[SearchBlock]:
     async def collect() -> list[SearchBlock]:
         blocks: list[SearchBlock] = []
-        async for block in search_examples(policy, TOKENIZER, examples, config, run_seed=config.seed, iteration=1, done=done):
+        async for block in search_examples(policy, TOKENIZER, examples, config, iteration=1, done=done):
             blocks.append(block)
             if len(blocks) == stop_after:
                 break
@@ -105,7 +105,7 @@ def test_a_fault_costs_one_example_and_is_counted() -> None:
             raise InputError("prompt and answer exceed the context")
 
     blocks = _search(_policy(before_sample=break_once), _config(), EXAMPLES[:3])
-    assert blocks[0].dropped == {"weather-1": "unexpected ValueError", "weather-2": UNUSABLE}
+    assert blocks[0].dropped == {"weather-1": "unexpected_ValueError", "weather-2": UNUSABLE}
     assert [tree.example_id for tree in blocks[0].trees] == ["weather-0"]
 
 
@@ -129,14 +129,14 @@ def test_a_prompt_without_room_for_an_answer_is_dropped() -> None:
 def test_an_answer_has_the_room_that_the_prompt_leaves() -> None:
     room = len(render_prompt(TOKENIZER, EXAMPLES[0]))
     config = _config(model={"context_tokens": room + 5, "max_response_tokens": room})
-    task = prepare_task(TOKENIZER, EXAMPLES[0], config, run_seed=1, iteration=1)
+    task = prepare_task(TOKENIZER, EXAMPLES[0], config, iteration=1)
     assert task.max_tokens == 5
     assert task.ground_truth_ids is None, "it would not fit"
 
 
 def test_with_a_checker_the_ground_truth_text_is_not_looked_at() -> None:
     config = _config(data={"buffer_labels": "checker"}, select={"by": "pass_rate"})
-    assert prepare_task(TOKENIZER, EXAMPLES[0], config, run_seed=1, iteration=1).ground_truth_ids is None
+    assert prepare_task(TOKENIZER, EXAMPLES[0], config, iteration=1).ground_truth_ids is None
     policy = _policy([WEATHER, WRONG_UNIT])
     trees = _trees(_search(policy, config, [weather_example(response=None)]))
     assert policy.logprob_requests == []

@@ -57,7 +57,7 @@ def _search(model_dir: Path, config: RunConfig, *, done: Collection[str] = froze
     async def run() -> dict[str, SearchTree]:
         trees: dict[str, SearchTree] = {}
         async with EmbeddedPolicy(model_dir, None, model=config.model, policy=config.policy) as policy:
-            async for block in search_examples(policy, byte_tokenizer(), EXAMPLES, config, run_seed=17, iteration=1, done=done):
+            async for block in search_examples(policy, byte_tokenizer(), EXAMPLES, config, iteration=1, done=done):
                 assert not block.dropped
                 trees |= {tree.example_id: tree for tree in block.trees}
                 if len(trees) >= stop_after:

@@ -19,7 +19,7 @@ from itool.train.launch import launch, worst_exit_code
 from itool.train.model import load_model, new_adapter
 from itool.train.preference import train_preferences
 from itool.train.sft import continue_sft, sft_backward, train_sft
-from tests.train.workers import two_workers
+from tests.train.workers import FORK, two_workers
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA forbids forked workers, and NCCL two on one GPU")
 
@@ -148,11 +148,16 @@ def test_a_dead_worker_ends_the_others_at_once():
 
 @pytest.mark.slow
 def test_a_silent_worker_ends_the_others_within_the_timeout():
+    given_up = FORK.Event()
+
     def body(workers):
         if workers.rank == 1:
-            time.sleep(4)
+            given_up.wait(60)
             return
-        workers.sum_gradients([torch.nn.Parameter(torch.zeros(3))])
+        try:
+            workers.sum_gradients([torch.nn.Parameter(torch.zeros(3))])
+        finally:
+            given_up.set()
 
     assert isinstance(two_workers(body, timeout_seconds=2.0)[0], DependencyError)
 

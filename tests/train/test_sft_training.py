@@ -5,9 +5,10 @@ import torch
 
 from itool.config import WarmupConfig
 from itool.errors import ArtifactError, InputError, Interrupted, NumericalError
+from itool.muon import Muon
 from itool.train.hooks import TrainingHooks
 from itool.train.model import load_model
-from itool.train.optimizer import Muon, schedule_factor
+from itool.train.optimizer import schedule_factor
 from itool.train.sequences import TokenSequence
 from itool.train.sft import plan_curriculum, train_sft
 from itool.train.updates import repeatable_kernels
