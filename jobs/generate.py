@@ -33,7 +33,8 @@ def generate(stage: Stage) -> None:
         rejected += reasons
     stage.write(TREES, trees)
     stage.write("pairs.jsonl", pairs)
-    stage.write("samples.jsonl", (sample for tree in trees for sample in accept_samples(tree)))
+    complete = trees if stage.config.method == "rejection_sampling" else []
+    stage.write("samples.jsonl", (sample for tree in complete for sample in accept_samples(tree)))
     stage.count(incoming=len(examples), kept=len(trees), dropped=Counter(dropped.values()))
     stage.metrics({"pairs": len(pairs), "pairs_dropped": rejected, "stopped": Counter(tree.stopped for tree in trees)})
     stage.tokens(sum(tree.sampled_tokens for tree in trees))

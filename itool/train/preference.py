@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,14 @@ def train_preferences(
     with repeatable_kernels(), tempfile.TemporaryDirectory(prefix="itool-dpo-") as scratch:
         trainer = StepDpoTrainer(
             adapted,
-            args=training_arguments(DPOConfig, adapted, updates=len(plan), settings=settings, seed=seed, scratch=scratch),
+            args=training_arguments(
+                partial(DPOConfig, disable_dropout=False),  # model.lora_dropout is meant, and the reference is computed without it
+                adapted,
+                updates=len(plan),
+                settings=settings,
+                seed=seed,
+                scratch=scratch,
+            ),
             pairs=steps,
             replay=replay,
             plan=plan,
@@ -136,6 +144,15 @@ def pair_losses(policy: PairLogps, reference: PairLogps, settings: DpoConfig, sm
             return losses.orpo_loss(policy.chosen, policy.rejected, **lengths, beta=settings.beta, smoothing=smoothing)
 
 
+@dataclass(frozen=True)
+class _UpdateSize:
+    """What means over an update are taken over, whatever batches and workers it is cut into."""
+
+    pairs: int
+    side_tokens: int
+    likely_tokens: int
+
+
 class StepDpoTrainer(UpdateTrainer, DPOTrainer):  # type: ignore[misc] # TRL ships no types
     """TRL's DPOTrainer over step pairs as token ids, with replayed SFT sequences in the same update."""
 
@@ -189,11 +206,13 @@ class StepDpoTrainer(UpdateTrainer, DPOTrainer):  # type: ignore[misc] # TRL shi
 
     def update_loss(self, model: Any, update: PreferenceUpdate) -> tuple[float, dict[str, float], int]:
         pairs = [self.pairs[index] for index in update.pairs]
-        likely_tokens = sum(pair.likely_tokens for pair in pairs)
+        whole = _UpdateSize(
+            len(pairs), sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs), sum(pair.likely_tokens for pair in pairs)
+        )
         totals = dict.fromkeys((*METRICS, "loss/replay"), 0.0)
         own = self._share(update)
         for group in self._buckets(own):
-            loss, parts = self.pair_loss(model, [own[index] for index in group], len(pairs), likely_tokens)
+            loss, parts = self.pair_loss(model, [own[index] for index in group], whole)
             self.accelerator.backward(loss)
             for name, value in zip(METRICS, parts, strict=True):
                 totals[name] += value
@@ -208,19 +227,19 @@ class StepDpoTrainer(UpdateTrainer, DPOTrainer):  # type: ignore[misc] # TRL shi
         """Weight of the chosen side's NLL; ORPO's own equation has it at 1."""
         return 1.0 if self.settings.loss == "orpo" else self.settings.nll_weight
 
-    def pair_loss(self, model: Any, indices: Sequence[int], total_pairs: int, total_likely_tokens: int) -> tuple[Tensor, list[float]]:
+    def pair_loss(self, model: Any, indices: Sequence[int], whole: _UpdateSize) -> tuple[Tensor, list[float]]:
         """One bucket's share of the update's loss, and of METRICS; shares add up to means over the update."""
         pairs = [self.pairs[index] for index in indices]
         batch = batch_pairs(pairs)
         tokens = response_logps(model, batch)
         owners = batch.owners.to(tokens.device)
-        likely = losses.nll(tokens[owners % 2 == 0], total_likely_tokens)  # chosen sides, and what belongs to no side
+        likely = losses.nll(tokens[owners % 2 == 0], whole.likely_tokens)  # chosen sides, and what belongs to no side
         on_a_side = owners < batch.count
         tokens, owners = tokens[on_a_side], owners[on_a_side]
         policy = sides(tokens, owners, batch.count)
         reference = sides(torch.cat([self.reference_logps[index] for index in indices]).to(tokens.device), owners, batch.count)
-        per_pair = pair_losses(policy, reference, self.settings, self._smoothing(pairs, tokens.device)).sum() / total_pairs
-        metrics = _metrics(policy, reference, self.settings.beta) * (len(pairs) / total_pairs)
+        per_pair = pair_losses(policy, reference, self.settings, self._smoothing(pairs, tokens.device)).sum() / whole.pairs
+        metrics = _metrics(policy, reference, self.settings.beta, whole)
         values: list[float] = torch.cat([torch.stack([per_pair.detach(), likely.detach()]), metrics]).tolist()
         return per_pair + self.nll_weight * likely, values
 
@@ -234,9 +253,13 @@ class StepDpoTrainer(UpdateTrainer, DPOTrainer):  # type: ignore[misc] # TRL shi
 METRICS = ("loss/pairs", "nll/chosen", "logps/chosen", "logps/rejected", "margins", "accuracies", "kl_reference")
 
 
-def _metrics(policy: PairLogps, reference: PairLogps, beta: float) -> Tensor:
-    """Means over the batch's pairs: METRICS without the two losses; a margin is β (h_w - h_l), an accuracy whether it is above zero."""
+def _metrics(policy: PairLogps, reference: PairLogps, beta: float, whole: _UpdateSize) -> Tensor:
+    """A batch's share of METRICS without the two losses: means over the update's pairs, of the KL over its tokens.
+
+    A margin is β (h_w - h_l), an accuracy whether it is above zero.
+    """
     with torch.no_grad():
         margins = beta * ((policy.chosen - reference.chosen) - (policy.rejected - reference.rejected))
-        kl = losses.kl_to_reference(policy.tokens, reference.tokens)
-        return torch.stack([policy.chosen.mean(), policy.rejected.mean(), margins.mean(), (margins > 0).float().mean(), kl])
+        kl = losses.kl_to_reference(policy.tokens, reference.tokens) * (policy.tokens.numel() / max(whole.side_tokens, 1))
+        sums = torch.stack([policy.chosen.sum(), policy.rejected.sum(), margins.sum(), (margins > 0).float().sum()])
+        return torch.cat([sums / whole.pairs, kl.reshape(1)])

@@ -28,6 +28,11 @@ class TokenSequence:
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
 
+    @property
+    def context_tokens(self) -> int:
+        """The context that the model needs for it."""
+        return len(self)
+
 
 @dataclass(frozen=True)
 class StepPair:
@@ -49,6 +54,11 @@ class StepPair:
 
     def __len__(self) -> int:
         return len(self.state_ids) + len(self.chosen_ids) + len(self.ending_ids) + len(self.rejected_ids)
+
+    @property
+    def context_tokens(self) -> int:
+        """The context that the model needs for it: both sides begin where the state ends."""
+        return len(self.state_ids) + max(len(self.chosen_ids) + len(self.ending_ids), len(self.rejected_ids))
 
     @property
     def likely_tokens(self) -> int:

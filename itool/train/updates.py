@@ -227,13 +227,13 @@ def run_updates(trainer: Any, settings: OptimizerConfig, hooks: TrainingHooks, *
 
 
 def check_fits(model: Any, rows: Sequence[TokenSequence | StepPair]) -> None:
-    """Refuse what the caller should have dropped: an empty training set, empty responses, or rows beyond the model's context."""
+    """Refuse what the caller should have dropped: an empty training set, or rows beyond the model's context."""
     if not rows:
         raise InputError("there is nothing to train on", remedy="Check the dropped examples of the stages before")
     limit = model.config.max_position_embeddings
-    longest = max(rows, key=len)
-    if len(longest) > limit:
-        what = f"example {longest.example_id!r} has {len(longest)} tokens, the base model reads {limit}"
+    longest = max(rows, key=lambda row: row.context_tokens)
+    if longest.context_tokens > limit:
+        what = f"example {longest.example_id!r} has {longest.context_tokens} tokens, the base model reads {limit}"
         raise InputError(what, remedy="Lower model.context_tokens")
 
 

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -80,11 +81,29 @@ def test_full_sequence_pairs_have_the_loss_that_trl_computes(tiny_base, adapter,
 
 
 def test_the_cut_into_batches_changes_nothing(train, pairs, sequences):
-    def losses(batch_tokens):
+    def metrics(batch_tokens):
         settings = FAST.model_copy(update={"batch_tokens": batch_tokens, "updates": 3})
-        return [entry["loss"] for entry in train(f"b{batch_tokens}", pairs, sequences, settings=settings).metrics]
+        return train(f"b{batch_tokens}", pairs, sequences, settings=settings).metrics
 
-    assert losses(1) == pytest.approx(losses(4096), abs=1e-4)
+    for one, other in zip(metrics(1), metrics(4096), strict=True):
+        assert one == pytest.approx(other, abs=1e-3)
+
+
+def test_a_pair_needs_the_context_of_its_longer_side_alone(train, tiny_base):
+    limit = load_model(tiny_base).config.max_position_embeddings
+    state = [5] * (limit - 20)
+    train("fits", [pair(state, [], [6] * 20, [7] * 20)], [], settings=FAST.model_copy(update={"updates": 1}))
+    with pytest.raises(InputError, match=f"has {limit + 1} tokens, the base model reads {limit}"):
+        train("too long", [pair(state, [], [6] * 20, [7] * 21)], [], settings=FAST)
+
+
+def test_dropout_of_the_adapter_is_on_in_preference_training_too(train, pairs, adapter):
+    settings = FAST.model_copy(update={"updates": 1})
+    without = train("without", pairs, [], settings=settings)
+    stored = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(stored | {"lora_dropout": 0.5}))
+    with_it = train("with", pairs, [], settings=settings)
+    assert with_it.metrics[0]["logps/chosen"] != pytest.approx(without.metrics[0]["logps/chosen"])
 
 
 def test_an_interrupted_training_ends_bit_identical_to_an_undisturbed_one(train, pairs, sequences, tmp_path):
