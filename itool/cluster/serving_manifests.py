@@ -138,7 +138,9 @@ def _vllm(config: RunConfig, context_tokens: int) -> Object:
 
 
 def _keepers(config: RunConfig, model: StoredArtifact, namespace: str) -> list[Object]:
-    """The init container that fetches the base model, and the sidecar."""
+    """The init container that fetches the base model, and the sidecar: small, but with the proxies and certificates of the pod."""
+    serving = config.kubernetes.serving
+    pod = KEEPER_POD.model_copy(update={"env": serving.env, "volume_mounts": serving.volume_mounts})
     settings = KeeperSettings(
         root=config.root,
         run=config.run,
@@ -150,7 +152,7 @@ def _keepers(config: RunConfig, model: StoredArtifact, namespace: str) -> list[O
     fetcher, keeper = (
         container(
             config,
-            KEEPER_POD,
+            pod,
             name=name,
             image=image_of(config, "controller"),
             command=["python3", "-m", "itool.cluster.adapter_keeper", what, "--settings", settings.model_dump_json()],

@@ -69,6 +69,13 @@ def test_only_the_keepers_know_the_stores_credentials_and_nobody_has_a_token() -
     assert spec_of(configured())["automountServiceAccountToken"] is False
 
 
+def test_a_private_authority_and_a_proxy_reach_every_container() -> None:
+    ours = {"env": {"AWS_CA_BUNDLE": "/ca/ca.pem"}, "volume_mounts": [{"name": "ca", "mountPath": "/ca"}]}
+    found = containers(configured({**ours, "volumes": [{"name": "ca", "configMap": {"name": "ca"}}]}))
+    assert {environment(container)["AWS_CA_BUNDLE"] for container in found.values()} == {"/ca/ca.pem"}
+    assert all({"name": "ca", "mountPath": "/ca"} in container["volumeMounts"] for container in found.values())
+
+
 def test_every_container_passes_pod_security_restricted() -> None:
     spec = spec_of(configured())
     assert spec["securityContext"]["runAsNonRoot"] is True
