@@ -3,8 +3,8 @@
     python -m benchmarks.learning --seeds 17 18 19 --methods mcts_dpo sft_continued best_of_n rejection_sampling
 
 The arms of a seed share data and warm-up (`reuse_from`). Each arm trains `dpo.updates` updates with equally many sequences; the samples per
-example of best_of_n and rejection_sampling are those that the search of the same seed (the first `mcts_dpo` arm) drew on average, so
-sampled tokens are equal too. Where only a checker knows the buffer's answers:
+example of best_of_n and rejection_sampling are those that the search of the same seed (the first `mcts_dpo` arm) drew on average; the
+tokens of complete samples then differ from the search's by a few per cent. Where only a checker knows the buffer's answers:
 
     python -m benchmarks.learning --root runs/checker --set data.buffer_labels=checker --set select.by=pass_rate --methods mcts_dpo ...
 
