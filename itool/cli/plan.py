@@ -51,9 +51,12 @@ def plan(
     """Say which stages would run and why, and which are reused. Starts nothing."""
     from itool.artifacts.resolve import observe, resolve_observed  # noqa: PLC0415
     from itool.artifacts.store import open_store  # noqa: PLC0415
+    from itool.cluster.controller import require_reused_run  # noqa: PLC0415
 
     settings = build_config(config, sets, run=run, root=root, n=n, method=method)
-    observed = observe(open_store(settings.root, settings.store), settings)
+    store = open_store(settings.root, settings.store)
+    require_reused_run(store, settings)
+    observed = observe(store, settings)
     resolutions = resolve_observed(settings, observed)
     costs = measured_costs(observed.manifests.values())
     if output is Output.json:

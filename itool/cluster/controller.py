@@ -22,7 +22,7 @@ from itool.cluster.leases import Lease, LeaseLost
 from itool.cluster.progress import NoWatcher, Progress, ProgressTail, Watcher
 from itool.cluster.runner import Attempt, Attempts, Runner, Task
 from itool.config import RunConfig
-from itool.errors import DependencyError, Interrupted, ItoolError
+from itool.errors import DependencyError, InputError, Interrupted, ItoolError
 from itool.logs import get_logger
 from itool.stages import StageId
 
@@ -213,6 +213,13 @@ def rules_of(config: RunConfig) -> RetryRules:
 def config_key(run: str) -> str:
     """Where the configuration lies beside the artifacts."""
     return f"{run}/{CONFIG_NAME}"
+
+
+def require_reused_run(store: Store, config: RunConfig) -> None:
+    """Raise InputError when `reuse_from` names a run that was never started: all would silently be made anew."""
+    if config.reuse_from and store.size(config_key(config.reuse_from)) is None:
+        what = f"reuse_from = {config.reuse_from!r}: there is no such run in {store.root}"
+        raise InputError(what, remedy="`itoolctl runs` lists them; or leave the setting out")
 
 
 def store_config(store: Store, config: RunConfig) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from itool.artifacts.process import stop_signals
 from itool.artifacts.resolve import Resolution, resolve
 from itool.artifacts.store import FolderStore, Store, open_store
-from itool.cluster.controller import Controller, config_key, rules_of, store_config
+from itool.cluster.controller import Controller, config_key, require_reused_run, rules_of, store_config
 from itool.cluster.leases import FolderLease, Lease, StoreLease, acquire_within
 from itool.cluster.local import LocalRunner
 from itool.cluster.log_names import LOGS_FOLDER, log_key, logs_prefix
@@ -45,6 +45,7 @@ def iterate(
     resolutions = resolve(store, config)
     if all(resolution.done for resolution in resolutions.values()):
         return resolutions
+    require_reused_run(store, config)
     cluster = checked_cluster(config) if config.runtime.backend == "kubernetes" else None
     if cluster is not None:  # named, so that whoever looks at the run from elsewhere finds it
         named = config.kubernetes.model_copy(update={"namespace": cluster.namespace})

@@ -191,6 +191,14 @@ def test_plan_says_which_stages_a_changed_setting_reruns(finished: Itoolctl) -> 
     assert "Nothing to run" in finished("plan", "--run", "demo").stdout
 
 
+@pytest.mark.parametrize("command", ["plan", "iterate"])
+def test_a_run_to_reuse_that_was_never_started_is_named(within: Within, command: str) -> None:
+    code, _, said = within(command, "--root", "runs", "--set", "reuse_from=absent")
+    assert code == 65
+    assert "reuse_from = 'absent': there is no such run in" in said
+    assert not Path("runs/demo").exists()
+
+
 def test_plan_writes_nothing(itoolctl: Itoolctl) -> None:
     assert itoolctl("plan").returncode == 0
     assert not (itoolctl.folder / "runs").exists()
