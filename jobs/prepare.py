@@ -44,6 +44,7 @@ def prepare(stage: Stage) -> None:
 
     held_out = None if loaded.held_out is None else fitting(loaded.held_out)
     split = split_examples(fitting(loaded.examples), config.data, config.seed, held_out)
+    dropped += Counter(repeats_held_out=split.repeats_held_out)
     parts = {
         "warmup": assign_difficulty(split.warmup),
         "buffer": [_without_response(e) for e in split.buffer] if config.data.buffer_labels == "checker" else split.buffer,

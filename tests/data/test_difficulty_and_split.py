@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from itool.config import DataConfig
 from itool.data.difficulty import assign_difficulty, average_ranks
-from itool.data.split import split_examples, unit_hash
+from itool.data.sources import load_examples
+from itool.data.split import Split, split_examples, unit_hash
+from itool.demo.task import generate
 from itool.records import Example, Message, Tool, ToolCall
 
+SEAL = Path(__file__).parents[3] / "shared" / "data" / "seal-tools"
 CONFIG = DataConfig(buffer_fraction=0.2, validation_fraction=0.1, held_out_fraction=0.1)
 
 
 def example(name: str, *, tools: int = 1, description: int = 0, calls: int = 1) -> Example:
     return Example(
         id=name,
-        messages=[Message(role="user", content="q")],
+        messages=[Message(role="user", content=f"What of {name}?")],
         tools=[Tool(name=f"tool_{i}", description="x" * description) for i in range(tools)],
         calls=[ToolCall(name="tool_0")] * calls,
     )
@@ -98,3 +105,61 @@ def test_another_buffer_share_leaves_the_reported_sets_alone() -> None:
 def test_turns_of_a_conversation_stay_together() -> None:
     assert unit_hash(1, "c9#turn1") == unit_hash(1, "c9#turn13") == unit_hash(1, "c9")
     assert unit_hash(1, "issue#12") != unit_hash(1, "issue#13")
+
+
+def conversation(name: str, *turns: str, tools: Sequence[Tool] = ()) -> Example:
+    """An example whose messages are these, from the user and the assistant by turns."""
+    messages = [Message(role="assistant" if number % 2 else "user", content=text) for number, text in enumerate(turns)]
+    return Example(id=name, messages=messages, tools=list(tools), calls=[], response="Fine.")
+
+
+def test_examples_that_open_alike_go_where_the_first_of_them_goes() -> None:
+    """ToolACE's ids hash the whole row, xLAM's are numbers: neither tells that two rows ask the same."""
+    examples = []
+    for number in range(400):
+        examples.append(conversation(f"a{number}", f"question {number}"))
+        examples.append(conversation(f"b{number}#turn3", f"question {number}", "answer", "thanks"))
+    places = place(examples, 1)
+    assert all(places[f"a{number}"] == places[f"b{number}#turn3"] for number in range(400))
+    alone = place([e for e in examples if e.id.startswith("a")], 1)
+    assert alone.items() <= places.items()
+
+
+def test_other_tools_or_another_question_make_another_example() -> None:
+    tools = [Tool(name="f"), Tool(name="g")]
+    others = [conversation(f"c{number}", "q", tools=[Tool(name=f"f{number}")]) for number in range(50)]
+    assert place(others, 1) == {e.id: place([e], 1)[e.id] for e in others}
+    shuffled = [conversation(f"d{number}", "q", tools=tools[:: 1 if number % 2 else -1]) for number in range(50)]
+    assert len(set(place(shuffled, 1).values())) == 1
+
+
+def test_what_opens_as_a_held_out_example_is_left_out_of_training_and_counted() -> None:
+    held_out = [conversation("h#turn3", "q", "a", "and then?")]
+    split = split_examples([conversation("t", "q"), conversation("u", "q2")], CONFIG, 1, held_out)
+    assert split.held_out == held_out
+    assert [e.id for e in [*split.warmup, *split.buffer, *split.validation]] == ["u"]
+    assert split.repeats_held_out == 1
+
+
+def ids_digest(split: Split) -> list[tuple[int, str]]:
+    """Size and a digest of the ids of warm-up, buffer, validation and held-out set."""
+    parts = [[e.id for e in part] for part in (split.warmup, split.buffer, split.validation, split.held_out)]
+    return [(len(ids), hashlib.sha256("\n".join(ids).encode()).hexdigest()[:8]) for ids in parts]
+
+
+def test_the_division_of_the_built_in_task_stays_what_was_measured() -> None:
+    config = DataConfig(source="demo", buffer_fraction=0.33, validation_fraction=0.1)
+    split = split_examples(generate("train", 2100, 17), config, 17, generate("held_out", 500, 17))
+    assert [e.id[-6:] for e in split.buffer[:6]] == ["000002", "000003", "000006", "000009", "000012", "000015"]
+    assert ids_digest(split) == [(1222, "391097ca"), (666, "5956074a"), (212, "937489cf"), (500, "670ca7e4")]
+    assert split.repeats_held_out == 0
+
+
+@pytest.mark.skipif(not SEAL.is_dir(), reason="no Seal-Tools data beside the repository")
+def test_the_division_of_seal_tools_stays_what_was_measured() -> None:
+    files = {"path": str(SEAL / "dev.jsonl"), "held_out_path": str(SEAL / "test_in_domain.jsonl")}
+    shares = {"candidate_tools": 3, "count": 560, "held_out_count": 120, "buffer_fraction": 0.2, "validation_fraction": 0.08}
+    config = DataConfig.model_validate({"source": "seal_tools", **files, **shares})
+    loaded = load_examples(config)
+    split = split_examples(loaded.examples, config, 17, loaded.held_out)
+    assert ids_digest(split) == [(387, "28deca76"), (126, "d4729fc3"), (47, "f0cc5552"), (120, "10e5f599")]

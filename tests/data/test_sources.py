@@ -103,6 +103,14 @@ def test_inserting_a_row_renames_no_other_and_repetitions_are_read_once(tmp_path
     assert both.repeated == 1
 
 
+def test_a_row_that_stands_in_both_files_is_held_out(tmp_path: Path) -> None:
+    """Its id is made from its content; the division leaves it out of training."""
+    one, two = toolace(("user", "a"), ("assistant", "A")), toolace(("user", "b"), ("assistant", "B"))
+    loaded = load("toolace", tmp_path, [one, two], held_out_path=write(tmp_path / "held_out.jsonl", [one, one]))
+    assert loaded.held_out == loaded.examples[:1]
+    assert loaded.repeated == 1
+
+
 # --- xLAM ---
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from itool.config import DataConfig
 from itool.data.sources import openai, seal_tools, toolace, toolbench, xlam
-from itool.data.sources.record import Converted, Dropped
+from itool.data.sources.record import Converted, Dropped, Found
 from itool.data.sources.rows import read_rows
 from itool.errors import ConfigError, InputError
 from itool.records import Example
@@ -44,12 +44,13 @@ def load_examples(config: DataConfig) -> Loaded:
     if config.source == "demo" or config.path is None:
         raise ConfigError("data.source demo is generated, not loaded", remedy="Use itool.demo.task.generate")
     pool = seal_tools.read_pool(seal_tools.find_pool(config)) if config.source == "seal_tools" else seal_tools.Pool()
-    seen: dict[str, tuple[str, Example]] = {}
+    seen: dict[str, Found] = {}
     dropped: Counter[str] = Counter()
     examples, repeated = _collect(_convert(config, config.path, pool), seen, dropped)
     _expect_some(examples, config.path, dropped)
     held_out = None
     if config.held_out_path is not None:
+        seen = {example_id: found for example_id, found in seen.items() if found.named}  # an id of the content may stand in both: split.py
         held_out, more = _collect(_convert(config, config.held_out_path, pool), seen, dropped)
         repeated += more
         _expect_some(held_out, config.held_out_path, dropped)
@@ -76,19 +77,19 @@ def _convert(config: DataConfig, path: str, pool: seal_tools.Pool) -> Iterator[C
             raise ConfigError("data.source demo is generated, not loaded")
 
 
-def _collect(converted: Iterable[Converted], seen: dict[str, tuple[str, Example]], dropped: Counter[str]) -> tuple[list[Example], int]:
-    """Keep what is usable. Ids are unique over training and held-out data together: a repetition would be a leak."""
+def _collect(converted: Iterable[Converted], seen: dict[str, Found], dropped: Counter[str]) -> tuple[list[Example], int]:
+    """Keep what is usable. Ids that the data name are unique over training and held-out data together: a repetition would be a leak."""
     examples, repeated = [], 0
     for item in converted:
         if isinstance(item, Dropped):
             dropped[item.reason] += 1
             continue
-        where, first = seen.setdefault(item.example.id, (item.where, item.example))
-        if first is item.example:
+        first = seen.setdefault(item.example.id, item)
+        if first is item:
             examples.append(item.example)
         elif item.named:
             raise InputError(
-                f"{item.where}: id {item.example.id!r} stands at {where} already", remedy="Give every example an id of its own"
+                f"{item.where}: id {item.example.id!r} stands at {first.where} already", remedy="Give every example an id of its own"
             )
         else:
             repeated += 1
