@@ -103,6 +103,13 @@ def test_inserting_a_row_renames_no_other_and_repetitions_are_read_once(tmp_path
     assert both.repeated == 1
 
 
+@pytest.mark.parametrize("missing", [None, ""])
+def test_a_toolace_row_whose_id_says_nothing_has_none(tmp_path: Path, missing: str | None) -> None:
+    row = {"id": missing, **toolace(("user", "a"), ("assistant", "A"))}
+    assert load("toolace", tmp_path, [row, row]).repeated == 1
+    assert [e.id for e in load("toolace", tmp_path, [row | {"id": 0}]).examples] == ["0#turn1"]
+
+
 def test_a_row_that_stands_in_both_files_is_held_out(tmp_path: Path) -> None:
     """Its id is made from its content; the division leaves it out of training."""
     one, two = toolace(("user", "a"), ("assistant", "A")), toolace(("user", "b"), ("assistant", "B"))
@@ -148,6 +155,14 @@ def test_xlam_counts_what_it_cannot_use(tmp_path: Path) -> None:
     good = xlam(0, [{"name": "live_giveaways", "arguments": {}}])
     rows = [good, xlam(1, []) | {"answers": "{broken"}, xlam(2, [{"arguments": {}}]), xlam(3, []), xlam(4, []) | {"tools": "nothing"}]
     assert load("xlam", tmp_path, rows).dropped == {"calls_unparseable": 2, "no_answer": 1, "tools_unparseable": 1}
+
+
+def test_xlam_files_may_both_be_numbered_from_0(tmp_path: Path) -> None:
+    row = xlam(0, [{"name": "live_giveaways", "arguments": {}}])
+    held_out = write(tmp_path / "held_out.jsonl", [row | {"query": "another"}])
+    loaded = load("xlam", tmp_path, [row], held_out_path=held_out)
+    assert loaded.held_out is not None
+    assert [e.id for e in [*loaded.examples, *loaded.held_out]] == ["xlam-0", "xlam-held-out-0"]
 
 
 # --- ToolBench ---

@@ -51,7 +51,7 @@ def load_examples(config: DataConfig) -> Loaded:
     held_out = None
     if config.held_out_path is not None:
         seen = {example_id: found for example_id, found in seen.items() if found.named}  # an id of the content may stand in both: split.py
-        held_out, more = _collect(_convert(config, config.held_out_path, pool), seen, dropped)
+        held_out, more = _collect(_convert(config, config.held_out_path, pool, held_out=True), seen, dropped)
         repeated += more
         _expect_some(held_out, config.held_out_path, dropped)
         held_out = pick(held_out, config.held_out_count)
@@ -59,14 +59,14 @@ def load_examples(config: DataConfig) -> Loaded:
     return Loaded(picked, held_out, dropped, repeated)
 
 
-def _convert(config: DataConfig, path: str, pool: seal_tools.Pool) -> Iterator[Converted]:
+def _convert(config: DataConfig, path: str, pool: seal_tools.Pool, *, held_out: bool = False) -> Iterator[Converted]:
     other = config.held_out_path if path == config.path else None
     rows = read_rows(path, excluding=[other, pool.path])
     match config.source:
         case "toolace":
             return toolace.convert(rows)
         case "xlam":
-            return xlam.convert(rows)
+            return xlam.convert(rows, held_out=held_out)
         case "toolbench":
             return toolbench.convert(rows)
         case "openai":

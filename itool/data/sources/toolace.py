@@ -40,7 +40,8 @@ def convert(rows: Iterator[Row]) -> Iterator[Converted]:
 
 def _convert_row(row: Row) -> Iterator[Converted]:
     turns = [_read_turn(row, turn) for turn in row.get("conversations", list)]
-    conversation = row.value.get("id") or content_id(SOURCE, row.value)
+    named = row.value.get("id") not in (None, "")
+    conversation = str(row.value["id"]) if named else content_id(SOURCE, row.value)
     found = find_tools(row.get("system", str) if row.value.get("system") is not None or "tools" not in row.value else "")
     listed = row.value.get("tools")
     if isinstance(listed, str):  # ShareGPT mirrors hold the tools beside the conversation
@@ -53,16 +54,18 @@ def _convert_row(row: Row) -> Iterator[Converted]:
         return
     values, system = found if found is not None else (listed, row.value.get("system") or "")
     tools = read_tools(row, row.expect(values, list, "the list of tools"))
-    yield from _convert_turns(row, turns, tools, system, str(conversation))
-
-
-def _convert_turns(row: Row, turns: list[tuple[Role, str]], tools: list[Tool], system: str, conversation: str) -> Iterator[Converted]:
     messages = [Message(role="system", content=system)] if system else []
+    yield from _convert_turns(row, turns, tools, messages, conversation, named=named)
+
+
+def _convert_turns(
+    row: Row, turns: list[tuple[Role, str]], tools: list[Tool], messages: list[Message], conversation: str, *, named: bool
+) -> Iterator[Converted]:
     if not any(role == "assistant" for role, _ in turns):
         yield Dropped("no_answer")
     for number, (role, text) in enumerate(turns):
         if role == "assistant":
-            asked = Asked(list(messages), tools, turn_id(conversation, number), SOURCE, row.where, named="id" in row.value)
+            asked = Asked(list(messages), tools, turn_id(conversation, number), SOURCE, row.where, named)
             yield answer_text(text, asked)
         messages.append(Message(role=role, content=text))
 

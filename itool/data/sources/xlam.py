@@ -1,6 +1,7 @@
 """xLAM (`Salesforce/xlam-function-calling-60k`): `{"id", "query", "answers", "tools"}`, the last two as JSON strings.
 
 Parameters are a flat dictionary with Python's type names (`"List[int], optional"`), not JSON Schema. Single-turn; every query has calls.
+Ids are row numbers, so a held-out file has them again: its examples are `xlam-held-out-<id>`.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from itool.records import Message, ToolCall
 SOURCE = "xlam"
 
 
-def convert(rows: Iterator[Row]) -> Iterator[Converted]:
+def convert(rows: Iterator[Row], *, held_out: bool = False) -> Iterator[Converted]:
     """Each row as one example."""
     for row in rows:
-        yield _convert_row(row)
+        yield _convert_row(row, f"{SOURCE}-held-out" if held_out else SOURCE)
 
 
-def _convert_row(row: Row) -> Converted:
+def _convert_row(row: Row, prefix: str) -> Converted:
     query = row.get("query", str)
     example_id = row.get("id", object)
     listed, answers = _decode(row.get("tools", object)), _decode(row.get("answers", object))
@@ -40,7 +41,7 @@ def _convert_row(row: Row) -> Converted:
         return Dropped("calls_unparseable")
     if not calls:
         return Dropped("no_answer")
-    return answer_calls(calls, Asked([Message(role="user", content=query)], tools, f"{SOURCE}-{example_id}", SOURCE, row.where, named=True))
+    return answer_calls(calls, Asked([Message(role="user", content=query)], tools, f"{prefix}-{example_id}", SOURCE, row.where, named=True))
 
 
 def _decode(value: object) -> object:
