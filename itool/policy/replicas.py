@@ -11,6 +11,8 @@ import asyncio
 import hashlib
 import socket
 import time
+from array import array
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -32,6 +34,32 @@ _log = get_logger("policy.replicas")
 
 class Unavailable(Exception):  # noqa: N818 - a state, and never seen outside this package
     """The server did not answer, or answered that it is in trouble: worth a retry."""
+
+
+class Conversations:
+    """Which conversation a request belongs to: the first prompt that was asked for and that it extends.
+
+    A search tree asks for its prompt first and then for states below it, which begin with it. What it does not know: a state whose prompt
+    was among the oldest, of which only `most` are kept, begins a conversation of its own; that costs a cached prompt and changes no result.
+    """
+
+    def __init__(self, most: int = 4096) -> None:
+        self._most = most
+        self._known: OrderedDict[bytes, int] = OrderedDict()
+
+    def key(self, ids: Sequence[int]) -> bytes:
+        """The same for every request of a conversation."""
+        digest, done = hashlib.blake2b(digest_size=16), 0
+        for length in sorted({length for length in self._known.values() if length <= len(ids)} | {len(ids)}):
+            digest.update(array("q", ids[done:length]).tobytes())
+            done, key = length, digest.digest()
+            if key in self._known:
+                self._known.move_to_end(key)
+                return key
+        self._known[key] = len(ids)
+        if len(self._known) > self._most:
+            self._known.popitem(last=False)
+        return key
 
 
 class Replicas:

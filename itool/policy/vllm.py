@@ -18,7 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 import tenacity
@@ -28,7 +28,7 @@ from itool.errors import ConfigError, DependencyError, InputError, ItoolError
 from itool.logs import get_logger
 from itool.policy.model_folder import ModelFolder, adapter_digest
 from itool.policy.protocol import Sample
-from itool.policy.replicas import Replicas, Resolve, Unavailable
+from itool.policy.replicas import Conversations, Replicas, Resolve, Unavailable
 from itool.policy.server import BASE_MODEL
 
 ADAPTER_PREFIX = "adapter-"
@@ -45,6 +45,8 @@ OLDEST_VLLM = "0.26"
 
 PLAIN_SAMPLING = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """No filter between the model and the draw, whatever the server's own defaults are."""
+
+Answer = TypeVar("Answer")
 
 _log = get_logger("policy.vllm")
 
@@ -83,6 +85,7 @@ class VllmPolicy:
             transport=transport,
             trust_env=policy.adapters == "load" and not self._url.startswith("http://127.0.0.1:"),
         )
+        self._conversations = Conversations()
         self._replicas: Replicas | None = None
         if policy.adapters == "wait":
             self._replicas = Replicas(
@@ -118,8 +121,18 @@ class VllmPolicy:
         first_seed = derived_seed(seed)
         fields = {"max_tokens": max_tokens, "temperature": temperature, "logprobs": 0, "stop_token_ids": list(self._folder.stop_ids)}
         parts = [(start, min(MOST_SAMPLES, distinct - start)) for start in range(0, distinct, MOST_SAMPLES)]
-        answers = await asyncio.gather(*(self._complete(prompt_ids, n=size, seed=first_seed + start, **fields) for start, size in parts))
-        samples = [self._read_sample(choice) for choices in answers for choice in choices]
+        conversation = self._conversation(prompt_ids)
+        try:
+            async with asyncio.TaskGroup() as group:
+                answers = [
+                    group.create_task(
+                        self._complete(prompt_ids, self._read_sample, conversation, n=size, seed=first_seed + start, **fields)
+                    )
+                    for start, size in parts
+                ]
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        samples = [sample for answer in answers for sample in answer.result()]
         return samples * count if distinct < count else samples
 
     async def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[float]:
@@ -130,17 +143,25 @@ class VllmPolicy:
         self._folder.check_ids((*prompt_ids, *continuation_ids))
         known = [*prompt_ids, *continuation_ids[:-1]]
         fields: dict[str, Any] = {"prompt_logprobs": 0} if len(continuation_ids) > 1 else {}
-        choice = (await self._complete(known, max_tokens=1, **fields, **_asked_for([continuation_ids[-1]])))[0]
-        rows = choice.get("prompt_logprobs") or []
-        inner = [row[str(token)]["logprob"] for token, row in zip(known[len(prompt_ids) :], rows[len(prompt_ids) :], strict=True)]
-        return [*inner, *self._next_logprobs(choice, continuation_ids[-1:])]
+
+        def read(choice: dict[str, Any]) -> list[float]:
+            rows = choice.get("prompt_logprobs") or []
+            inner = [row[str(token)]["logprob"] for token, row in zip(known[len(prompt_ids) :], rows[len(prompt_ids) :], strict=True)]
+            return [*inner, *self._next_logprobs(choice, continuation_ids[-1:])]
+
+        asked = fields | _asked_for([continuation_ids[-1]])
+        return (await self._complete(known, read, self._conversation(prompt_ids), max_tokens=1, **asked))[0]
 
     async def option_probabilities(self, prompt_ids: Sequence[int], option_ids: Sequence[int]) -> list[float]:
         """See protocol.Policy.option_probabilities."""
         self._folder.check_request(prompt_ids, 1)
         self._folder.check_ids((*prompt_ids, *option_ids))
-        choice = (await self._complete(prompt_ids, max_tokens=1, **_asked_for(option_ids)))[0]
-        logps = self._next_logprobs(choice, option_ids)
+
+        def read(choice: dict[str, Any]) -> list[float]:
+            return self._next_logprobs(choice, option_ids)
+
+        conversation = self._conversation(prompt_ids)
+        (logps,) = await self._complete(prompt_ids, read, conversation, max_tokens=1, **_asked_for(option_ids))
         weights = [math.exp(logp - max(logps)) for logp in logps]
         return [weight / sum(weights) for weight in weights]
 
@@ -155,8 +176,11 @@ class VllmPolicy:
         return [found[token] for token in token_ids]
 
     def _read_sample(self, choice: dict[str, Any]) -> Sample:
-        token_ids = tuple(choice["token_ids"])
-        return Sample(token_ids, tuple(choice["logprobs"]["token_logprobs"]), token_ids[-1] in self._folder.stop_ids)
+        """Raises ValueError when there is not a log-probability for each token, or no token: a stop id is one, too."""
+        token_ids, logprobs = tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"])
+        if not 0 < len(token_ids) == len(logprobs):
+            raise ValueError(f"{len(logprobs)} log-probabilities of {len(token_ids)} tokens")
+        return Sample(token_ids, logprobs, token_ids[-1] in self._folder.stop_ids)
 
     # The adapter
 
@@ -178,18 +202,18 @@ class VllmPolicy:
     async def _trouble(self, server: str) -> str | None:
         """Why a server cannot be asked for the adapter; None when it can."""
         try:
-            models = (await self._ask_once(server, "GET", "/v1/models", None, seconds=LOOK_SECONDS))["data"]
+            models = await self._ask_once(server, "GET", "/v1/models", None, _read_models, seconds=LOOK_SECONDS)
         except Unavailable as trouble:
             return str(trouble)
-        return None if any(model["id"] == self.served_name for model in models) else f"does not list {self.served_name} yet"
+        return None if self.served_name in models else f"does not list {self.served_name} yet"
 
     async def _served_models(self) -> tuple[str, list[str]]:
         """The base model's name and the names of the adapters that are loaded."""
-        models = (await self._request("GET", "/v1/models"))["data"]
-        bases = [model["id"] for model in models if model.get("parent") is None]
+        models = await self._request("GET", "/v1/models", None, _read_models)
+        bases = [name for name, parent in models.items() if parent is None]
         if not bases:
             raise DependencyError(f"the vLLM server at {self._url} serves no base model")
-        return bases[0], [model["id"] for model in models if model.get("parent") is not None]
+        return bases[0], [name for name, parent in models.items() if parent is not None]
 
     async def _use_adapter(self, adapter_dir: Path, loaded: Sequence[str]) -> None:
         self.served_name = adapter_name(adapter_dir)
@@ -204,8 +228,7 @@ class VllmPolicy:
     async def _canary(self) -> None:
         """One token before any use: it proves the adapter's weights and compiles what the first request would wait for."""
         known, asked = self._folder.stop_ids[:1], [0, 1]
-        choice = (await self._complete(known, max_tokens=1, **_asked_for(asked)))[0]
-        self._next_logprobs(choice, asked)
+        await self._complete(known, lambda choice: self._next_logprobs(choice, asked), b"", max_tokens=1, **_asked_for(asked))
 
     async def _unload(self, names: Sequence[str]) -> None:
         for name in names:
@@ -216,30 +239,38 @@ class VllmPolicy:
     async def _change_adapters(self, path: str, body: dict[str, Any]) -> ItoolError | None:
         """Load or unload one; returns a refusal, which may only mean that another shard was faster: the list of adapters tells."""
         try:
-            await self._request("POST", path, body)
+            await self._request("POST", path, body, lambda _response: None)
         except ItoolError as refused:
             return refused
         return None
 
     # HTTP
 
-    async def _complete(self, prompt_ids: Sequence[int], **fields: Any) -> list[dict[str, Any]]:
-        """The choices of one completion, in order. `seed` only where something is drawn: the CPU build dies of seeds too often."""
+    async def _complete(
+        self, prompt_ids: Sequence[int], read: Callable[[dict[str, Any]], Answer], conversation: bytes, **fields: Any
+    ) -> list[Answer]:
+        """What `read` makes of each choice of one completion, in order. An answer that it cannot read is asked for again.
+
+        `seed` stands in the fields only where something is drawn: the CPU build dies of seeds too often.
+        """
         body = {"model": self.served_name, "prompt": list(prompt_ids), "return_token_ids": True, **PLAIN_SAMPLING, **fields}
+
+        def read_all(response: httpx.Response) -> list[Answer]:
+            return [read(choice) for choice in _read_choices(response, fields.get("n", 1))]
+
         async with self._slots:
-            answer = await self._request("POST", "/v1/completions", body, key=self._conversation(prompt_ids))
-        choices: list[dict[str, Any]] = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
-        return choices
+            return await self._request("POST", "/v1/completions", body, read_all, key=conversation)
 
     def _conversation(self, prompt_ids: Sequence[int]) -> bytes:
-        """What all requests of one search tree begin with: everything up to the last turn that ended, else the whole prompt."""
-        ends = [index for index, token in enumerate(prompt_ids) if token in self._folder.stop_ids]
-        return repr(list(prompt_ids[: ends[-1] + 1] if ends else prompt_ids)).encode()
+        """What decides which of several servers is asked."""
+        return b"" if self._replicas is None else self._conversations.key(prompt_ids)
 
-    async def _request(self, method: str, path: str, body: dict[str, Any] | None = None, *, key: bytes = b"") -> dict[str, Any]:
+    async def _request(
+        self, method: str, path: str, body: dict[str, Any] | None, read: Callable[[httpx.Response], Answer], *, key: bytes = b""
+    ) -> Answer:
         """Ask one of the servers, or the only one again and again with growing pauses; then DependencyError."""
         if self._replicas is not None:
-            return await self._replicas.ask(key, lambda server: self._ask_once(server, method, path, body))
+            return await self._replicas.ask(key, lambda server: self._ask_once(server, method, path, body, read))
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(Unavailable),
             stop=self._is_hopeless,
@@ -247,7 +278,7 @@ class VllmPolicy:
             reraise=True,
         )
         try:
-            return await retrying(self._ask_once, self._url, method, path, body)
+            return await retrying(self._ask_once, self._url, method, path, body, read)
         except Unavailable as trouble:
             reason = self._failure() or f"the vLLM server at {self._url} failed {RETRIES} times: {trouble}"
             raise DependencyError(reason, remedy="Start again: finished work is kept") from None
@@ -256,19 +287,26 @@ class VllmPolicy:
         return state.attempt_number >= RETRIES or self._failure() is not None
 
     async def _ask_once(
-        self, server: str, method: str, path: str, body: dict[str, Any] | None, *, seconds: float | None = None
-    ) -> dict[str, Any]:
+        self,
+        server: str,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        read: Callable[[httpx.Response], Answer],
+        *,
+        seconds: float | None = None,
+    ) -> Answer:
         timeout = httpx.USE_CLIENT_DEFAULT if seconds is None else seconds
         try:
             response = await self._client.request(method, f"{server}{path}", json=body, timeout=timeout)
         except httpx.TransportError as error:
             raise Unavailable(f"{type(error).__name__} {error}".strip()) from None
         if response.is_success:
-            answer = dict(response.json()) if response.headers.get("content-type", "").startswith("application/json") else {}
-            ends = {choice["finish_reason"] for choice in answer.get("choices", [])}
-            if ends <= {"stop", "length"}:
-                return answer
-            raise Unavailable(f"the server broke off an answer ({', '.join(map(str, ends))})")  # as vLLM does when it is told to end
+            try:
+                return read(response)
+            except (ValueError, LookupError, TypeError, AttributeError) as error:  # cut off, or a proxy's page
+                reason = f"{type(error).__name__} {error}"
+                raise Unavailable(f"its answer cannot be read ({reason}): {response.text[:100]}") from None
         message = _error_message(response)
         forgot = response.status_code == httpx.codes.NOT_FOUND and self._replicas is not None  # it restarted; its adapter comes back
         if response.status_code >= 500 or response.status_code in {408, 429} or forgot:
@@ -302,6 +340,22 @@ def _asked_for(token_ids: Sequence[int]) -> dict[str, Any]:
         "logprob_token_ids": sorted(set(token_ids)),
         "return_tokens_as_token_ids": True,
     }
+
+
+def _read_choices(response: httpx.Response, count: int) -> list[dict[str, Any]]:
+    """The choices of a completion, in order. Raises ValueError, LookupError or TypeError when they are not `count` choices."""
+    choices: list[dict[str, Any]] = sorted(response.json()["choices"], key=lambda choice: int(choice["index"]))
+    if len(choices) != count:
+        raise ValueError(f"{len(choices)} choices instead of {count}")
+    ends = {choice["finish_reason"] for choice in choices}
+    if not ends <= {"stop", "length"}:
+        raise Unavailable(f"the server broke off an answer ({', '.join(map(str, ends))})")  # as vLLM does when it is told to end
+    return choices
+
+
+def _read_models(response: httpx.Response) -> dict[str, str | None]:
+    """The base that each served name belongs to; None for a base itself."""
+    return {model["id"]: model.get("parent") for model in response.json()["data"]}
 
 
 def _error_message(response: httpx.Response) -> str:

@@ -85,9 +85,11 @@ class FakeVllm:
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
         self.log.append(("complete", body["model"]))
         asked = body.get("logprob_token_ids", [2])
-        choice = {
+        choice: dict[str, Any] = {
             "finish_reason": self.ends.pop() if self.ends else "length",
             "token_ids": [3],
             "logprobs": {"token_logprobs": [0.0], "top_logprobs": [dict.fromkeys(map("token_id:{}".format, asked), 0.0)]},
         }
+        if "prompt_logprobs" in body:
+            choice["prompt_logprobs"] = [None, *({str(token): {"logprob": 0.0}} for token in body["prompt"][1:])]
         return 200, {"choices": [{**choice, "index": index} for index in range(body.get("n", 1))]}

@@ -14,7 +14,7 @@ from itool.errors import DependencyError, Interrupted
 from itool.policy import replicas
 from itool.policy.model_folder import ModelFolder
 from itool.policy.protocol import Policy
-from itool.policy.replicas import LOOK_AGAIN_SECONDS, PAUSE_SECONDS
+from itool.policy.replicas import LOOK_AGAIN_SECONDS, PAUSE_SECONDS, Conversations
 from itool.policy.vllm import VllmPolicy, adapter_name
 from tests.fakes.vllm_server import FakeVllm
 
@@ -144,6 +144,32 @@ def test_a_conversation_stays_with_its_server_as_it_grows(pair: tuple[FakeVllm, 
             assert asked(first) - before in (0, 5)
 
     ask(Name(first, second), adapter, question)
+
+
+def test_a_conversation_without_an_end_of_turn_stays_with_its_server_too(pair: tuple[FakeVllm, FakeVllm], adapter: Path) -> None:
+    """The prompts of a single turn hold none."""
+    first, second = pair
+
+    async def question(policy: Policy) -> None:
+        for prompt in ([10 + number, 5, 6] for number in range(12)):
+            before = asked(first)
+            for steps in range(5):
+                await draw(policy, [*prompt, *range(30, 30 + steps)])
+            await policy.logprobs(prompt, [30, 31, 32])
+            assert asked(first) - before in (0, 6)
+        assert 6 <= asked(first) <= 67  # both servers have some
+
+    ask(Name(first, second), adapter, question)
+
+
+def test_the_oldest_conversations_are_forgotten() -> None:
+    conversations = Conversations(most=2)
+    first, second = conversations.key([1, 2]), conversations.key([3])
+    assert len({first, second}) == 2
+    assert conversations.key([1, 2, 9]) == first
+    third = conversations.key([4])
+    assert (conversations.key([1, 2, 8]), conversations.key([4, 4])) == (first, third)
+    assert conversations.key([3, 3]) != second
 
 
 def test_only_servers_that_list_the_adapter_are_asked_and_the_others_join_later(pair: tuple[FakeVllm, FakeVllm], adapter: Path) -> None:

@@ -128,6 +128,74 @@ def test_an_answer_that_the_server_broke_off_is_asked_for_again(folders: Folders
     server.stop()
 
 
+GOOD_CHOICE = {"index": 0, "finish_reason": "stop", "token_ids": [3], "logprobs": {"token_logprobs": [-0.5]}}
+MALFORMED = {
+    "truncated": httpx.Response(200, headers={"content-type": "application/json"}, content=b'{"choices": [{"ind'),
+    "a page": httpx.Response(200, headers={"content-type": "text/html"}, content=b"<html>\ngateway is starting</html>"),
+    "not an object": httpx.Response(200, json=[]),
+    "too few choices": httpx.Response(200, json={"choices": [GOOD_CHOICE]}),
+    "no token": httpx.Response(200, json={"choices": [{**GOOD_CHOICE, "index": index, "token_ids": []} for index in range(2)]}),
+    "no log-probability": httpx.Response(200, json={"choices": [{**GOOD_CHOICE, "logprobs": {"token_logprobs": []}}] * 2}),
+    "no choices' logprobs": httpx.Response(200, json={"choices": [{**GOOD_CHOICE, "logprobs": None}] * 2}),
+}
+
+
+@pytest.mark.parametrize("answer", MALFORMED.values(), ids=list(MALFORMED))
+@pytest.mark.parametrize("recovers", [True, False])
+def test_an_answer_that_cannot_be_read_is_asked_for_again(folders: Folders, answer: httpx.Response, recovers: bool) -> None:
+    """As a proxy gives it, or a server that ends in the middle of it."""
+    good = httpx.Response(200, json={"choices": [{**GOOD_CHOICE, "index": index} for index in range(2)]})
+    answers: list[httpx.Response] = []
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        return answers.pop(0) if answers else statuses([])(request)
+
+    async def conversation() -> list[Sample]:
+        folder = read_model_folder(folders.model, context_tokens=CONTEXT)
+        transport = httpx.MockTransport(serve)
+        async with vllm.VllmPolicy("http://server", folder, None, policy=PolicyConfig(), transport=transport) as policy:
+            answers.extend([answer] * (4 if recovers else 5) + [good])
+            return await draw(policy, PROMPT, count=2, tokens=1)
+
+    if recovers:
+        assert [sample.token_ids for sample in asyncio.run(conversation())] == [(3,), (3,)]
+    else:
+        with pytest.raises(DependencyError, match=r"http://server failed 5 times: its answer cannot be read \(.*\)") as caught:
+            asyncio.run(conversation())
+        assert "\n" not in str(caught.value)
+        assert len(answers) == 1
+
+
+def test_a_page_in_place_of_the_list_of_models_is_a_dependency_error(folders: Folders) -> None:
+    with pytest.raises(DependencyError, match="its answer cannot be read"):
+        enter(folders, lambda _request: httpx.Response(200, html="<html>starting</html>"))
+
+
+def test_a_failed_part_of_a_large_request_ends_the_others(folders: Folders) -> None:
+    ended = []
+
+    async def serve(request: httpx.Request) -> httpx.Response:
+        if b'"n":' not in request.content:
+            return statuses([])(request)
+        if b'"n":64' not in request.content:
+            return httpx.Response(400, json={"error": {"message": "no"}})
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(request)
+        raise AssertionError
+
+    async def conversation() -> None:
+        folder = read_model_folder(folders.model, context_tokens=CONTEXT)
+        transport = httpx.MockTransport(serve)
+        async with vllm.VllmPolicy("http://server", folder, None, policy=PolicyConfig(), transport=transport) as policy:
+            with pytest.raises(InputError, match="refuses the request"):
+                await draw(policy, PROMPT, count=130, tokens=1)
+            assert len(ended) == 2
+
+    asyncio.run(conversation())
+
+
 @pytest.mark.parametrize(
     ("code", "expected", "message"),
     [
