@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 from itool.artifacts.stage import Stage, run_stage
 from itool.config import RunConfig
-from itool.data.chat import load_tokenizer, token_counts
+from itool.data.chat import end_of_turn_id, load_tokenizer, token_counts
 from itool.data.difficulty import assign_difficulty
 from itool.data.sources import Loaded, load_examples
 from itool.data.split import split_examples
 from itool.demo.task import generate
 from itool.errors import InputError
 from itool.records import Example
-from itool.train.materialise import materialise
+from itool.train.materialise import materialise, name_end_of_turn
 
 DEMO_COUNT, DEMO_HELD_OUT_COUNT = 2700, 1000
 
@@ -25,6 +25,7 @@ def prepare(stage: Stage) -> None:
     config = stage.config
     materialise(config.model, stage.output / "model")
     tokenizer = load_tokenizer(stage.output / "model")
+    name_end_of_turn(stage.output / "model", end_of_turn_id(tokenizer))
     stage.working()
     loaded = _load(config)
     dropped = Counter(loaded.dropped)

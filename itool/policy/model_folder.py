@@ -55,10 +55,23 @@ def read_model_folder(path: Path, *, context_tokens: int, weights: bool = True) 
     config = _read_json(path / "config.json", what="model folder")
     if weights and not any(path.glob("*.safetensors")):
         raise InputError(f"model folder {path} holds no .safetensors weights", remedy="Run the prepare stage again")
-    stops = _stop_ids(path, config)
+    stops = read_stop_ids(path)
     if not stops:
         raise InputError(f"model folder {path} names no end-of-turn token", remedy="Set eos_token_id in its config.json")
     return ModelFolder(path, usable_context(config, context_tokens), int(config["vocab_size"]), stops)
+
+
+def read_stop_ids(path: Path) -> tuple[int, ...]:
+    """The end-of-turn ids that generation_config.json, config.json and the tokenizer name, in one sorted tuple; maybe none."""
+    found: set[int] = set()
+    sources = [_read_json(path / "config.json", what="model folder")]
+    if (path / "generation_config.json").is_file():
+        sources.append(_read_json(path / "generation_config.json", what="model folder"))
+    for source in sources:
+        value = source.get("eos_token_id")
+        found.update(value if isinstance(value, list) else [] if value is None else [value])
+    found.update(_tokenizer_stop(path))
+    return tuple(sorted(found))
 
 
 def usable_context(config: Mapping[str, Any], context_tokens: int) -> int:
@@ -82,19 +95,6 @@ def adapter_digest(path: Path) -> str:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         digest.update(hashlib.sha256((path / name).read_bytes()).digest())
     return digest.hexdigest()
-
-
-def _stop_ids(path: Path, config: dict[str, Any]) -> tuple[int, ...]:
-    """The end-of-turn ids that generation_config.json, config.json and the tokenizer name, in one sorted tuple."""
-    found: set[int] = set()
-    sources = [config]
-    if (path / "generation_config.json").is_file():
-        sources.append(_read_json(path / "generation_config.json", what="model folder"))
-    for source in sources:
-        value = source.get("eos_token_id")
-        found.update(value if isinstance(value, list) else [] if value is None else [value])
-    found.update(_tokenizer_stop(path))
-    return tuple(sorted(found))
 
 
 def _tokenizer_stop(path: Path) -> list[int]:

@@ -21,10 +21,15 @@ from itool.config import ModelConfig
 from itool.data.chat import require_tokenizer
 from itool.demo import base_model_path
 from itool.errors import DependencyError, InputError, StorageError
+from itool.logs import get_logger
+from itool.policy.model_folder import read_stop_ids
 
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "*.tiktoken")
 TEMPLATE_FILE = "chat_template.jinja"
+GENERATION_FILE = "generation_config.json"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
+
+_log = get_logger("train.materialise")
 
 
 def materialise(config: ModelConfig, target: Path) -> None:
@@ -118,6 +123,24 @@ def _replace_chat_template(source: Path, target: Path) -> None:
         document = _read_json(settings)
         if document.pop("chat_template", None) is not None:
             settings.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def name_end_of_turn(folder: Path, token_id: int) -> None:
+    """Make the token that the chat template closes a turn with one of the model's stop ids, in generation_config.json.
+
+    Training ends every answer with it; a policy that did not stop there would run each answer to its limit. A folder that names it is left
+    as it is. Raises InputError for a broken configuration, StorageError when it cannot be written.
+    """
+    known = read_stop_ids(folder)
+    if token_id in known:
+        return
+    stops, path = sorted({*known, token_id}), folder / GENERATION_FILE
+    document = (_read_json(path) if path.is_file() else {}) | {"eos_token_id": stops}
+    try:
+        path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error}") from None
+    _log.warning("the chat template's end of turn was no stop id of the base model", token_id=token_id, stop_ids=stops)
 
 
 def check_model_folder(folder: Path, *, context_tokens: int, origin: str, template_comes: bool = False) -> None:

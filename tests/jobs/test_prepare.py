@@ -1,4 +1,4 @@
-"""Prepare by itself: what its manifest says of data that cannot all be used."""
+"""Prepare by itself: what its manifest says of data that cannot all be used, and the model that it leaves to the other stages."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from itool.artifacts.manifest import manifest_key, parse_manifest
+from itool.artifacts.manifest import Manifest, manifest_key, parse_manifest
 from itool.artifacts.resolve import manifest_prefixes
 from itool.artifacts.store import FolderStore
+from itool.data.chat import end_of_turn_id, load_tokenizer
+from itool.demo import base_model_path
+from itool.policy.model_folder import read_model_folder
 from jobs import prepare
 
 SHARES = {"data.buffer_fraction": 0.3, "data.validation_fraction": 0.1, "data.max_dropped_fraction": 0.5}
@@ -23,16 +26,28 @@ def write_rows(path: Path, questions: range) -> str:
     return str(path)
 
 
-def prepared(folder: Path, **settings: Any) -> dict[str, int]:
-    """Run the stage; what its manifest counts as dropped."""
+def prepared(folder: Path, **settings: Any) -> Manifest:
+    """Run the stage; its manifest."""
     values = SHARES | {"root": str(folder / "runs"), **{key.replace("__", "."): value for key, value in settings.items()}}
     flags = [flag for key, value in values.items() for flag in ("--set", f"{key}={value}")]
     assert prepare.main(["--iteration", "0", *flags]) == 0
     store = FolderStore(folder / "runs")
     (prefix,) = manifest_prefixes(store.list("demo"))
-    return dict(parse_manifest(store.read(manifest_key(prefix)), prefix).counts.dropped)
+    return parse_manifest(store.read(manifest_key(prefix)), prefix)
 
 
 def test_training_examples_that_a_held_out_file_repeats_are_counted(tmp_path: Path) -> None:
     data, held_out = write_rows(tmp_path / "data.jsonl", range(40)), write_rows(tmp_path / "held_out.jsonl", range(30, 50))
-    assert prepared(tmp_path, data__source="xlam", data__path=data, data__held_out_path=held_out) == {"repeats_held_out": 10}
+    manifest = prepared(tmp_path, data__source="xlam", data__path=data, data__held_out_path=held_out)
+    assert manifest.counts.dropped == {"repeats_held_out": 10}
+
+
+def test_training_and_sampling_agree_on_the_end_of_a_turn(tmp_path: Path) -> None:
+    """The template closes turns with a token that no configuration of the base names."""
+    template = tmp_path / "mine.jinja"
+    template.write_text((base_model_path() / "chat_template.jinja").read_text().replace("<|end|>", "<|tool|>"))
+    prepared(tmp_path, model__chat_template=template, data__count=60, data__held_out_count=10)
+    (model,) = (tmp_path / "runs").rglob("model")
+    closes = end_of_turn_id(load_tokenizer(model))
+    assert load_tokenizer(model).convert_ids_to_tokens(closes) == "<|tool|>"
+    assert read_model_folder(model, context_tokens=1024).stop_ids == (1, closes)

@@ -9,9 +9,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from itool.config import ModelConfig
+from itool.data.chat import end_of_turn_id, load_tokenizer
 from itool.demo import base_model_path
 from itool.errors import DependencyError, InputError, StorageError
-from itool.train.materialise import materialise
+from itool.policy.model_folder import read_model_folder
+from itool.train.materialise import materialise, name_end_of_turn
 from itool.train.model import load_model
 
 FETCHED = sorted((Path(__file__).resolve().parents[2] / "models").glob("*.gguf"))
@@ -78,6 +80,34 @@ def test_a_chat_template_can_be_replaced_or_supplied(base, tmp_path):
     assert tokenizer.apply_chat_template([{"role": "user", "content": "w7"}], tokenize=False) == "w7!"
 
 
+def test_the_end_of_turn_becomes_a_stop_id(base, tmp_path):
+    """A base whose template closes turns with another token than its eos would run every answer to its limit."""
+    (base / "generation_config.json").write_text('{"eos_token_id": 2, "do_sample": true}')
+    name_end_of_turn(base, 7)
+    assert json.loads((base / "generation_config.json").read_text()) == {"eos_token_id": [2, 7], "do_sample": True}
+    assert read_model_folder(base, context_tokens=128).stop_ids == (2, 7)
+    (base / "generation_config.json").unlink()
+    name_end_of_turn(base, 7)
+    assert read_model_folder(base, context_tokens=128).stop_ids == (2, 7)
+
+
+def test_a_base_that_names_no_stop_id_gets_its_templates(base, tmp_path):
+    settings = json.loads((base / "config.json").read_text()) | {"eos_token_id": None}
+    (base / "config.json").write_text(json.dumps(settings))
+    (base / "generation_config.json").unlink()
+    (base / "tokenizer_config.json").unlink()
+    name_end_of_turn(base, 7)
+    assert read_model_folder(base, context_tokens=128).stop_ids == (7,)
+
+
+def test_the_demo_base_keeps_its_bytes(tmp_path):
+    target = tmp_path / "target"
+    materialise(ModelConfig(), target)
+    name_end_of_turn(target, end_of_turn_id(load_tokenizer(target)))
+    for path in target.iterdir():
+        assert path.read_bytes() == (base_model_path() / path.name).read_bytes()
+
+
 def test_a_path_that_is_nothing_is_refused(tmp_path):
     with pytest.raises(InputError, match="neither a folder"):
         materialise(config("/nowhere/at/all"), tmp_path / "target")
@@ -115,6 +145,9 @@ def test_the_demo_base_is_usable(tmp_path):
 def test_a_gguf_file_becomes_a_model_that_still_knows_things(tmp_path):
     materialise(ModelConfig(path=str(GGUF), dtype="bfloat16"), tmp_path / "target")
     assert "quantization_config" not in json.loads((tmp_path / "target" / "config.json").read_text())
+    before = (tmp_path / "target" / "generation_config.json").read_bytes()
+    name_end_of_turn(tmp_path / "target", end_of_turn_id(load_tokenizer(tmp_path / "target")))
+    assert (tmp_path / "target" / "generation_config.json").read_bytes() == before
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "target")
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
