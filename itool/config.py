@@ -149,6 +149,12 @@ class EvaluateConfig(Section):
         128, description="most sequences asked for at a time; the policy takes as many of them as it has room for"
     )
 
+    @model_validator(mode="after")
+    def _pass_at_k_has_a_k(self) -> EvaluateConfig:
+        if self.pass_examples and not self.pass_k:
+            raise ValueError(f"pass_k is empty and pass_examples is {self.pass_examples}: give at least one k, or set pass_examples to 0")
+        return self
+
 
 class PolicyConfig(Section):
     """What answers during search and evaluation."""

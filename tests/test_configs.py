@@ -63,6 +63,7 @@ def test_a_stage_reads_only_stages_before_it() -> None:
         ("kubernetes.stages.score.nodes=2", "nodes = 2: only stages.warmup and stages.dpo can span nodes"),
         ("kubernetes.pods.memory=2GB", "kubernetes.pods.memory = '2GB'"),
         ("runtime.backend=kubernetes", "is a folder, which pods do not share"),
+        ("evaluate.pass_k=[]", "evaluate: pass_k is empty and pass_examples is 60: give at least one k, or set pass_examples to 0"),
         ("run=Bad", "run = 'Bad'"),
         ("data.source=xlam", "data.path is missing"),
         ("nonsense", "--set 'nonsense' is not of the form section.key=value"),
