@@ -55,6 +55,21 @@ def test_spread_over_three_seeds_uses_students_t():
     assert result.ci95 == pytest.approx((0.2 - 4.303 * 0.1 / math.sqrt(3), 0.2 + 4.303 * 0.1 / math.sqrt(3)))
 
 
+def share_within(quantile, degrees, steps=2000):
+    """The mass of Student's t between -quantile and quantile, by Simpson's rule."""
+    scale = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(degrees * math.pi)
+    heights = [(1 + (quantile * i / steps) ** 2 / degrees) ** (-(degrees + 1) / 2) for i in range(steps + 1)]
+    return 2 * scale * quantile / steps / 3 * (heights[0] + heights[-1] + 4 * sum(heights[1:-1:2]) + 2 * sum(heights[2:-1:2]))
+
+
+@pytest.mark.parametrize("degrees", [2, 15, 16, 17, 24, 30])
+def test_a_spread_holds_95_percent_of_students_t(degrees):
+    result = spread([0.0, 1.0] * ((degrees + 1) // 2) + [0.5] * ((degrees + 1) % 2))
+    assert result.ci95 is not None
+    quantile = (result.ci95[1] - result.mean) * math.sqrt(result.count) / result.sd
+    assert share_within(quantile, degrees) == pytest.approx(0.95, abs=1e-4)
+
+
 def test_spread_of_one_seed_has_no_interval():
     assert spread([0.4]).sd is None
     assert spread([0.4]).ci95 is None
