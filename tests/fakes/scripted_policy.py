@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,10 +15,21 @@ LOGPROB = -0.1
 """Of every token, sampled or asked for."""
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one call of `sample` asked for; `ids` are those of prompt and state."""
+
+    ids: tuple[int, ...]
+    count: int
+    max_tokens: int
+    temperature: float
+    seed: int
+
+
 class ScriptedPolicy:
     """Samples whole responses among `answers(prompt)` that continue the state, uniformly; ends each with the end-of-turn token.
 
-    `requests` records what was asked: (prompt and state ids, count, seed). `before_sample` may raise, to play a broken engine.
+    `requests` records what was asked. `before_sample` may raise, to play a broken engine.
     """
 
     def __init__(
@@ -34,13 +46,13 @@ class ScriptedPolicy:
         self._prompt_tokens = prompt_tokens
         self._confidence = confidence
         self._before_sample = before_sample
-        self.requests: list[tuple[tuple[int, ...], int, int]] = []
+        self.requests: list[Request] = []
         self.logprob_requests: list[tuple[int, ...]] = []
         self.questions = 0
 
     async def sample(self, prompt_ids: Sequence[int], *, count: int, max_tokens: int, temperature: float, seed: int) -> list[Sample]:
         self._before_sample(prompt_ids)
-        self.requests.append((tuple(prompt_ids), count, seed))
+        self.requests.append(Request(tuple(prompt_ids), count, max_tokens, temperature, seed))
         await asyncio.sleep(0)  # a real engine lets other trees ask meanwhile
         state = self._tokenizer.decode(list(prompt_ids[self._prompt_tokens :]), skip_special_tokens=True)
         fitting = [answer[len(state) :] for answer in self._answers if answer.startswith(state)] or [""]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from itool.records import ToolCall
 from itool.search.mcts import action_value, puct, state_value, step_prior
-from itool.search.reward import agreement, state_reward, step_reward
+from itool.search.reward import agreement, state_reward, step_reward, terminal_outcome
+from tests.search.scenes import PROSE, WEATHER, text_example, weather_example
 
 
 def test_puct_is_value_plus_prior_weighted_exploration() -> None:
@@ -72,6 +73,14 @@ def test_with_gamma_one_the_rewards_of_a_chain_telescope(rewards: list[float]) -
     assert value == pytest.approx(rewards[-1] - rewards[0], abs=1e-9)
 
 
+def test_a_response_that_cannot_be_used_is_worth_nothing_whatever_it_has_right() -> None:
+    """Decision 0010. The call is right and closed in all of them."""
+    for text, finished in ((WEATHER[:-1], True), (WEATHER, False), (WEATHER[:-1] + ", get_wea", False)):
+        assert terminal_outcome(text, finished, weather_example()) == (0.0, False)
+    assert terminal_outcome(WEATHER, True, weather_example()) == (1.0, True)
+    assert terminal_outcome(PROSE, True, text_example()) == (1.0, True)
+
+
 def _call(name: str, **arguments: object) -> ToolCall:
     return ToolCall(name=name, arguments=arguments)
 
@@ -82,5 +91,6 @@ def test_agreement_counts_names_and_arguments() -> None:
     assert agreement([_call("f")], expected) == pytest.approx(1 / 5)
     assert agreement([_call("f", b=2)], expected) == pytest.approx(2 / 5)
     assert agreement([_call("f", a=1, b=9)], expected) == pytest.approx(2 / 6)  # one wrong unit
+    assert agreement([_call("f", a=1, z=0)], expected) == pytest.approx(2 / 6)  # and one superfluous unit
     assert agreement([_call("g", c="x"), _call("f", b=2, a=1)], expected) == 1.0
     assert agreement([_call("g", c="x"), _call("f", b=2, a=1), _call("h", z=0)], expected) == pytest.approx(5 / 7)

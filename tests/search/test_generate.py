@@ -35,10 +35,11 @@ def _search(
     *,
     done: Collection[str] = frozenset(),
     stop_after: int = 99,
+    iteration: int = 1,
 ) -> list[SearchBlock]:
     async def collect() -> list[SearchBlock]:
         blocks: list[SearchBlock] = []
-        async for block in search_examples(policy, TOKENIZER, examples, config, iteration=1, done=done):
+        async for block in search_examples(policy, TOKENIZER, examples, config, iteration=iteration, done=done):
             blocks.append(block)
             if len(blocks) == stop_after:
                 break
@@ -81,15 +82,16 @@ def test_all_trees_of_a_block_ask_before_the_first_goes_on() -> None:
     """What makes the batches of an engine the same on every run."""
     policy = _policy()
     _search(policy, _config(search={"trees_in_flight": 7}))
-    states = [len(ids) for ids, _, _ in policy.requests]
+    states = [len(request.ids) for request in policy.requests]
     assert len(set(states[:7])) == 1, "seven roots first"
-    assert policy.requests[0][1] == 6
+    assert policy.requests[0].count == 6
 
 
-def test_every_request_has_a_seed_of_its_own() -> None:
+def test_every_request_has_a_seed_of_its_own_and_another_in_the_next_iteration() -> None:
     policy = _policy()
-    _search(policy, _config())
-    seeds = [seed for _, _, seed in policy.requests]
+    for iteration in (1, 2):
+        _search(policy, _config(), iteration=iteration)
+    seeds = [request.seed for request in policy.requests]
     assert len(set(seeds)) == len(seeds)
 
 
@@ -151,6 +153,14 @@ def test_each_method_searches_in_its_own_way(method: str, pairs_expected: bool) 
     found, _ = pairs_of(tree, config)
     assert bool(found) == pairs_expected, "with no right sample only an injected ground truth can be chosen"
     assert (tree.samples == 16 and tree.simulations == 1) == (method != "mcts_dpo")
+
+
+@pytest.mark.parametrize("method", ["best_of_n", "rejection_sampling"])
+def test_the_controls_take_whole_responses_as_steps_and_never_ask_for_self_evaluation(method: str) -> None:
+    policy = _policy()
+    [tree] = _trees(_search(policy, _config(method=method, search={"confidence_weight": 0.5}), EXAMPLES[:1])).values()
+    assert [node.terminal for node in tree.nodes] == [False] + [True] * 3
+    assert policy.questions == 0
 
 
 def test_sampled_tokens_are_counted_for_search_and_control_alike() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -11,6 +13,7 @@ from itool.search.mcts import is_solved, select
 from itool.search.seeds import draw_seed
 from itool.search.tree import Node, new_root
 from tests.fakes.byte_tokenizer import byte_tokenizer
+from tests.fakes.scripted_policy import LOGPROB, ScriptedPolicy
 from tests.search.scenes import (
     OTHER_ORDER,
     PROMPT,
@@ -38,6 +41,10 @@ def _grow(parent: Node, name: str, *, visits: int, q: float = 0.0, prior: float 
     return node
 
 
+def _state_of(policy: ScriptedPolicy, request: int) -> str:
+    return str(byte_tokenizer().decode(list(policy.requests[request].ids[len(PROMPT) :]), skip_special_tokens=True))
+
+
 def test_selection_with_c_zero_takes_the_highest_value() -> None:
     root = new_root()
     _grow(root, "low", visits=1, q=0.2, prior=1.0, draws=0)
@@ -50,6 +57,23 @@ def test_selection_explores_what_is_likely_and_little_visited() -> None:
     _grow(root, "often", visits=50, q=0.3, prior=0.5, draws=0)
     rare = _grow(root, "rare", visits=1, q=0.2, prior=0.5, draws=0)
     assert select(root, 1.0, lambda node: 4) is rare
+
+
+def test_selection_prefers_the_likelier_of_two_that_are_equal_otherwise() -> None:
+    root = new_root()
+    _grow(root, "unlikely", visits=3, q=0.2, prior=0.2, draws=0)
+    likely = _grow(root, "likely", visits=3, q=0.2, prior=0.6, draws=0)
+    assert select(root, 1.0, lambda node: 4) is likely
+
+
+def test_selection_explores_more_the_more_rollouts_passed_the_state() -> None:
+    """0.5 + 0.1 sqrt(N) / 2 against 0.6 sqrt(N) / 2: they meet at N = 4, and the 99 draws of the root are no roll-outs."""
+    root = new_root()
+    good = _grow(root, "good", visits=1, q=0.5, prior=0.1, draws=0)
+    likely = _grow(root, "likely", visits=1, q=0.0, prior=0.6, draws=0)
+    assert select(root, 1.0, lambda node: 4) is good
+    root.visits = 5
+    assert select(root, 1.0, lambda node: 4) is likely
 
 
 def test_selection_passes_states_that_were_sampled_enough_and_avoids_closed_ones() -> None:
@@ -89,9 +113,54 @@ def test_an_injected_correction_is_visited_next() -> None:
     policy = new_policy([WRONG_UNIT])
     tree = run_search(new_search(policy, settings(root_samples=6, simulations=2, min_visits=2), run_seed=1))
     assert tree.simulations == 2
-    state = byte_tokenizer().decode(list(policy.requests[1][0][len(PROMPT) :]), skip_special_tokens=True)
+    state = _state_of(policy, 1)
     assert "celsius" in state
     assert WEATHER.startswith(state)
+
+
+def test_the_ground_truth_is_no_draw_from_its_states() -> None:
+    """Of one continuation per state the injected path has none, so its first own step is where the next is asked for."""
+    policy = new_policy([WRONG_UNIT])
+    run_search(new_search(policy, settings(root_samples=6, width=1, simulations=2, min_visits=2)))
+    assert _state_of(policy, 1) == WEATHER[: WEATHER.index("days")]
+
+
+def test_the_ground_truth_is_injected_beside_right_samples_too() -> None:
+    policy = new_policy([WEATHER, WRONG_UNIT])
+    tree = run_search(new_search(policy, settings(simulations=1)))
+    assert 0 < tree.correct_samples < tree.samples
+    assert (tree.nodes[0].visits, len(policy.logprob_requests)) == (tree.samples + 1, 1)
+
+
+def test_a_request_asks_at_the_configured_temperature_for_what_the_response_has_left() -> None:
+    policy = new_policy([WRONG_UNIT, WRONG_DAYS, WRONG_CITY])
+    run_search(new_search(policy, settings(root_samples=2, simulations=3, temperature=0.7), inject=False, max_tokens=100))
+    assert {request.temperature for request in policy.requests} == {0.7}
+    assert [request.max_tokens + len(request.ids) for request in policy.requests] == [100 + len(PROMPT)] * 3
+    assert len({request.max_tokens for request in policy.requests}) > 1
+
+
+def test_a_prior_is_the_probability_of_a_steps_own_tokens() -> None:
+    tree = run_search(new_search(new_policy([WEATHER, WRONG_UNIT]), settings(simulations=2)))
+    for node in tree.nodes[1:]:
+        assert node.prior == pytest.approx(math.exp(LOGPROB * len(node.step_ids)))
+
+
+@pytest.mark.parametrize(("c_puct", "beginning"), [(0.0, "["), (100.0, "I cannot")])
+def test_c_puct_trades_what_is_good_for_what_was_little_visited(c_puct: float, beginning: str) -> None:
+    policy = new_policy([PROSE, WRONG_UNIT, WRONG_CITY, WRONG_DAYS])
+    run_search(new_search(policy, settings(width=9, simulations=2, c_puct=c_puct), inject=False))
+    assert _state_of(policy, 1).startswith(beginning)
+
+
+def test_a_state_whose_samples_are_all_right_is_left_alone() -> None:
+    """It has the highest value and ways to go on that were hardly sampled, but nothing there to correct."""
+    same_day = '[get_weather(unit="celsius",days=3,city="Oslo")]'
+    policy = new_policy([OTHER_ORDER, same_day, WRONG_CITY])
+    search = new_search(policy, settings(root_samples=9, width=6, c_puct=0.0, simulations=9, min_visits=99), inject=False)
+    run_search(search)
+    right = OTHER_ORDER[: OTHER_ORDER.index("city")]
+    assert not [state for state in (_state_of(policy, index) for index in range(len(policy.requests))) if state.startswith(right)]
 
 
 def test_a_solved_tree_stops() -> None:
@@ -148,14 +217,14 @@ def test_only_the_calls_of_an_example_decide() -> None:
 
 
 def test_self_evaluation_asks_once_per_state_and_enters_the_reward() -> None:
-    policy = new_policy([WEATHER, WRONG_UNIT], confidence=lambda ids: 0.25)
-    search = new_search(policy, settings(simulations=1, confidence_weight=1.0))
-    tree = run_search(search)
+    policy = new_policy([WEATHER, WRONG_UNIT], confidence=lambda ids: len(ids) % 7 / 7)
+    tree = run_search(new_search(policy, settings(simulations=1, confidence_weight=0.5)))
     assert policy.questions == len(tree.nodes)
-    assert {node.confidence for node in tree.nodes} == {0.25}
-    plain = run_search(new_search(new_policy([WEATHER, WRONG_UNIT]), settings(simulations=1)))
-    values = [node.action_value for node in tree.nodes]
-    assert values == pytest.approx([node.action_value for node in plain.nodes]), "a constant confidence telescopes away with gamma 1"
+    assert len({node.confidence for node in tree.nodes}) > 2, "a constant one would telescope away"
+    rewards = [node.outcome + 0.5 * (node.confidence or 0.0) for node in tree.nodes]
+    for node, reward in zip(tree.nodes, rewards, strict=True):
+        if node.parent is not None:
+            assert node.action_value == pytest.approx(reward - rewards[node.parent] + node.value)
 
 
 def test_a_state_that_is_drawn_from_again_draws_something_else() -> None:
@@ -254,3 +323,26 @@ def test_a_mistake_that_waits_for_its_correction_is_not_solved() -> None:
     assert is_solved(root, min_visits=2)
     right.visits, right.terminal = 1, True
     assert is_solved(root, min_visits=2), "a right terminal is a verdict"
+
+
+def test_one_correction_does_not_solve_a_tree_in_which_another_mistake_waits() -> None:
+    root = new_root()
+    first = _grow(root, "first", visits=8)
+    _grow(first, "wrong", visits=4)
+    _grow(first, "right", visits=4).right_below = 4
+    first.right_below = 4
+    assert is_solved(root, min_visits=2)
+    second = _grow(root, "second", visits=5)
+    _grow(second, "wrong", visits=4)
+    waiting = _grow(second, "right", visits=1)
+    second.right_below = waiting.right_below = 1
+    assert not is_solved(root, min_visits=2)
+    waiting.closed = True
+    assert is_solved(root, min_visits=2), "a closed state cannot be visited again"
+
+
+def test_two_right_ways_are_no_mistake() -> None:
+    root = new_root()
+    for name in ("one", "other"):
+        _grow(root, name, visits=5).right_below = 5
+    assert not is_solved(root, min_visits=2)

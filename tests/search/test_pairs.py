@@ -67,6 +67,19 @@ def test_a_state_with_one_child_decides_nothing_and_is_not_counted() -> None:
     assert _extract(_node(0, "a", 4, 0.9, correct=True)) == ([], Counter())
 
 
+def test_the_smallest_gap_that_is_asked_for_is_enough_and_equal_values_never_are() -> None:
+    nodes = [_node(0, "a", 4, 0.75, correct=True), _node(0, "b", 4, 0.25, correct=False)]
+    assert _extract(*nodes, min_gap=0.5) == ([("a", "b")], Counter())
+    equal = [_node(0, "a", 4, 0.5, correct=True), _node(0, "b", 4, 0.5, correct=False)]
+    assert _extract(*equal, min_gap=0.0) == ([], Counter({pairs.SMALL_GAP: 1}))
+
+
+@pytest.mark.parametrize(("visits", "rejected"), [((2, 5, 5), "c"), ((4, 4, 4), "b")])
+def test_of_equally_bad_steps_the_most_visited_is_rejected_then_the_first(visits: tuple[int, ...], rejected: str) -> None:
+    bad = [_node(0, name, count, 0.1, correct=False) for name, count in zip("bcd", visits, strict=True)]
+    assert _extract(_node(0, "a", 4, 0.9, correct=True), *bad)[0] == [("a", rejected)]
+
+
 @pytest.mark.parametrize(
     ("nodes", "reason"),
     [
@@ -176,6 +189,14 @@ def test_a_pair_knows_how_its_chosen_step_ends_right() -> None:
         min_visits=2,
     )
     assert (bytes(pair.chosen_ids), bytes(pair.ending_ids)) == (b"x=1", b",y=2) ]")
+
+
+def test_of_two_endings_that_were_right_as_often_the_first_found_is_learned() -> None:
+    sides = [_node(0, "x=1", 4, 1.0), _node(0, "x=2", 3, 0.0, correct=False)]
+    [pair], _ = extract_pairs(
+        _tree(*sides, _node(1, ")", 2, 1.0, correct=True), _node(1, " )", 2, 1.0, correct=True)), min_gap=0.1, min_visits=2
+    )
+    assert bytes(pair.ending_ids) == b")"
 
 
 def test_a_chosen_step_that_ends_the_response_has_no_ending() -> None:
