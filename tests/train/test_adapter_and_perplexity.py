@@ -27,7 +27,8 @@ def test_equal_weights_are_saved_as_equal_bytes(tiny_base, lora, tmp_path):
         save_adapter(new_adapter(load_model(tiny_base), lora, seed=1), tmp_path / name)
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    assert json.loads((tmp_path / "one" / "adapter_config.json").read_text())["r"] == 4
+    saved = json.loads((tmp_path / "one" / "adapter_config.json").read_text())
+    assert (saved["r"], saved["lora_alpha"]) == (4, 8.0)
 
 
 def test_a_merged_and_a_folded_adapter_equal_the_plain_one(tiny_base, adapter, sequences):

@@ -2,6 +2,7 @@ import json
 import math
 
 import pytest
+import torch
 from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
@@ -11,9 +12,9 @@ from itool.errors import InputError, Interrupted, NumericalError
 from itool.train.hooks import TrainingHooks
 from itool.train.model import load_adapter, load_model, load_policy, save_adapter
 from itool.train.perplexity import perplexities
-from itool.train.preference import plan_preferences, train_preferences
+from itool.train.preference import PairLogps, pair_losses, plan_preferences, train_preferences
 from itool.train.sequences import TokenSequence
-from itool.train.sft import continue_sft
+from itool.train.sft import continue_sft, plan_continuation
 from tests.train.conftest import pair
 
 FAST = DpoConfig(updates=6, batch_pairs=4, learning_rate=1e-2, batch_tokens=128, replay_fraction=0.25)
@@ -38,6 +39,32 @@ def test_training_separates_the_sides(train, pairs, sequences, loss):
     assert last["margins"] > 0 < last["kl_reference"]
     assert last["accuracies"] > 0.9
     assert last["logps/chosen"] - last["logps/rejected"] > first["logps/chosen"] - first["logps/rejected"]
+
+
+@pytest.mark.parametrize("loss", ["dpo", "orpo"])
+def test_the_loss_of_an_update_is_that_of_its_pairs_its_likelihood_and_its_replay(tiny_base, adapter, train, pairs, loss):
+    """ORPO's own equation has the likelihood at weight 1, whatever is configured."""
+    old, nll_weight = TokenSequence([5, 6, 7], [8, 9, 2]), {"dpo": 0.3, "orpo": 1.0}[loss]
+    settings = FAST.model_copy(update={"loss": loss, "nll_weight": 0.3, "updates": 1})
+    [update] = train("out", pairs, [old], settings=settings).metrics
+    [replayed] = perplexities(load_policy(tiny_base, adapter), [old], batch_tokens=64)
+    assert update["loss/replay"] == pytest.approx(math.log(replayed), abs=1e-5)
+    assert update["loss"] == pytest.approx(update["loss/pairs"] + nll_weight * update["nll/chosen"] + update["loss/replay"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "logit"),
+    [
+        ({}, 2 * (-0.5 + 1) - 0.5),
+        ({"simpo_gamma": 0.25}, 2 * (-0.5 + 1) - 0.25),
+        ({"length_normalised": False}, 2 * (-1 + 4) - 0.5),
+    ],
+)
+def test_simpo_takes_its_margin_and_its_lengths_from_the_settings(changes, logit):
+    """Sides of 2 and 4 tokens with log-probabilities -1 and -4."""
+    policy = PairLogps(torch.zeros(6), *(torch.tensor([value]) for value in (-1.0, -4.0, 2.0, 4.0)))
+    settings = DpoConfig(loss="simpo", beta=2.0, simpo_gamma=0.5).model_copy(update=changes)
+    assert pair_losses(policy, policy, settings, None).item() == pytest.approx(math.log1p(math.exp(-logit)))
 
 
 def trl_loss(base, adapter, reference, rows, loss_type):
@@ -142,12 +169,27 @@ def test_equal_sides_are_refused(train):
         train("out", [pair([5], [], [6], [6])], [])
 
 
+THIRD = DpoConfig(updates=5, batch_pairs=16, replay_fraction=1 / 3)
+
+
 def test_an_update_holds_pairs_and_the_share_of_replay():
-    plan = plan_preferences(10, 50, DpoConfig(updates=5, batch_pairs=16, replay_fraction=1 / 3), seed=1)
+    plan = plan_preferences(10, 50, THIRD, seed=1)
     assert [(len(update.pairs), len(update.replay)) for update in plan] == [(16, 16)] * 5
 
 
-def test_a_control_sees_as_many_sequences_and_updates(train, sequences):
+def test_what_is_replayed_is_drawn_by_itself():
+    plan = plan_preferences(10, 10, THIRD, seed=1)
+    assert [update.pairs for update in plan] != [update.replay for update in plan]
+
+
+def test_an_update_of_a_control_holds_two_sequences_for_each_pair_and_the_same_replay():
+    plan = plan_continuation(10, 50, THIRD, seed=1)
+    assert [(sum(row < 10 for row in update.rows), sum(row >= 10 for row in update.rows)) for update in plan] == [(32, 16)] * 5
+    replayed = [[row - 10 for row in update.rows[32:]] for update in plan]
+    assert replayed == [update.replay for update in plan_preferences(10, 50, THIRD, seed=1)]
+
+
+def test_a_control_takes_as_many_updates_and_learns(train, sequences):
     log = train("out", sequences[:10], sequences[10:], method=continue_sft)
     assert log.updates == FAST.updates
     assert log.metrics[-1]["loss"] < log.metrics[0]["loss"]

@@ -8,7 +8,7 @@ from itool.errors import ArtifactError, InputError, Interrupted, NumericalError
 from itool.muon import Muon
 from itool.train.hooks import TrainingHooks
 from itool.train.model import load_model
-from itool.train.optimizer import schedule_factor
+from itool.train.optimizer import build_optimizer, schedule_factor
 from itool.train.sequences import TokenSequence
 from itool.train.sft import plan_curriculum, train_sft
 from itool.train.updates import repeatable_kernels
@@ -24,6 +24,7 @@ def test_training_lowers_the_loss_and_saves_only_an_adapter(tiny_base, lora, seq
     log = train_sft(tiny_base, by_phase(sequences), model=lora, settings=FAST, seed=3, output=tmp_path / "adapter")
     assert log.updates == 6
     assert log.metrics[1]["loss"] < log.metrics[0]["loss"]
+    assert [entry["learning_rate"] for entry in log.metrics] == pytest.approx([0.01, 0.01, 0.008, 0.006, 0.004, 0.002])
     assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     assert str(tiny_base) not in (tmp_path / "adapter" / "adapter_config.json").read_text()
 
@@ -40,6 +41,35 @@ def test_the_first_loss_is_the_one_that_trl_computes(tiny_base, lora, sequences,
         total += model(input_ids=ids, labels=labels).loss.item() * len(sequence.response_ids)
         tokens += len(sequence.response_ids)
     assert ours == pytest.approx(total / tokens, abs=1e-5)
+
+
+def test_dropout_is_applied_while_training(tiny_base, lora, sequences, tmp_path):
+    """B is zero in the first update, so that the second is the first that can differ."""
+
+    def second_loss(dropout):
+        model = lora.model_copy(update={"lora_dropout": dropout})
+        settings = FAST.model_copy(update={"epochs": 0.25, "curriculum": "mixed", "warmup_fraction": 0.0})
+        log = train_sft(tiny_base, {"all": sequences * 2}, model=model, settings=settings, seed=3, output=tmp_path / f"{dropout}")
+        return log.metrics[1]["loss"]
+
+    assert second_loss(0.5) != pytest.approx(second_loss(0.0), rel=1e-4)
+
+
+def test_gradients_are_clipped_to_the_configured_norm(tiny_base, lora, sequences, tmp_path):
+    """AdamW forgets the size of gradients, except for one far below its epsilon: then nothing moves."""
+    tight = {"max_grad_norm": 1e-14, "weight_decay": 0.0, "batch_examples": 24, "curriculum": "mixed"}
+    log = train_sft(tiny_base, {"all": sequences}, model=lora, settings=FAST.model_copy(update=tight), seed=3, output=tmp_path / "a")
+    assert log.metrics[0]["grad_norm"] > 1e-3, "logged as it was"
+    assert log.metrics[1]["loss"] == pytest.approx(log.metrics[0]["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_weights_decay_by_the_configured_share_where_no_gradient_moves_them(optimizer):
+    weights = torch.nn.Parameter(torch.ones(2, 3))
+    weights.grad = torch.zeros(2, 3)
+    settings = FAST.model_copy(update={"optimizer": optimizer, "learning_rate": 0.1, "weight_decay": 0.5})
+    build_optimizer([weights], settings).step()
+    torch.testing.assert_close(weights.detach(), torch.full((2, 3), 0.95))
 
 
 @pytest.mark.slow
