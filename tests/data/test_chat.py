@@ -48,18 +48,18 @@ EXAMPLE = Example(
 )
 
 
-def write_tokenizer(folder: Path, template: str | None, special: list[str], eos: str) -> Path:
+def write_tokenizer(folder: Path, template: str | None, special: list[str], eos: str, *, prefix_space: bool = False) -> Path:
     """A byte-level BPE without merges to speak of, saved as a base model's folder holds it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=320, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator(["get_weather city Bern"], trainer)
+    tokenizer.train_from_iterator(["get_weather city Bern A B"], trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos)
     fast.chat_template = template
     fast.save_pretrained(str(folder))
@@ -122,6 +122,12 @@ def test_self_evaluation_asks_for_one_of_two_tokens(name: str, request: pytest.F
     text = tokenizer.decode(ids)
     assert text.index("Weather in Bern?") < text.index('[get_weather(city="') < text.index("A. incorrect") < text.index("B. correct")
     assert chat.evaluation_prompt(tokenizer, EXAMPLE, "")[1] == options
+
+
+def test_an_option_is_the_token_that_follows_the_prompt_and_not_the_one_that_it_is_alone(tmp_path: Path) -> None:
+    tokenizer = chat.load_tokenizer(write_tokenizer(tmp_path, CHATML, CHATML_TOKENS, "<|im_end|>", prefix_space=True))
+    assert [tokenizer.tokenize(option) for option in "AB"] == [["ĠA"], ["ĠB"]]
+    assert tokenizer.convert_ids_to_tokens(chat.evaluation_prompt(tokenizer, EXAMPLE, "")[1]) == ["A", "B"]
 
 
 def test_data_without_a_response_cannot_be_trained_on(demo: Any) -> None:

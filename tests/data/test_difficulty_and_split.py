@@ -23,11 +23,11 @@ SEAL = Path(__file__).parents[3] / "shared" / "data" / "seal-tools"
 CONFIG = DataConfig(buffer_fraction=0.2, validation_fraction=0.1, held_out_fraction=0.1)
 
 
-def example(name: str, *, tools: int = 1, description: int = 0, calls: int = 1) -> Example:
+def example(name: str, *, tools: int = 1, description: int = 0, parameters: int = 0, calls: int = 1) -> Example:
     return Example(
         id=name,
         messages=[Message(role="user", content=f"What of {name}?")],
-        tools=[Tool(name=f"tool_{i}", description="x" * description) for i in range(tools)],
+        tools=[Tool(name=f"tool_{i}", description="x" * description, parameters={"p" * parameters: 0}) for i in range(tools)],
         calls=[ToolCall(name="tool_0")] * calls,
     )
 
@@ -49,6 +49,12 @@ def test_three_ranks_decide_together() -> None:
         example("b", tools=2, description=90, calls=1),
     ]
     assert {e.id: e.difficulty for e in assign_difficulty(examples)} == {"a": "easy", "b": "medium", "c": "hard"}
+
+
+@pytest.mark.parametrize("sign", ["tools", "description", "parameters", "calls"])
+def test_each_sign_decides_where_the_others_are_equal(sign: str) -> None:
+    examples = [example(name, **{sign: size}) for name, size in (("a", 3), ("b", 1), ("c", 2))]
+    assert {e.id: e.difficulty for e in assign_difficulty(examples)} == {"b": "easy", "c": "medium", "a": "hard"}
 
 
 @given(SHAPES, st.randoms())

@@ -76,6 +76,15 @@ def test_a_response_that_ran_into_its_limit_is_wrong() -> None:
     assert judge("Sorry, no", False, TEXT).error == "unparseable"
 
 
+def test_a_call_that_was_cut_off_is_no_call() -> None:
+    assert judge('[f(a=1, b="x"), g(c=[1, 2]', False, CALLS).calls == EXPECTED[:1]
+
+
+def test_an_argument_that_agrees_outweighs_one_that_is_too_many() -> None:
+    predicted = [call("f"), call("f", a=1, b=2, x=0, y=0, z=0)]
+    assert compare_calls(predicted, [call("f", a=1, b=2, c=3)]).pairs == ((1, 0),)
+
+
 def test_duplicates_need_an_assignment_that_greedy_matching_misses() -> None:
     predicted = [call("f", a=1, b=0), call("f", a=1, b=2)]
     expected = [call("f", a=1, b=2), call("f", a=9, b=0)]

@@ -49,6 +49,11 @@ def test_every_stratum_gives_at_least_one_and_the_order_stays() -> None:
     assert selected(scores, 0.01) == {"a", "z"}
 
 
+def test_a_share_that_is_a_whole_number_is_not_rounded_up() -> None:
+    assert 0.07 * 100 > 7, "in binary"
+    assert quotas_of([example(i, text=False) for i in range(100)], 0.07) == {"calls": 7}
+
+
 def example(number: int, *, text: bool) -> Example:
     calls = [] if text else [ToolCall(name="f", arguments={})]
     return Example(id=f"{'t' if text else 'c'}{number}", messages=[Message(role="user", content="q")], calls=calls)

@@ -20,10 +20,11 @@ from itool.records import (
     Tool,
     ToolCall,
 )
+from itool.search import mcts
 
 CITIES = ("Lisbon", "Oslo", "Kyoto", "Quito", "Turin")
 DAYS = ("monday", "friday", "2026-11-23", "next week")
-STOPPED = ("solved", "no_deficiency", "budget", "hopeless")
+STOPPED = (mcts.SOLVED, mcts.NO_DEFICIENCY, mcts.SIMULATION_LIMIT, mcts.HOPELESS)
 HELD_OUT, BUFFER, VALIDATION = 240, 60, 90
 ERRORS = ("wrong_argument", "wrong_argument", "wrong_argument", "wrong_tool", "missing_call", "text_instead_of_call", "unparseable")
 
@@ -133,7 +134,7 @@ def fake_tree(rng: random.Random, example: Example) -> tuple[SearchTree, list[Pr
         nodes.append(_leaf(2, [8], f'day="{day}")]', 0.5, 4, True, injected=rng.random() < 0.3))
         nodes.append(_leaf(2, [9], 'day="today")]', 0.4, 3, False))
         nodes.append(_leaf(3, [8], f'day="{day}")]', 0.8, 3, False))
-        if stopped in ("solved", "budget"):
+        if stopped in (mcts.SOLVED, mcts.SIMULATION_LIMIT):
             pairs = [_pair(example, [1, 2], nodes[2], nodes[3], [0, 1]), _pair(example, [1, 2, 3], nodes[4], nodes[5], [0, 1, 2])]
     tree = SearchTree(
         example_id=example.id,

@@ -26,6 +26,7 @@ def test_the_second_run_is_measured_against_the_first_example_by_example(two):
     first, second = compare_runs(two).runs
     assert first.to_first is None
     assert second.to_first.paired
+    assert (first.iteration, first.updates) == (3, 3 * 40), "its own iteration included"
     assert second.to_first.difference == pytest.approx(second.exact_match - first.exact_match)
     assert second.to_first.ci95[0] < second.to_first.difference < second.to_first.ci95[1]
     assert 0.0 <= second.to_first.p_value < 0.05
@@ -50,7 +51,8 @@ def test_newcombes_interval_matches_its_paper():
 
 
 def test_seeds_of_an_arm_are_grouped_with_mean_and_spread():
-    runs = [result(f"{method[:3]}{seed}", method, seed) for method in ("mcts_dpo", "best_of_n") for seed in (1, 2, 3)]
+    gains = {"mcts_dpo": 0.03, "best_of_n": 0.0}
+    runs = [result(f"{method[:3]}{seed}", method, seed, gain) for method, gain in gains.items() for seed in (1, 2, 3)]
     first, second = compare_runs(runs).arms
     assert (first.arm, first.seeds, second.arm, second.seeds) == ("mcts_dpo", [1, 2, 3], "best_of_n", [1, 2, 3])
     values = [row.exact_match for row in compare_runs(runs).runs[:3]]
@@ -58,6 +60,7 @@ def test_seeds_of_an_arm_are_grouped_with_mean_and_spread():
     assert first.exact_match.sd > 0
     assert first.to_first is None
     assert second.to_first.mean == pytest.approx(second.exact_match.mean - first.exact_match.mean)
+    assert second.to_first.mean < 0
 
 
 def test_arms_are_told_apart_by_the_settings_that_differ():

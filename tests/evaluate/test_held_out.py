@@ -20,7 +20,9 @@ from itool.data.chat import render_prompt
 from itool.evaluate.held_out import PassCount, accuracy, mean_pass_at_k, pass_at_k, pass_counts, predict, summarise
 from tests.fakes.byte_tokenizer import byte_tokenizer
 
-CONFIG = parse_config({"model": {"context_tokens": 400, "max_response_tokens": 60}, "evaluate": {"batch_sequences": 4}})
+CONFIG = parse_config(
+    {"model": {"context_tokens": 400, "max_response_tokens": 60}, "evaluate": {"batch_sequences": 4}, "search": {"temperature": 0.7}}
+)
 TOKENIZER = byte_tokenizer()
 
 
@@ -89,6 +91,7 @@ def test_predictions_come_in_order_with_their_verdicts() -> None:
     assert progress == [(done, 6) for done in range(1, 7)]
     assert policy.most_in_flight == 4
     assert {temperature for _, temperature, _ in policy.asked} == {0.0}
+    assert {temperature for _, temperature, _ in policy.asked} == {0.0}
 
 
 def test_a_prompt_that_fills_the_context_counts_as_wrong_and_truncated() -> None:
@@ -111,6 +114,7 @@ def test_pass_counts_depend_on_seed_and_example_only() -> None:
     asyncio.run(pass_counts(alone, TOKENIZER, EXAMPLES[1:2], CONFIG, samples=3, seed=7))
     assert alone.asked[0] in policy.asked
     assert len({seed for _, _, seed in policy.asked}) == len(EXAMPLES)
+    assert {temperature for _, temperature, _ in policy.asked} == {0.7}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from itool.evaluate.report import build_report
 from itool.evaluate.report_html import embedded_json, render_html
 from itool.evaluate.report_inputs import ReportInputs
 from itool.records import Node, PreferencePair, SearchTree, ToolCall
+from itool.search import mcts
 from tests.evaluate.fake_run import fake_config, fake_example, fake_inputs
 
 
@@ -116,7 +117,7 @@ def test_a_large_tree_keeps_its_most_visited_nodes_with_their_ancestors():
     assert most_visited(nodes, set(), limit=3) == [0, 1, 3]
     assert most_visited(nodes, {5}, limit=4) == [0, 2, 4, 5]
     tree = SearchTree(
-        example_id="a", prompt_ids=[], nodes=nodes, stopped="budget", simulations=1, sampled_tokens=1, samples=1, correct_samples=0
+        example_id="a", prompt_ids=[], nodes=nodes, stopped=mcts.SOLVED, simulations=1, sampled_tokens=1, samples=1, correct_samples=0
     )
     explorer = build_explorer(ReportInputs(config=fake_config(), trees={1: [tree]}, pairs={1: [pair([2, 4], [5], [9])]}))
     assert explorer.iterations[0].trees[0].nodes_left_out == 0
