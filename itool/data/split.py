@@ -60,7 +60,7 @@ def split_examples(examples: Sequence[Example], config: DataConfig, seed: int, h
 
 def opening_digest(example: Example) -> bytes:
     """What an example asks at first: a digest of its tools, in any order, and of its messages up to the first answer to a user."""
-    tools = sorted(tool.model_dump_json() for tool in example.tools)
+    tools = sorted(json.dumps(tool.model_dump(), sort_keys=True) for tool in example.tools)
     opening: list[tuple[str, str]] = []
     for message in example.messages:
         if message.role == "assistant" and any(role == "user" for role, _ in opening):

@@ -137,6 +137,9 @@ def test_other_tools_or_another_question_make_another_example() -> None:
     assert place(others, 1) == {e.id: place([e], 1)[e.id] for e in others}
     shuffled = [conversation(f"d{number}", "q", tools=tools[:: 1 if number % 2 else -1]) for number in range(50)]
     assert len(set(place(shuffled, 1).values())) == 1
+    schemas = [{"type": "object", "description": "\ud800"}, {"description": "\ud800", "type": "object"}]
+    same = [conversation(f"e{number}", "q", tools=[Tool(name="f", parameters=schemas[number % 2])]) for number in range(50)]
+    assert len(set(place(same, 1).values())) == 1
 
 
 def test_what_opens_as_a_held_out_example_is_left_out_of_training_and_counted() -> None:
