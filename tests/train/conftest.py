@@ -1,6 +1,8 @@
 """A random Llama of 50,000 parameters with a word tokenizer: everything that training touches, in milliseconds."""
 
+import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,16 @@ def adapter(tiny_base, lora, tmp_path):
             parameter.data.normal_(0, 0.05)
     save_adapter(model, tmp_path / "adapter-in")
     return tmp_path / "adapter-in"
+
+
+@pytest.fixture
+def dropping_adapter(adapter):
+    """The same adapter, which drops half of its inputs while it is trained."""
+    folder = adapter.parent / "adapter-that-drops"
+    shutil.copytree(adapter, folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_dropout": 0.5}))
+    return folder
 
 
 def pair(prompt, prefix, chosen, rejected):

@@ -31,6 +31,12 @@ def test_equal_weights_are_saved_as_equal_bytes(tiny_base, lora, tmp_path):
     assert (saved["r"], saved["lora_alpha"]) == (4, 8.0)
 
 
+def test_perplexities_are_measured_without_dropout(tiny_base, adapter, dropping_adapter, sequences):
+    expected = perplexities(load_policy(tiny_base, adapter), sequences, batch_tokens=256)
+    training = load_adapter(load_model(tiny_base), dropping_adapter, trainable=True).train()
+    assert perplexities(training, sequences, batch_tokens=256) == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_merged_and_a_folded_adapter_equal_the_plain_one(tiny_base, adapter, sequences):
     plain = load_adapter(load_model(tiny_base), adapter)
     expected = logps(plain, sequences)

@@ -1,5 +1,7 @@
+import functools
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -24,8 +26,8 @@ FAST = DpoConfig(updates=6, batch_pairs=4, learning_rate=1e-2, batch_tokens=128,
 def train(tiny_base, lora, adapter, tmp_path):
     """Train from `adapter`; the name of the output folder is the first argument."""
 
-    def run(name, *data, method=train_preferences, settings=FAST, **more):
-        return method(tiny_base, *data, adapter_in=adapter, model=lora, settings=settings, seed=1, output=tmp_path / name, **more)
+    def run(name, *data, method=train_preferences, settings=FAST, adapter_in=adapter, **more):
+        return method(tiny_base, *data, adapter_in=adapter_in, model=lora, settings=settings, seed=1, output=tmp_path / name, **more)
 
     return run
 
@@ -65,6 +67,18 @@ def test_simpo_takes_its_margin_and_its_lengths_from_the_settings(changes, logit
     policy = PairLogps(torch.zeros(6), *(torch.tensor([value]) for value in (-1.0, -4.0, 2.0, 4.0)))
     settings = DpoConfig(loss="simpo", beta=2.0, simpo_gamma=0.5).model_copy(update=changes)
     assert pair_losses(policy, policy, settings, None).item() == pytest.approx(math.log1p(math.exp(-logit)))
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "simpo", "orpo"])
+def test_a_label_that_is_as_likely_wrong_as_right_prefers_no_side(loss):
+    one, other, short, long = (torch.tensor([value]) for value in (-1.0, -4.0, 2.0, 4.0))
+    reference = PairLogps(torch.zeros(6), *(torch.tensor([value]) for value in (-3.0, -3.0, 3.0, 3.0)))
+    settings, half = DpoConfig(loss=loss, simpo_gamma=0.0), torch.tensor([0.5])
+    losses = [
+        pair_losses(PairLogps(torch.zeros(6), *sides), reference, settings, half).item()
+        for sides in ((one, other, short, long), (other, one, long, short))
+    ]
+    assert losses[0] == pytest.approx(losses[1])
 
 
 def trl_loss(base, adapter, reference, rows, loss_type):
@@ -148,6 +162,17 @@ def test_an_interrupted_training_ends_bit_identical_to_an_undisturbed_one(train,
     assert parts.metrics == whole.metrics
     name = "adapter_model.safetensors"
     assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_dropout_continues_where_a_checkpoint_left_it(train, sequences, dropping_adapter, tmp_path):
+    settings = FAST.model_copy(update={"updates": 2, "batch_pairs": 1})
+    train = functools.partial(train, method=continue_sft, adapter_in=dropping_adapter, settings=settings)
+    whole = train("whole", sequences, [])
+    hooks = TrainingHooks(should_stop=lambda: True, save_checkpoint=lambda folder, _: shutil.copytree(folder, tmp_path / "checkpoint"))
+    with pytest.raises(Interrupted):
+        train("parts", sequences, [], hooks=hooks)
+    parts = train("parts", sequences, [], hooks=TrainingHooks(resume_from=tmp_path / "checkpoint"))
+    assert parts.metrics == whole.metrics
 
 
 def test_a_checkpoint_is_written_every_so_many_seconds(train, pairs):
