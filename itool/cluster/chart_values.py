@@ -35,6 +35,13 @@ RUN_KEYS_OF_TEMPLATES = frozenset(
 )
 """What the templates read of `run`. values.yaml shows these with their defaults, so that no template repeats a default."""
 
+WORDS = {
+    "integer": ("a whole number", "without quotes"),
+    "number": ("a number", "without quotes (--set-json)"),
+    "boolean": ("true or false", "without quotes"),
+}
+"""What to write where Helm has read a string instead. `--set` makes strings of numbers with a point."""
+
 TABLE = re.compile(r"(?<=<!-- values -->\n).*(?=<!-- end of values -->)", re.DOTALL)
 
 
@@ -163,7 +170,7 @@ class Value:
 
 
 def schema_document() -> dict[str, Any]:
-    """The JSON Schema of the values, in the plain form that lets Helm explain each mistake in a single line with its key."""
+    """The JSON Schema of the values, in the plain form that lets Helm explain each mistake in a single line: key, value, what is wanted."""
     schema: dict[str, Any] = _plain(ChartValues.model_json_schema(by_alias=True))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
 
@@ -217,21 +224,37 @@ def _templates_read(path: str) -> bool:
 
 
 def _plain(node: Any) -> Any:
-    """A schema without titles; `anyOf: [X, null]` is folded into X where X is a plain type, and a mapping with fixed keys lists them."""
+    """A schema whose violations Helm explains in a line: without titles and `enum`, with a single `type`, and with words for strings.
+
+    `anyOf: [X, null]` is folded into X with two types, and a mapping with fixed keys lists them.
+    """
     if isinstance(node, list):
         return [_plain(item) for item in node]
     if not isinstance(node, dict):
         return node
-    plain = {key: _plain(value) for key, value in node.items() if not (key == "title" and isinstance(value, str))}
-    match plain.get("anyOf"):
-        case [{"type": str()} as option, {"type": "null"}] if "enum" not in option:
-            del plain["anyOf"]
-            plain |= option | {"type": [option["type"], "null"]}
-    match plain:
-        case {"propertyNames": {"enum": [*names]}, "additionalProperties": dict() as value}:
-            del plain["propertyNames"]
-            plain |= {"properties": dict.fromkeys(names, value), "additionalProperties": False}
-    return plain
+    match node:
+        case {"anyOf": [dict() as option, {"type": "null"}], **rest} if "type" in option:
+            node = rest | option | {"type": [option["type"], "null"]}
+    match node:
+        case {"propertyNames": {"enum": [*names]}, "additionalProperties": dict() as value, **rest}:
+            node = rest | {"properties": dict.fromkeys(names, value), "additionalProperties": False}
+    match node:
+        case {"enum": [str(), *_] as options, **rest}:
+            node = rest | {"pattern": f"^({'|'.join(re.escape(option) for option in options)})$"}
+    return _in_words({key: _plain(value) for key, value in node.items() if not (key == "title" and isinstance(value, str))})
+
+
+def _in_words(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a number or a boolean, with a pattern for strings that no string matches: Helm prints it, and the value beside it."""
+    kinds = schema.get("type")
+    kind, *null = kinds if isinstance(kinds, list) else [kinds]
+    if not isinstance(kind, str) or kind not in WORDS:
+        return schema
+    what, how = WORDS[kind]
+    said = {key: schema[key] for key in ("default", "description") if key in schema}
+    words = f"^{what}{' or null' if null else ''}, {how}$"
+    asked = {key: value for key, value in schema.items() if key not in said}
+    return said | {"if": {"type": "string"}, "then": {"pattern": words}, "else": asked}
 
 
 if __name__ == "__main__":

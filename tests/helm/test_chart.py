@@ -114,7 +114,19 @@ def test_chart_program_and_doctor_agree_on_versions() -> None:
     [
         ({"runs": 3}, "- at '': additional properties 'runs' not allowed"),
         ({"run": {"dpo": {"bta": 1}}}, "- at '/run/dpo': additional properties 'bta' not allowed"),
-        ({"run": {"iterations": "two"}}, "- at '/run/iterations': got string, want integer"),
+        ({"run": {"iterations": "3"}}, "- at '/run/iterations': '3' does not match pattern '^a whole number, without quotes$'"),
+        ({"run": {"iterations": 1.5}}, "- at '/run/iterations': got number, want integer"),
+        ({"run": {"data": {"count": "5"}}}, "- at '/run/data/count': '5' does not match pattern '^a whole number or null"),
+        ({"run": {"dpo": {"beta": "0.1"}}}, "- at '/run/dpo/beta': '0.1' does not match pattern '^a number, without quotes (--set-json)$'"),
+        ({"preflight": {"enabled": "no"}}, "- at '/preflight/enabled': 'no' does not match pattern '^true or false, without quotes$'"),
+        (
+            {"networkPolicy": {"store": {"ports": ["http"]}}},
+            "- at '/networkPolicy/store/ports/0': 'http' does not match pattern '^a whole number, without quotes$'",
+        ),
+        (
+            {"run": {"kubernetes": {"stages": {"dpo": {"nodes": "2"}}}}},
+            "- at '/run/kubernetes/stages/dpo/nodes': '2' does not match pattern '^a whole number, without quotes$'",
+        ),
         ({"run": {"run": "Bad_Name"}}, "- at '/run/run': 'Bad_Name' does not match pattern '^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$'"),
         ({"run": {"kubernetes": {"image_tag": 1.2}}}, "- at '/run/kubernetes/image_tag': got number, want string"),
         (
@@ -122,7 +134,8 @@ def test_chart_program_and_doctor_agree_on_versions() -> None:
             "- at '/run/kubernetes/pods/memory_limit': '2GB' does not match pattern",
         ),
         ({"run": {"kubernetes": {"stages": {"train": {}}}}}, "- at '/run/kubernetes/stages': additional properties 'train' not allowed"),
-        ({"run": {"method": "ppo"}}, "- at '/run/method': value must be one of 'mcts_dpo'"),
+        ({"run": {"policy": {"backend": "vlm"}}}, "- at '/run/policy/backend': 'vlm' does not match pattern '^(embedded|vllm)$'"),
+        ({"run": {"kubernetes": {"serving": {"device": "gpu"}}}}, "- at '/run/kubernetes/serving/device': 'gpu' does not match pattern"),
         ({"controller": {"priorityClass": 3}}, "- at '/controller/priorityClass': got number, want null or string"),
     ],
 )
