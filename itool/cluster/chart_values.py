@@ -170,8 +170,16 @@ class Value:
 
 
 def schema_document() -> dict[str, Any]:
-    """The JSON Schema of the values, in the plain form that lets Helm explain each mistake in a single line: key, value, what is wanted."""
+    """The JSON Schema of the values, in the plain form that lets Helm explain each mistake in a single line: key, value, what is wanted.
+
+    Helm checks what is left after it has merged the values with values.yaml and dropped what a user sets to null. So every key with a
+    default is required: null would take it from the templates.
+    """
     schema: dict[str, Any] = _plain(ChartValues.model_json_schema(by_alias=True))
+    for value in values():
+        if value.section or value.default is not None:
+            section = _section(schema, value.path[:-1])
+            section["required"] = sorted({value.path[-1], *section.get("required", ())})
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
 
 
@@ -221,6 +229,15 @@ def main(chart: Path) -> None:
 
 def _templates_read(path: str) -> bool:
     return any(key == path or key.startswith(f"{path}.") for key in RUN_KEYS_OF_TEMPLATES)
+
+
+def _section(schema: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    """The part of the schema that describes the section at a path."""
+    section = schema
+    for key in path:
+        section = section["properties"][key]
+        section = schema["$defs"][section["$ref"].rpartition("/")[2]] if "$ref" in section else section
+    return section
 
 
 def _plain(node: Any) -> Any:

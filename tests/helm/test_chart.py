@@ -143,6 +143,21 @@ def test_an_unknown_or_ill_typed_value_is_refused_in_a_line_that_names_the_key(c
     assert line in refusal(changes)
 
 
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("run", "- at '': missing property 'run'"),
+        ("run.run", "- at '/run': missing property 'run'"),
+        ("run.policy", "- at '/run': missing property 'policy'"),
+        ("run.kubernetes.serving.replicas", "- at '/run/kubernetes/serving': missing property 'replicas'"),
+        ("networkPolicy.enabled", "- at '/networkPolicy': missing property 'enabled'"),
+        ("serviceAccounts.jobs.create", "- at '/serviceAccounts/jobs': missing property 'create'"),
+    ],
+)
+def test_null_cannot_take_a_default_away(key: str, line: str) -> None:
+    assert line in refusal({}, "--set", f"{key}=null")
+
+
 def test_a_cluster_that_is_too_old_is_refused() -> None:
     assert "chart requires kubeVersion: >=1.29.0-0 which is incompatible with Kubernetes v1.28" in refusal({}, "--kube-version", "1.28")
 
