@@ -15,17 +15,20 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
+from itool.cluster.chart_network import CIDR, Cidr, EgressRule, Peer, Port
 from itool.config import RunConfig
+from itool.config_kubernetes import QUANTITY, Annotations, DnsName, Labels, MetadataKey
 from itool.config_section import Section
 
-Port = Annotated[int, Field(ge=1, le=65535)]
-Cidr = Annotated[str, Field(pattern=r"^[0-9a-fA-F:.]+/[0-9]{1,3}$")]
-Peers = list[dict[str, Any]]
+Amount = Annotated[float | str, WithJsonSchema({"type": ["number", "string"], "pattern": QUANTITY})]
+Resources = dict[Literal["requests", "limits"], dict[MetadataKey, Amount]]
+SMALL: Resources = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}}
+MONITORING: Peer = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
 
 RUN_KEYS_OF_TEMPLATES = frozenset(
     {"run", "root", "iterations", "policy.backend", "policy.url", "store.endpoint_url"}
@@ -42,6 +45,9 @@ WORDS = {
 }
 """What to write where Helm has read a string instead. `--set` makes strings of numbers with a point."""
 
+PATTERNS = {CIDR: "^an address range, like 10.0.0.0/8 or fd00::/8$", QUANTITY: "^a quantity, like 500m or 2Gi$"}
+"""What Helm prints instead of a pattern that says too little."""
+
 TABLE = re.compile(r"(?<=<!-- values -->\n).*(?=<!-- end of values -->)", re.DOTALL)
 
 
@@ -55,8 +61,8 @@ class ServiceAccount(ChartSection):
     """One identity in the cluster."""
 
     create: bool = Field(True, description="create it; false: it exists already, under `name`")
-    name: str | None = Field(None, description="null: named after the release")
-    annotations: dict[str, str] = Field(
+    name: DnsName | None = Field(None, description="null: named after the release")
+    annotations: Annotations = Field(
         default_factory=dict, description="workload identity, e.g. eks.amazonaws.com/role-arn or iam.gke.io/gcp-service-account"
     )
 
@@ -78,14 +84,11 @@ class Rbac(ChartSection):
 class Controller(ChartSection):
     """The controller's pod, and the pods of the checks, which run the same image."""
 
-    resources: dict[str, Any] = Field(
-        default_factory=lambda: {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}},
-        description="requests and limits",
-    )
-    node_selector: dict[str, str] = Field(default_factory=dict, description="where it may run")
+    resources: Resources = Field(default_factory=lambda: SMALL, description="requests and limits")
+    node_selector: Labels = Field(default_factory=dict, description="where it may run")
     tolerations: list[dict[str, Any]] = Field(default_factory=list, description="taints that it tolerates")
     affinity: dict[str, Any] = Field(default_factory=dict, description="where it would rather run")
-    priority_class: str | None = Field(None, description="priority class")
+    priority_class: DnsName | None = Field(None, description="priority class")
 
 
 class StoreNetwork(ChartSection):
@@ -94,7 +97,7 @@ class StoreNetwork(ChartSection):
     ports: list[Port] = Field(
         default_factory=list, description="ports of the S3 pods or hosts, behind any Service; empty: the port of the endpoint's URL"
     )
-    peers: Peers = Field(
+    peers: list[Peer] = Field(
         default_factory=list, description="where S3 is (NetworkPolicyPeers); empty: any address that is not the API server's"
     )
 
@@ -102,7 +105,9 @@ class StoreNetwork(ChartSection):
 class ApiServerNetwork(ChartSection):
     """How the controller, and nobody else, reaches the API server."""
 
-    ports: list[Port] = Field(default_factory=lambda: [443, 6443], description="its ports, in front of and behind its Service")
+    ports: list[Port] = Field(
+        min_length=1, default_factory=lambda: [443, 6443], description="its ports, in front of and behind its Service"
+    )
     cidrs: list[Cidr] = Field(
         default_factory=list,
         description="its addresses; needed when S3 answers on one of its ports, so that S3's opening leaves them out. Empty: any address",
@@ -113,10 +118,10 @@ class NetworkPolicy(ChartSection):
     """Default deny for all pods of the run, and the openings that it needs."""
 
     enabled: bool = Field(True, description="create the policies; the cluster's network must enforce them")
-    dns_peers: Peers = Field(default_factory=list, description="where DNS is (NetworkPolicyPeers); empty: port 53 of any address")
+    dns_peers: list[Peer] = Field(default_factory=list, description="where DNS is (NetworkPolicyPeers); empty: port 53 of any address")
     store: StoreNetwork = Field(default_factory=StoreNetwork)
     api_server: ApiServerNetwork = Field(default_factory=ApiServerNetwork)
-    extra_egress: list[dict[str, Any]] = Field(
+    extra_egress: list[EgressRule] = Field(
         default_factory=list,
         description="more openings for all pods (NetworkPolicyEgressRules): a model hub, a policy.url, the cloud's identity service",
     )
@@ -127,9 +132,10 @@ class PodMonitor(ChartSection):
 
     enabled: bool = Field(False, description="needs the PodMonitor CRD of the Prometheus operator")
     interval: Annotated[str, Field(pattern=r"^[0-9]+(ms|s|m|h)$")] = Field("30s", description="time between two readings")
-    labels: dict[str, str] = Field(default_factory=dict, description="labels by which Prometheus selects it")
-    peers: Peers = Field(
-        default_factory=lambda: [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+    labels: Labels = Field(default_factory=dict, description="labels by which Prometheus selects it")
+    peers: list[Peer] = Field(
+        min_length=1,
+        default_factory=lambda: [MONITORING],
         description="who may read /metrics (NetworkPolicyPeers)",
     )
 
@@ -256,17 +262,25 @@ def _plain(node: Any) -> Any:
         case {"propertyNames": {"enum": [*names]}, "additionalProperties": dict() as value, **rest}:
             node = rest | {"properties": dict.fromkeys(names, value), "additionalProperties": False}
     match node:
+        case {"patternProperties": dict()}:
+            node = node | {"additionalProperties": False}
+    match node:
         case {"enum": [str(), *_] as options, **rest}:
             node = rest | {"pattern": f"^({'|'.join(re.escape(option) for option in options)})$"}
     return _in_words({key: _plain(value) for key, value in node.items() if not (key == "title" and isinstance(value, str))})
 
 
 def _in_words(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a number or a boolean, with a pattern for strings that no string matches: Helm prints it, and the value beside it."""
-    kinds = schema.get("type")
-    kind, *null = kinds if isinstance(kinds, list) else [kinds]
-    if not isinstance(kind, str) or kind not in WORDS:
-        return schema
+    """The schema of a value, where a string that does not fit meets a pattern of words: Helm prints it, and the value beside it."""
+    match schema:
+        case {"pattern": str(pattern), **rest} if pattern in PATTERNS:
+            return rest | {"if": {"pattern": pattern}, "else": {"pattern": PATTERNS[pattern]}}
+        case {"type": str(kind)} if kind in WORDS:
+            null = False
+        case {"type": [str(kind), "null"]} if kind in WORDS:
+            null = True
+        case _:
+            return schema
     what, how = WORDS[kind]
     said = {key: schema[key] for key in ("default", "description") if key in schema}
     words = f"^{what}{' or null' if null else ''}, {how}$"

@@ -136,6 +136,21 @@ def test_chart_program_and_doctor_agree_on_versions() -> None:
         ({"run": {"kubernetes": {"stages": {"train": {}}}}}, "- at '/run/kubernetes/stages': additional properties 'train' not allowed"),
         ({"run": {"policy": {"backend": "vlm"}}}, "- at '/run/policy/backend': 'vlm' does not match pattern '^(embedded|vllm)$'"),
         ({"run": {"kubernetes": {"serving": {"device": "gpu"}}}}, "- at '/run/kubernetes/serving/device': 'gpu' does not match pattern"),
+        (
+            {"controller": {"resources": {"limits": {"memory": "5XB"}}}},
+            "- at '/controller/resources/limits/memory': '5XB' does not match pattern '^a quantity, like 500m or 2Gi$'",
+        ),
+        ({"controller": {"nodeSelector": {"zone": "a b"}}}, "- at '/controller/nodeSelector/zone': 'a b' does not match pattern"),
+        ({"serviceAccounts": {"jobs": {"name": "My_Account"}}}, "- at '/serviceAccounts/jobs/name': 'My_Account' does not match pattern"),
+        ({"podMonitor": {"peers": []}}, "- at '/podMonitor/peers': minItems: got 0, want 1"),
+        ({"podMonitor": {"labels": {"a b": "c"}}}, "- at '/podMonitor/labels': additional properties 'a b' not allowed"),
+        ({"networkPolicy": {"apiServer": {"ports": []}}}, "- at '/networkPolicy/apiServer/ports': minItems: got 0, want 1"),
+        (
+            {"networkPolicy": {"apiServer": {"cidrs": ["999.0.0.1/32"]}}},
+            "- at '/networkPolicy/apiServer/cidrs/0': '999.0.0.1/32' does not match pattern '^an address range, like 10.0.0.0/8",
+        ),
+        ({"networkPolicy": {"dnsPeers": [{"foo": {}}]}}, "- at '/networkPolicy/dnsPeers/0': additional properties 'foo' not allowed"),
+        ({"run": {"kubernetes": {"credentials_secret": "Bad_Name"}}}, "- at '/run/kubernetes/credentials_secret': 'Bad_Name' does not"),
         ({"controller": {"priorityClass": 3}}, "- at '/controller/priorityClass': got number, want null or string"),
     ],
 )
