@@ -190,3 +190,9 @@ def test_a_profile_is_a_valid_configuration(profile: str) -> None:
     text = manifests(profile)[f"{profile}/config-map.yaml"]
     config = parse_config(yaml.safe_load(yaml.safe_load(text)["data"]["config.yaml"]))
     assert (config.runtime.backend, config.policy.backend) == ("kubernetes", "vllm")
+
+
+@pytest.mark.parametrize("page", ["README.md", "helm/itool/README.md", "helm/itool/templates/NOTES.txt", "docs/operations.md"])
+def test_an_upgrade_keeps_the_values_and_takes_the_new_keys_of_the_chart(page: str) -> None:
+    assert "upgrade" in (text := (REPOSITORY / page).read_text())
+    assert "--reset-then-reuse-values --set run.iterations" in text

@@ -15,7 +15,7 @@ def test_the_next_commands_are_those_of_the_release() -> None:
         "logs -f job/demo-controller-1",
         "itoolctl status first --watch --backend kubernetes --root s3://bucket/prefix",
         "test demo",
-        "--set run.iterations=3",
+        "upgrade demo CHART --reset-then-reuse-values --set run.iterations=3",
         "uninstall demo",
     ):
         assert command in notes
