@@ -13,6 +13,7 @@ import yaml
 import itool.cluster.preflight
 from helm.render import PROFILES, REPOSITORY, manifests
 from itool.config import parse_config
+from itool.config_kubernetes import DNS_LABEL
 from tests.helm.rendering import CHART, POD_MONITOR, pod_specs, refusal, render
 
 EVERYTHING: dict[str, Any] = {
@@ -88,6 +89,22 @@ def test_names_stay_short_and_numbers_stay_strings() -> None:
     rendered = render({"run": {"run": "17"}}, release="r" * 53)
     assert max(len(manifest["metadata"]["name"]) for manifest in rendered.values()) <= 63
     assert rendered["controller/job.yaml"]["spec"]["template"]["metadata"]["labels"]["itool/run"] == "17"
+
+
+def test_two_long_releases_share_no_name() -> None:
+    name = "training-of-the-assistant-with-every-tool"  # 41 characters
+    names = [
+        {manifest["metadata"]["name"] for manifest in render(release=release).values()}
+        for release in (f"{name}-of-2026.a", f"{name}-of-2026.b", f"{name[:39]}.{name[:8]}")
+    ]
+    assert not names[0] & names[1]
+    for name in set().union(*names):
+        assert re.fullmatch(DNS_LABEL, name), name
+
+
+def test_the_names_of_a_short_release_carry_it_whole() -> None:
+    name = "r" * 45
+    assert all(manifest["metadata"]["name"].startswith(f"{name}-") for manifest in render(release=name).values())
 
 
 def test_credentials_are_named_never_given() -> None:
