@@ -26,6 +26,7 @@ from itool.config_kubernetes import QUANTITY, Annotations, DnsName, Labels, Meta
 from itool.config_section import Section
 
 Amount = Annotated[float | str, WithJsonSchema({"type": ["number", "string"], "pattern": QUANTITY})]
+VariableName = Annotated[str, Field(pattern="^[-._A-Za-z][-._A-Za-z0-9]*$")]
 Resources = dict[Literal["requests", "limits"], dict[MetadataKey, Amount]]
 SMALL: Resources = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}}
 MONITORING: Peer = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
@@ -89,6 +90,11 @@ class Controller(ChartSection):
     tolerations: list[dict[str, Any]] = Field(default_factory=list, description="taints that it tolerates")
     affinity: dict[str, Any] = Field(default_factory=dict, description="where it would rather run")
     priority_class: DnsName | None = Field(None, description="priority class")
+    env: dict[VariableName, str] = Field(
+        default_factory=dict, description="extra environment variables: a proxy, a CA bundle; of stages: run.kubernetes.pods.env"
+    )
+    volumes: list[dict[str, Any]] = Field(default_factory=list, description="extra volumes, as in a pod's `volumes`")
+    volume_mounts: list[dict[str, Any]] = Field(default_factory=list, description="where the extra volumes are mounted")
 
 
 class StoreNetwork(ChartSection):

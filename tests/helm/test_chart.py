@@ -80,6 +80,17 @@ def test_the_settings_of_pods_reach_every_pod() -> None:
     assert all(manifest["metadata"]["labels"]["team"] == "a" for manifest in render(changes).values())
 
 
+def test_a_private_ca_and_a_proxy_reach_every_pod_of_the_chart() -> None:
+    ca, mount = {"name": "ca", "configMap": {"name": "company-ca"}}, {"name": "ca", "mountPath": "/ca", "readOnly": True}
+    env = {"AWS_CA_BUNDLE": "/ca/ca.crt", "HTTPS_PROXY": "http://proxy:3128", "HOME": "/elsewhere"}
+    for pod in pod_specs(render({"controller": {"env": env, "volumes": [ca], "volumeMounts": [mount]}})).values():
+        (container,) = pod["containers"]
+        assert env.items() <= {variable["name"]: variable["value"] for variable in container["env"]}.items()
+        assert len({variable["name"] for variable in container["env"]}) == len(container["env"])
+        assert (pod["volumes"][-1], container["volumeMounts"][-1]) == (ca, mount)
+        assert [volume["name"] for volume in pod["volumes"]] == ["config", "scratch", "ca"]
+
+
 def test_a_configured_label_cannot_replace_ours() -> None:
     rendered = render({"run": {"kubernetes": {"labels": {"itool/run": "other"}}}})
     assert {manifest["metadata"]["labels"]["itool/run"] for manifest in rendered.values()} == {"demo"}
@@ -168,6 +179,8 @@ def test_chart_program_and_doctor_agree_on_versions() -> None:
         ),
         ({"networkPolicy": {"dnsPeers": [{"foo": {}}]}}, "- at '/networkPolicy/dnsPeers/0': additional properties 'foo' not allowed"),
         ({"run": {"kubernetes": {"credentials_secret": "Bad_Name"}}}, "- at '/run/kubernetes/credentials_secret': 'Bad_Name' does not"),
+        ({"controller": {"env": {"A B": "c"}}}, "- at '/controller/env': additional properties 'A B' not allowed"),
+        ({"controller": {"env": {"DEBUG": 1}}}, "- at '/controller/env/DEBUG': got number, want string"),
         ({"controller": {"priorityClass": 3}}, "- at '/controller/priorityClass': got number, want null or string"),
     ],
 )
