@@ -87,7 +87,7 @@ def _credentials(config: RunConfig) -> Check:
     lacking = [key for key in SECRET_KEYS if name and not os.environ.get(key)]
     if not lacking:
         return Check("credentials", "ok", f"from Secret {name}" if name else "no Secret named: workload identity")
-    finding = f"kubernetes.credentials_secret = {name!r} does not exist in this namespace, or has no {', '.join(lacking)}"
+    finding = f"run.kubernetes.credentials_secret = {name!r} does not exist in this namespace, or has no {', '.join(lacking)}"
     remedy = f"Create it with `kubectl create secret generic {name} " + " ".join(f"--from-literal={key}=..." for key in SECRET_KEYS)
     return Check("credentials", "missing", finding, f"{remedy}`", ConfigError.exit_code)
 
