@@ -41,17 +41,24 @@ def doctor(
     Ends with the code of the first thing that is missing: 64 a setting, 69 a service that does not answer, 1 something on this machine.
     """
     settings = build_config(config, sets, root=root, backend=backend)
-    found = []
+    found: list[Check] = []
     for check in _checks(settings, preflight=preflight):
         found.append(check)
-        if output is Output.text:
-            typer.echo(f"{check.state:<8} {check.name:<11} {check.line}")
+        if output is Output.text and not preflight:
+            _show(check)
     if output is Output.json:
         print_json([asdict(check) for check in found])
     missing = [check for check in found if check.state == "missing"]
+    if output is Output.text and preflight and not missing:  # a pod's two streams mix: in its log the reason stands alone
+        for check in found:
+            _show(check)
     if missing:
         note(f"itoolctl: {missing[0].line}")
         raise typer.Exit(missing[0].exit_code)
+
+
+def _show(check: Check) -> None:
+    typer.echo(f"{check.state:<8} {check.name:<11} {check.line}")
 
 
 def _checks(config: RunConfig, *, preflight: bool) -> Iterator[Check]:
@@ -106,7 +113,10 @@ def _packages(_config: RunConfig) -> Check:
             missing.append(name)
     if missing:
         return Check(
-            "training", "missing", f"not installed: {', '.join(missing)}", "Install them with `make install-train` or `pip install 'itool[train]'`"
+            "training",
+            "missing",
+            f"not installed: {', '.join(missing)}",
+            "Install them with `make install-train` or `pip install 'itool[train]'`",
         )
     return Check("training", "ok", ", ".join(f"{name} {version}" for name, version in found.items()))
 
