@@ -12,8 +12,16 @@ from itool.names import TRAINING_STAGES, StageName
 Target = Literal["controller", "warmup", "score", "generate", "dpo", "evaluate", "vllm-cpu"]
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+DNS_NAME = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
+METADATA_KEY = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
 Quantity = Annotated[str, Field(pattern=QUANTITY)]
 DnsLabel = Annotated[str, Field(pattern=DNS_LABEL)]
+DnsName = Annotated[str, Field(pattern=DNS_NAME)]
+MetadataKey = Annotated[str, Field(pattern=METADATA_KEY)]
+LabelValue = Annotated[str, Field(pattern=LABEL_VALUE)]
+Labels = dict[MetadataKey, LabelValue]
+Annotations = dict[MetadataKey, str]
 
 
 class PodConfig(Section):
@@ -28,10 +36,10 @@ class PodConfig(Section):
     memory_limit: Quantity | None = None
     scratch: Quantity = Field("10Gi", description="size limit of the pod's scratch folder (an emptyDir)")
     shared_memory: Quantity = Field("1Gi", description="size of /dev/shm (a memory-backed emptyDir, counted as memory)")
-    node_selector: dict[str, str] = Field(default_factory=dict)
+    node_selector: Labels = Field(default_factory=dict)
     tolerations: list[dict[str, Any]] = Field(default_factory=list)
     affinity: dict[str, Any] = Field(default_factory=dict)
-    priority_class: str | None = None
+    priority_class: DnsName | None = None
     env: dict[str, str] = Field(default_factory=dict, description="extra environment variables; credentials belong into a Secret")
     volumes: list[dict[str, Any]] = Field(default_factory=list, description="extra volumes, as in a pod's `volumes`")
     volume_mounts: list[dict[str, Any]] = Field(default_factory=list, description="where the extra volumes are mounted")
@@ -72,17 +80,17 @@ class KubernetesConfig(Section):
     image_tag: str = Field("dev", description="tag of all images that `images` does not name")
     images: dict[Target, str] = Field(default_factory=dict, description="whole image references by target, best by digest")
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = Field("IfNotPresent", description="when nodes pull an image")
-    image_pull_secrets: list[str] = Field(default_factory=list, description="Secrets with registry credentials")
+    image_pull_secrets: list[DnsName] = Field(default_factory=list, description="Secrets with registry credentials")
     store_endpoint_url: str | None = Field(None, description="the S3 endpoint as pods reach it; null: store.endpoint_url")
-    credentials_secret: str | None = Field(
+    credentials_secret: DnsName | None = Field(
         None, description="Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY; null: workload identity"
     )
-    job_service_account: str = Field("default", description="service account of stage pods (no token is mounted)")
-    serving_service_account: str = Field("default", description="service account of vLLM pods (no token is mounted)")
+    job_service_account: DnsName = Field("default", description="service account of stage pods (no token is mounted)")
+    serving_service_account: DnsName = Field("default", description="service account of vLLM pods (no token is mounted)")
     gpu_resource: str = "nvidia.com/gpu"
-    queue: str | None = Field(None, description="Kueue local queue of the stage Jobs")
-    labels: dict[str, str] = Field(default_factory=dict, description="extra labels of everything that is created")
-    annotations: dict[str, str] = Field(default_factory=dict, description="extra annotations of stage and serving pods")
+    queue: DnsName | None = Field(None, description="Kueue local queue of the stage Jobs")
+    labels: Labels = Field(default_factory=dict, description="extra labels of everything that is created")
+    annotations: Annotations = Field(default_factory=dict, description="extra annotations of stage and serving pods")
     backoff_limit: Annotated[int, Field(ge=0)] = Field(6, description="retries of a stage's pod; of each shard's pod for `generate`")
     parallel_shards: Count = Field(100, description="shards of `generate` that run at the same time")
     pending_seconds: Rate = Field(1800.0, description="a pod that cannot start for so long fails the run (not while Kueue queues its Job)")

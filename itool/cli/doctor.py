@@ -41,17 +41,24 @@ def doctor(
     Ends with the code of the first thing that is missing: 64 a setting, 69 a service that does not answer, 1 something on this machine.
     """
     settings = build_config(config, sets, root=root, backend=backend)
-    found = []
+    found: list[Check] = []
     for check in _checks(settings, preflight=preflight):
         found.append(check)
-        if output is Output.text:
-            typer.echo(f"{check.state:<8} {check.name:<11} {check.line}")
+        if output is Output.text and not preflight:
+            _show(check)
     if output is Output.json:
         print_json([asdict(check) for check in found])
     missing = [check for check in found if check.state == "missing"]
+    if output is Output.text and preflight and not missing:  # a pod's two streams mix: in its log the reason stands alone
+        for check in found:
+            _show(check)
     if missing:
         note(f"itoolctl: {missing[0].line}")
         raise typer.Exit(missing[0].exit_code)
+
+
+def _show(check: Check) -> None:
+    typer.echo(f"{check.state:<8} {check.name:<11} {check.line}")
 
 
 def _checks(config: RunConfig, *, preflight: bool) -> Iterator[Check]:
@@ -87,7 +94,7 @@ def _credentials(config: RunConfig) -> Check:
     lacking = [key for key in SECRET_KEYS if name and not os.environ.get(key)]
     if not lacking:
         return Check("credentials", "ok", f"from Secret {name}" if name else "no Secret named: workload identity")
-    finding = f"kubernetes.credentials_secret = {name!r} does not exist in this namespace, or has no {', '.join(lacking)}"
+    finding = f"run.kubernetes.credentials_secret = {name!r} does not exist in this namespace, or has no {', '.join(lacking)}"
     remedy = f"Create it with `kubectl create secret generic {name} " + " ".join(f"--from-literal={key}=..." for key in SECRET_KEYS)
     return Check("credentials", "missing", finding, f"{remedy}`", ConfigError.exit_code)
 

@@ -15,17 +15,21 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
+from itool.cluster.chart_network import CIDR, Cidr, EgressRule, Peer, Port
 from itool.config import RunConfig
+from itool.config_kubernetes import QUANTITY, Annotations, DnsName, Labels, MetadataKey
 from itool.config_section import Section
 
-Port = Annotated[int, Field(ge=1, le=65535)]
-Cidr = Annotated[str, Field(pattern=r"^[0-9a-fA-F:.]+/[0-9]{1,3}$")]
-Peers = list[dict[str, Any]]
+Amount = Annotated[float | str, WithJsonSchema({"type": ["number", "string"], "pattern": QUANTITY})]
+VariableName = Annotated[str, Field(pattern="^[-._A-Za-z][-._A-Za-z0-9]*$")]
+Resources = dict[Literal["requests", "limits"], dict[MetadataKey, Amount]]
+SMALL: Resources = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}}
+MONITORING: Peer = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
 
 RUN_KEYS_OF_TEMPLATES = frozenset(
     {"run", "root", "iterations", "policy.backend", "policy.url", "store.endpoint_url"}
@@ -34,6 +38,16 @@ RUN_KEYS_OF_TEMPLATES = frozenset(
     | {"kubernetes.stages", "kubernetes.serving.replicas"}
 )
 """What the templates read of `run`. values.yaml shows these with their defaults, so that no template repeats a default."""
+
+WORDS = {
+    "integer": ("a whole number", "without quotes"),
+    "number": ("a number", "without quotes (--set-json)"),
+    "boolean": ("true or false", "without quotes"),
+}
+"""What to write where Helm has read a string instead. `--set` makes strings of numbers with a point."""
+
+PATTERNS = {CIDR: "^an address range, like 10.0.0.0/8 or fd00::/8$", QUANTITY: "^a quantity, like 500m or 2Gi$"}
+"""What Helm prints instead of a pattern that says too little."""
 
 TABLE = re.compile(r"(?<=<!-- values -->\n).*(?=<!-- end of values -->)", re.DOTALL)
 
@@ -48,8 +62,8 @@ class ServiceAccount(ChartSection):
     """One identity in the cluster."""
 
     create: bool = Field(True, description="create it; false: it exists already, under `name`")
-    name: str | None = Field(None, description="null: named after the release")
-    annotations: dict[str, str] = Field(
+    name: DnsName | None = Field(None, description="null: named after the release")
+    annotations: Annotations = Field(
         default_factory=dict, description="workload identity, e.g. eks.amazonaws.com/role-arn or iam.gke.io/gcp-service-account"
     )
 
@@ -71,14 +85,16 @@ class Rbac(ChartSection):
 class Controller(ChartSection):
     """The controller's pod, and the pods of the checks, which run the same image."""
 
-    resources: dict[str, Any] = Field(
-        default_factory=lambda: {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}},
-        description="requests and limits",
-    )
-    node_selector: dict[str, str] = Field(default_factory=dict, description="where it may run")
+    resources: Resources = Field(default_factory=lambda: SMALL, description="requests and limits")
+    node_selector: Labels = Field(default_factory=dict, description="where it may run")
     tolerations: list[dict[str, Any]] = Field(default_factory=list, description="taints that it tolerates")
     affinity: dict[str, Any] = Field(default_factory=dict, description="where it would rather run")
-    priority_class: str | None = Field(None, description="priority class")
+    priority_class: DnsName | None = Field(None, description="priority class")
+    env: dict[VariableName, str] = Field(
+        default_factory=dict, description="extra environment variables: a proxy, a CA bundle; of stages: run.kubernetes.pods.env"
+    )
+    volumes: list[dict[str, Any]] = Field(default_factory=list, description="extra volumes, as in a pod's `volumes`")
+    volume_mounts: list[dict[str, Any]] = Field(default_factory=list, description="where the extra volumes are mounted")
 
 
 class StoreNetwork(ChartSection):
@@ -87,7 +103,7 @@ class StoreNetwork(ChartSection):
     ports: list[Port] = Field(
         default_factory=list, description="ports of the S3 pods or hosts, behind any Service; empty: the port of the endpoint's URL"
     )
-    peers: Peers = Field(
+    peers: list[Peer] = Field(
         default_factory=list, description="where S3 is (NetworkPolicyPeers); empty: any address that is not the API server's"
     )
 
@@ -95,7 +111,9 @@ class StoreNetwork(ChartSection):
 class ApiServerNetwork(ChartSection):
     """How the controller, and nobody else, reaches the API server."""
 
-    ports: list[Port] = Field(default_factory=lambda: [443, 6443], description="its ports, in front of and behind its Service")
+    ports: list[Port] = Field(
+        min_length=1, default_factory=lambda: [443, 6443], description="its ports, in front of and behind its Service"
+    )
     cidrs: list[Cidr] = Field(
         default_factory=list,
         description="its addresses; needed when S3 answers on one of its ports, so that S3's opening leaves them out. Empty: any address",
@@ -106,10 +124,10 @@ class NetworkPolicy(ChartSection):
     """Default deny for all pods of the run, and the openings that it needs."""
 
     enabled: bool = Field(True, description="create the policies; the cluster's network must enforce them")
-    dns_peers: Peers = Field(default_factory=list, description="where DNS is (NetworkPolicyPeers); empty: port 53 of any address")
+    dns_peers: list[Peer] = Field(default_factory=list, description="where DNS is (NetworkPolicyPeers); empty: port 53 of any address")
     store: StoreNetwork = Field(default_factory=StoreNetwork)
     api_server: ApiServerNetwork = Field(default_factory=ApiServerNetwork)
-    extra_egress: list[dict[str, Any]] = Field(
+    extra_egress: list[EgressRule] = Field(
         default_factory=list,
         description="more openings for all pods (NetworkPolicyEgressRules): a model hub, a policy.url, the cloud's identity service",
     )
@@ -120,9 +138,10 @@ class PodMonitor(ChartSection):
 
     enabled: bool = Field(False, description="needs the PodMonitor CRD of the Prometheus operator")
     interval: Annotated[str, Field(pattern=r"^[0-9]+(ms|s|m|h)$")] = Field("30s", description="time between two readings")
-    labels: dict[str, str] = Field(default_factory=dict, description="labels by which Prometheus selects it")
-    peers: Peers = Field(
-        default_factory=lambda: [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+    labels: Labels = Field(default_factory=dict, description="labels by which Prometheus selects it")
+    peers: list[Peer] = Field(
+        min_length=1,
+        default_factory=lambda: [MONITORING],
         description="who may read /metrics (NetworkPolicyPeers)",
     )
 
@@ -163,8 +182,16 @@ class Value:
 
 
 def schema_document() -> dict[str, Any]:
-    """The JSON Schema of the values, in the plain form that lets Helm explain each mistake in a single line with its key."""
+    """The JSON Schema of the values, in the plain form that lets Helm explain each mistake in a single line: key, value, what is wanted.
+
+    Helm checks what is left after it has merged the values with values.yaml and dropped what a user sets to null. So every key with a
+    default is required: null would take it from the templates.
+    """
     schema: dict[str, Any] = _plain(ChartValues.model_json_schema(by_alias=True))
+    for value in values():
+        if value.section or value.default is not None:
+            section = _section(schema, value.path[:-1])
+            section["required"] = sorted({value.path[-1], *section.get("required", ())})
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
 
 
@@ -216,22 +243,55 @@ def _templates_read(path: str) -> bool:
     return any(key == path or key.startswith(f"{path}.") for key in RUN_KEYS_OF_TEMPLATES)
 
 
+def _section(schema: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    """The part of the schema that describes the section at a path."""
+    section = schema
+    for key in path:
+        section = section["properties"][key]
+        section = schema["$defs"][section["$ref"].rpartition("/")[2]] if "$ref" in section else section
+    return section
+
+
 def _plain(node: Any) -> Any:
-    """A schema without titles; `anyOf: [X, null]` is folded into X where X is a plain type, and a mapping with fixed keys lists them."""
+    """A schema whose violations Helm explains in a line: without titles and `enum`, with a single `type`, and with words for strings.
+
+    `anyOf: [X, null]` is folded into X with two types, and a mapping with fixed keys lists them.
+    """
     if isinstance(node, list):
         return [_plain(item) for item in node]
     if not isinstance(node, dict):
         return node
-    plain = {key: _plain(value) for key, value in node.items() if not (key == "title" and isinstance(value, str))}
-    match plain.get("anyOf"):
-        case [{"type": str()} as option, {"type": "null"}] if "enum" not in option:
-            del plain["anyOf"]
-            plain |= option | {"type": [option["type"], "null"]}
-    match plain:
-        case {"propertyNames": {"enum": [*names]}, "additionalProperties": dict() as value}:
-            del plain["propertyNames"]
-            plain |= {"properties": dict.fromkeys(names, value), "additionalProperties": False}
-    return plain
+    match node:
+        case {"anyOf": [dict() as option, {"type": "null"}], **rest} if "type" in option:
+            node = rest | option | {"type": [option["type"], "null"]}
+    match node:
+        case {"propertyNames": {"enum": [*names]}, "additionalProperties": dict() as value, **rest}:
+            node = rest | {"properties": dict.fromkeys(names, value), "additionalProperties": False}
+    match node:
+        case {"patternProperties": dict()}:
+            node = node | {"additionalProperties": False}
+    match node:
+        case {"enum": [str(), *_] as options, **rest}:
+            node = rest | {"pattern": f"^({'|'.join(re.escape(option) for option in options)})$"}
+    return _in_words({key: _plain(value) for key, value in node.items() if not (key == "title" and isinstance(value, str))})
+
+
+def _in_words(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a value, where a string that does not fit meets a pattern of words: Helm prints it, and the value beside it."""
+    match schema:
+        case {"pattern": str(pattern), **rest} if pattern in PATTERNS:
+            return rest | {"if": {"pattern": pattern}, "else": {"pattern": PATTERNS[pattern]}}
+        case {"type": str(kind)} if kind in WORDS:
+            null = False
+        case {"type": [str(kind), "null"]} if kind in WORDS:
+            null = True
+        case _:
+            return schema
+    what, how = WORDS[kind]
+    said = {key: schema[key] for key in ("default", "description") if key in schema}
+    words = f"^{what}{' or null' if null else ''}, {how}$"
+    asked = {key: value for key, value in schema.items() if key not in said}
+    return said | {"if": {"type": "string"}, "then": {"pattern": words}, "else": asked}
 
 
 if __name__ == "__main__":

@@ -226,7 +226,10 @@ def test_preflight_asks_the_store_alone_and_names_a_secret_that_is_not_there(
     for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(key, raising=False)
     assert scene.itoolctl("doctor", "--preflight") == 64
-    assert "kubernetes.credentials_secret = 's3' does not exist in this namespace" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert said.err.startswith("itoolctl: run.kubernetes.credentials_secret = 's3' does not exist in this namespace")
+    assert (said.err.count("\n"), said.out) == (1, "")  # Helm prints the log of the pod, whose two streams come in any order
     for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(key, "x")
     assert scene.itoolctl("doctor", "--preflight") == 0
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [["ok", "credentials"], ["ok", "store"]]

@@ -66,6 +66,28 @@ def test_a_secret_without_the_keys_is_refused_and_a_complete_one_accepted(namesp
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"serviceAccounts": {"jobs": {"create": False, "name": "nobody"}}},
+            'serviceAccounts.jobs.name = "nobody", but namespace {} has no such ServiceAccount; create it: kubectl -n {} create',
+        ),
+        (
+            {"run": {"kubernetes": {"image_pull_secrets": ["registry"]}}},
+            'run.kubernetes.image_pull_secrets[0] = "registry", but namespace {} has no such Secret; create it: kubectl',
+        ),
+    ],
+)
+def test_an_object_that_the_values_name_must_be_there(namespace: str, changes: dict[str, Any], line: str) -> None:
+    assert line.replace("{}", namespace) in dry_run(namespace, **changes).stderr
+
+
+def test_a_missing_namespace_is_named_rather_than_what_is_missing_in_it(namespace: str) -> None:
+    stderr = dry_run(f"{namespace}-absent", run={"kubernetes": {"credentials_secret": "s3"}}).stderr
+    assert f"namespace {namespace}-absent does not exist; create it: kubectl create namespace {namespace}-absent" in stderr
+
+
 @pytest.fixture
 def pod_monitors() -> Iterator[None]:
     """A cluster that knows PodMonitor: a definition with the fields of the operator's that the chart fills, and no others."""

@@ -13,6 +13,7 @@ import yaml
 import itool.cluster.preflight
 from helm.render import PROFILES, REPOSITORY, manifests
 from itool.config import parse_config
+from itool.config_kubernetes import DNS_LABEL
 from tests.helm.rendering import CHART, POD_MONITOR, pod_specs, refusal, render
 
 EVERYTHING: dict[str, Any] = {
@@ -79,6 +80,17 @@ def test_the_settings_of_pods_reach_every_pod() -> None:
     assert all(manifest["metadata"]["labels"]["team"] == "a" for manifest in render(changes).values())
 
 
+def test_a_private_ca_and_a_proxy_reach_every_pod_of_the_chart() -> None:
+    ca, mount = {"name": "ca", "configMap": {"name": "company-ca"}}, {"name": "ca", "mountPath": "/ca", "readOnly": True}
+    env = {"AWS_CA_BUNDLE": "/ca/ca.crt", "HTTPS_PROXY": "http://proxy:3128", "HOME": "/elsewhere"}
+    for pod in pod_specs(render({"controller": {"env": env, "volumes": [ca], "volumeMounts": [mount]}})).values():
+        (container,) = pod["containers"]
+        assert env.items() <= {variable["name"]: variable["value"] for variable in container["env"]}.items()
+        assert len({variable["name"] for variable in container["env"]}) == len(container["env"])
+        assert (pod["volumes"][-1], container["volumeMounts"][-1]) == (ca, mount)
+        assert [volume["name"] for volume in pod["volumes"]] == ["config", "scratch", "ca"]
+
+
 def test_a_configured_label_cannot_replace_ours() -> None:
     rendered = render({"run": {"kubernetes": {"labels": {"itool/run": "other"}}}})
     assert {manifest["metadata"]["labels"]["itool/run"] for manifest in rendered.values()} == {"demo"}
@@ -88,6 +100,22 @@ def test_names_stay_short_and_numbers_stay_strings() -> None:
     rendered = render({"run": {"run": "17"}}, release="r" * 53)
     assert max(len(manifest["metadata"]["name"]) for manifest in rendered.values()) <= 63
     assert rendered["controller/job.yaml"]["spec"]["template"]["metadata"]["labels"]["itool/run"] == "17"
+
+
+def test_two_long_releases_share_no_name() -> None:
+    name = "training-of-the-assistant-with-every-tool"  # 41 characters
+    names = [
+        {manifest["metadata"]["name"] for manifest in render(release=release).values()}
+        for release in (f"{name}-of-2026.a", f"{name}-of-2026.b", f"{name[:39]}.{name[:8]}")
+    ]
+    assert not names[0] & names[1]
+    for name in set().union(*names):
+        assert re.fullmatch(DNS_LABEL, name), name
+
+
+def test_the_names_of_a_short_release_carry_it_whole() -> None:
+    name = "r" * 45
+    assert all(manifest["metadata"]["name"].startswith(f"{name}-") for manifest in render(release=name).values())
 
 
 def test_credentials_are_named_never_given() -> None:
@@ -106,7 +134,8 @@ def test_chart_program_and_doctor_agree_on_versions() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     project = (REPOSITORY / "pyproject.toml").read_text()
     assert f'version = "{chart["appVersion"]}"' in project
-    assert chart["kubeVersion"] == ">={}.{}.0-0".format(*itool.cluster.preflight.OLDEST_VERSION)
+    oldest = "{}.{}".format(*itool.cluster.preflight.OLDEST_VERSION)
+    assert f'semverCompare "<{oldest}.0-0"' in (CHART / "templates" / "checks.yaml").read_text()
 
 
 @pytest.mark.parametrize(
@@ -114,7 +143,19 @@ def test_chart_program_and_doctor_agree_on_versions() -> None:
     [
         ({"runs": 3}, "- at '': additional properties 'runs' not allowed"),
         ({"run": {"dpo": {"bta": 1}}}, "- at '/run/dpo': additional properties 'bta' not allowed"),
-        ({"run": {"iterations": "two"}}, "- at '/run/iterations': got string, want integer"),
+        ({"run": {"iterations": "3"}}, "- at '/run/iterations': '3' does not match pattern '^a whole number, without quotes$'"),
+        ({"run": {"iterations": 1.5}}, "- at '/run/iterations': got number, want integer"),
+        ({"run": {"data": {"count": "5"}}}, "- at '/run/data/count': '5' does not match pattern '^a whole number or null"),
+        ({"run": {"dpo": {"beta": "0.1"}}}, "- at '/run/dpo/beta': '0.1' does not match pattern '^a number, without quotes (--set-json)$'"),
+        ({"preflight": {"enabled": "no"}}, "- at '/preflight/enabled': 'no' does not match pattern '^true or false, without quotes$'"),
+        (
+            {"networkPolicy": {"store": {"ports": ["http"]}}},
+            "- at '/networkPolicy/store/ports/0': 'http' does not match pattern '^a whole number, without quotes$'",
+        ),
+        (
+            {"run": {"kubernetes": {"stages": {"dpo": {"nodes": "2"}}}}},
+            "- at '/run/kubernetes/stages/dpo/nodes': '2' does not match pattern '^a whole number, without quotes$'",
+        ),
         ({"run": {"run": "Bad_Name"}}, "- at '/run/run': 'Bad_Name' does not match pattern '^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$'"),
         ({"run": {"kubernetes": {"image_tag": 1.2}}}, "- at '/run/kubernetes/image_tag': got number, want string"),
         (
@@ -122,7 +163,25 @@ def test_chart_program_and_doctor_agree_on_versions() -> None:
             "- at '/run/kubernetes/pods/memory_limit': '2GB' does not match pattern",
         ),
         ({"run": {"kubernetes": {"stages": {"train": {}}}}}, "- at '/run/kubernetes/stages': additional properties 'train' not allowed"),
-        ({"run": {"method": "ppo"}}, "- at '/run/method': value must be one of 'mcts_dpo'"),
+        ({"run": {"policy": {"backend": "vlm"}}}, "- at '/run/policy/backend': 'vlm' does not match pattern '^(embedded|vllm)$'"),
+        ({"run": {"kubernetes": {"serving": {"device": "gpu"}}}}, "- at '/run/kubernetes/serving/device': 'gpu' does not match pattern"),
+        (
+            {"controller": {"resources": {"limits": {"memory": "5XB"}}}},
+            "- at '/controller/resources/limits/memory': '5XB' does not match pattern '^a quantity, like 500m or 2Gi$'",
+        ),
+        ({"controller": {"nodeSelector": {"zone": "a b"}}}, "- at '/controller/nodeSelector/zone': 'a b' does not match pattern"),
+        ({"serviceAccounts": {"jobs": {"name": "My_Account"}}}, "- at '/serviceAccounts/jobs/name': 'My_Account' does not match pattern"),
+        ({"podMonitor": {"peers": []}}, "- at '/podMonitor/peers': minItems: got 0, want 1"),
+        ({"podMonitor": {"labels": {"a b": "c"}}}, "- at '/podMonitor/labels': additional properties 'a b' not allowed"),
+        ({"networkPolicy": {"apiServer": {"ports": []}}}, "- at '/networkPolicy/apiServer/ports': minItems: got 0, want 1"),
+        (
+            {"networkPolicy": {"apiServer": {"cidrs": ["999.0.0.1/32"]}}},
+            "- at '/networkPolicy/apiServer/cidrs/0': '999.0.0.1/32' does not match pattern '^an address range, like 10.0.0.0/8",
+        ),
+        ({"networkPolicy": {"dnsPeers": [{"foo": {}}]}}, "- at '/networkPolicy/dnsPeers/0': additional properties 'foo' not allowed"),
+        ({"run": {"kubernetes": {"credentials_secret": "Bad_Name"}}}, "- at '/run/kubernetes/credentials_secret': 'Bad_Name' does not"),
+        ({"controller": {"env": {"A B": "c"}}}, "- at '/controller/env': additional properties 'A B' not allowed"),
+        ({"controller": {"env": {"DEBUG": 1}}}, "- at '/controller/env/DEBUG': got number, want string"),
         ({"controller": {"priorityClass": 3}}, "- at '/controller/priorityClass': got number, want null or string"),
     ],
 )
@@ -130,8 +189,19 @@ def test_an_unknown_or_ill_typed_value_is_refused_in_a_line_that_names_the_key(c
     assert line in refusal(changes)
 
 
-def test_a_cluster_that_is_too_old_is_refused() -> None:
-    assert "chart requires kubeVersion: >=1.29.0-0 which is incompatible with Kubernetes v1.28" in refusal({}, "--kube-version", "1.28")
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("run", "- at '': missing property 'run'"),
+        ("run.run", "- at '/run': missing property 'run'"),
+        ("run.policy", "- at '/run': missing property 'policy'"),
+        ("run.kubernetes.serving.replicas", "- at '/run/kubernetes/serving': missing property 'replicas'"),
+        ("networkPolicy.enabled", "- at '/networkPolicy': missing property 'enabled'"),
+        ("serviceAccounts.jobs.create", "- at '/serviceAccounts/jobs': missing property 'create'"),
+    ],
+)
+def test_null_cannot_take_a_default_away(key: str, line: str) -> None:
+    assert line in refusal({}, "--set", f"{key}=null")
 
 
 @pytest.mark.parametrize("profile", sorted(PROFILES))
@@ -147,3 +217,9 @@ def test_a_profile_is_a_valid_configuration(profile: str) -> None:
     text = manifests(profile)[f"{profile}/config-map.yaml"]
     config = parse_config(yaml.safe_load(yaml.safe_load(text)["data"]["config.yaml"]))
     assert (config.runtime.backend, config.policy.backend) == ("kubernetes", "vllm")
+
+
+@pytest.mark.parametrize("page", ["README.md", "helm/itool/README.md", "helm/itool/templates/NOTES.txt", "docs/operations.md"])
+def test_an_upgrade_keeps_the_values_and_takes_the_new_keys_of_the_chart(page: str) -> None:
+    assert "upgrade" in (text := (REPOSITORY / page).read_text())
+    assert "--reset-then-reuse-values --set run.iterations" in text

@@ -13,6 +13,10 @@ from tests.helm.rendering import POD_MONITOR, refusal, render
     ("changes", "line"),
     [
         ({"run": {"root": "runs"}}, 'run.root = "runs" is a folder, which pods do not share; set run.root to s3://bucket/prefix'),
+        ({"run": {"root": ""}}, "run.root is empty; set run.root to s3://bucket/prefix"),
+        ({"run": {"root": "gs://bucket/x"}}, 'run.root = "gs://bucket/x" is no S3 address; set run.root to s3://bucket/prefix'),
+        ({"run": {"root": "s3://"}}, 'run.root = "s3://" names no bucket; set run.root to s3://bucket/prefix'),
+        ({"run": {"root": "s3:///prefix"}}, 'run.root = "s3:///prefix" names no bucket; set run.root to s3://bucket/prefix'),
         (
             {"run": {"kubernetes": {"namespace": "other"}}},
             'run.kubernetes.namespace = "other", but the release goes to "training"; install with',
@@ -50,6 +54,13 @@ from tests.helm.rendering import POD_MONITOR, refusal, render
 )
 def test_an_impossible_value_is_refused_with_its_remedy(changes: dict[str, Any], line: str) -> None:
     assert line in refusal(changes)
+
+
+def test_a_cluster_that_is_too_old_is_refused() -> None:
+    assert "Kubernetes v1.28 is too old: sidecar containers and retries per shard need 1.29; use a cluster of 1.29 or newer" in refusal(
+        {}, "--kube-version", "1.28"
+    )
+    assert render({}, "--kube-version", "v1.29.0-eks-1")
 
 
 @pytest.mark.parametrize(

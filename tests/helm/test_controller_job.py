@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from itool.errors import ConfigError, InputError, Interrupted, ItoolError, NumericalError, StorageError
-from tests.helm.rendering import render
+from tests.helm.rendering import REPOSITORY, render
 
 
 def job(changes: dict[str, Any] | None = None, *arguments: str) -> dict[str, Any]:
@@ -43,4 +43,6 @@ def test_a_pod_is_replaced_unless_a_repetition_would_end_the_same_way() -> None:
     assert (interrupted["action"], interrupted["onExitCodes"]["values"]) == ("Ignore", [Interrupted.exit_code])
     hopeless = {error.exit_code for error in (ItoolError, ConfigError, InputError, StorageError, NumericalError)}
     assert (final["action"], set(final["onExitCodes"]["values"])) == ("FailJob", hopeless | {2})  # 2: a command line that is wrong
+    *others, last = (str(code) for code in sorted(hopeless | {2}))
+    assert f"{', '.join(others)} and {last} end its Job" in (REPOSITORY / "docs" / "operations.md").read_text()
     assert (spec["podReplacementPolicy"], spec["template"]["spec"]["restartPolicy"]) == ("Failed", "Never")

@@ -13,9 +13,11 @@ def test_the_next_commands_are_those_of_the_release() -> None:
     notes = dry_run(run={"run": "first", "iterations": 2}).stdout.partition("NOTES:")[2]
     for command in (
         "logs -f job/demo-controller-1",
-        "itoolctl status first --watch --backend kubernetes --root s3://bucket/prefix",
+        "where this machine does not reach S3 at http://s3.example:9000, AWS_ENDPOINT_URL",
+        "itoolctl status first --watch --root s3://bucket/prefix\n",
+        "itoolctl report first --root s3://bucket/prefix\n",
         "test demo",
-        "--set run.iterations=3",
+        "upgrade demo CHART --reset-then-reuse-values --set run.iterations=3",
         "uninstall demo",
     ):
         assert command in notes

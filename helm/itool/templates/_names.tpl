@@ -1,6 +1,8 @@
-{{/* First part of every name. At most 45 characters: "-controller-<revision>" must fit into a label. */}}
+{{/* First part of every name. At most 45 characters: "-controller-<revision>" must fit into a label. A longer one ends in a hash, so that
+two releases never share it. */}}
 {{- define "itool.release" -}}
-{{ .Release.Name | trunc 45 | trimSuffix "-" }}
+{{- $name := .Release.Name -}}
+{{ gt (len $name) 45 | ternary (printf "%s-%s" ($name | trunc 40 | trimAll "-.") ($name | sha256sum | trunc 4)) $name }}
 {{- end }}
 
 {{/* Name of the ConfigMap with the run's configuration. */}}

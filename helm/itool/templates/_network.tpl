@@ -56,6 +56,28 @@ matchExpressions:
 {{- end }}
 {{- end }}
 
+{{/* The rule that opens DNS. */}}
+{{- define "itool.dnsRule" -}}
+- ports:
+    - protocol: UDP
+      port: 53
+    - protocol: TCP
+      port: 53
+  {{- with .Values.networkPolicy.dnsPeers }}
+  to: {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
+
+{{/* The rule that opens S3. */}}
+{{- define "itool.storeRule" -}}
+- ports: {{- include "itool.tcp" (include "itool.storePorts" . | fromJsonArray) | trim | nindent 4 }}
+  {{- if .Values.networkPolicy.store.peers }}
+  to: {{- toYaml .Values.networkPolicy.store.peers | nindent 4 }}
+  {{- else if include "itool.storeSharesPort" . }}
+  to: {{- include "itool.notTheApiServer" . | trim | nindent 4 }}
+  {{- end }}
+{{- end }}
+
 {{/* Selects the pods that train together. */}}
 {{- define "itool.trainingPods" -}}
 matchLabels:

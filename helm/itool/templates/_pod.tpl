@@ -51,22 +51,32 @@ volumeMounts:
     readOnly: true
   - name: scratch
     mountPath: /scratch
+  {{- with .Values.controller.volumeMounts }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- end }}
 
-{{/* Folders that may be written. */}}
+{{/* Folders that may be written, and what is configured, which wins as it does in stage pods. */}}
 {{- define "itool.env" -}}
+{{- $env := dict }}
 {{- range list "HOME" "TMPDIR" "XDG_CACHE_HOME" "XDG_CONFIG_HOME" "XDG_STATE_HOME" }}
-- name: {{ . }}
-  value: /scratch
+{{- $_ := set $env . "/scratch" }}
+{{- end }}
+{{- range $name, $value := mergeOverwrite $env .Values.controller.env }}
+- name: {{ $name }}
+  value: {{ $value | quote }}
 {{- end }}
 {{- end }}
 
-{{/* The configuration and the scratch folder. Takes the name of the ConfigMap. */}}
+{{/* The configuration, the scratch folder and what is configured. Takes [., name of the ConfigMap]. */}}
 {{- define "itool.volumes" -}}
 - name: config
   configMap:
-    name: {{ . }}
+    name: {{ index . 1 }}
 - name: scratch
   emptyDir:
     sizeLimit: 1Gi
+{{- with (index . 0).Values.controller.volumes }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
