@@ -95,6 +95,12 @@ def test_toolace_counts_what_it_cannot_use(tmp_path: Path) -> None:
     assert loaded.incoming == 7
 
 
+def test_toolace_tools_that_are_nested_without_end_are_counted(tmp_path: Path) -> None:
+    endless = {"system": "", "tools": "[" * 100_000, "conversations": [{"from": "user", "value": "q"}]}
+    loaded = load("toolace", tmp_path, [toolace(("user", "q"), ("assistant", "Fine.")), endless])
+    assert loaded.dropped == {"tools_unparseable": 1}
+
+
 def test_inserting_a_row_renames_no_other_and_repetitions_are_read_once(tmp_path: Path) -> None:
     one, two = toolace(("user", "a"), ("assistant", "A")), toolace(("user", "b"), ("assistant", "B"))
     alone = load("toolace", tmp_path, [two]).examples
@@ -145,16 +151,16 @@ def test_xlam_counts_what_it_cannot_use(tmp_path: Path) -> None:
 # --- ToolBench ---
 
 
-def toolbench(*turns: tuple[str, str], query: str = "Weather?") -> dict[str, Any]:
+def toolbench(*turns: tuple[str, str], query: str = "Weather?", parameters: Any = None) -> dict[str, Any]:
     apis = [
         {
             "name": "weather_for_api",
             "description": "it's",
-            "parameters": {"type": "object", "properties": {"q": {"type": "string"}}, "required": ["q"]},
+            "parameters": parameters or {"type": "object", "properties": {"q": {"type": "string"}}, "required": ["q"]},
         },
         {"name": "Finish", "description": "end", "parameters": {"type": "object", "properties": {}}},
     ]
-    system = f"You are AutoGPT [x]. Specifically, you have access to the following APIs: {apis}"
+    system = f"You are AutoGPT [x]. Specifically, you have access to the following APIs: {apis}".replace("Ellipsis", "...")
     values = [("system", system), ("user", f"\n{query}\nBegin!\n"), *turns]
     return {"id": "Step 1: " + query, "conversations": [{"from": role, "value": value} for role, value in values]}
 
@@ -201,6 +207,14 @@ def openai(*messages: dict[str, Any], **fields: Any) -> dict[str, Any]:
         }
     ]
     return {"messages": list(messages), "tools": tools} | fields
+
+
+def nested(depth: int) -> dict[str, Any]:
+    """A tool whose parameters are so many arrays of each other."""
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    return {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": schema}}}
 
 
 USER = {"role": "user", "content": "Bern?"}
@@ -251,6 +265,16 @@ def test_openai_counts_what_it_cannot_use(tmp_path: Path) -> None:
         ("xlam", {"id": 1, "answers": "[]", "tools": "[]"}, "data.jsonl:2: field 'query' is missing"),
         ("xlam", xlam(1, [{"name": "live_giveaways", "arguments": {}}]), "data.jsonl:3: id 'xlam-1' stands at"),
         ("toolbench", {"conversations": [{"from": "user"}]}, "data.jsonl:2: a turn's value is null, not a string"),
+        ("openai", openai({"role": ["user"], "content": ""}), r"data.jsonl:2: a message has role \['user'\]"),
+        ("toolace", {"system": "", "conversations": [{"from": ["user"]}]}, r"data.jsonl:2: a turn is from \['user'\]"),
+        ("toolbench", {"conversations": [{"from": {}}]}, "data.jsonl:2: a turn is from {}"),
+        ("openai", openai(USER, CALL, id=""), "data.jsonl:2: field 'id' is empty"),
+        ("openai", openai(USER, CALL, id="a\ud83d"), r"data.jsonl:2: the text holds '\\ud83d', half of a character"),
+        ("toolace", toolace(("user", "\ud83d"), ("assistant", "a")), r"data.jsonl:2: the text holds '\\ud83d', half of a character"),
+        ("xlam", xlam(1, [{"name": "live_giveaways", "arguments": {"type": "\ud83d"}}]), "data.jsonl:2: .*surrogate"),
+        ("openai", openai(USER, CALL, tools=[nested(400)]), "data.jsonl:2: the row cannot be used: .*depth"),
+        ("toolbench", toolbench(action("weather_for_api", {}), parameters={1: 2}), r"data.jsonl:2: the row cannot be used: parameters\.1"),
+        ("toolbench", toolbench(action("weather_for_api", {}), parameters={"d": ...}), "data.jsonl:2: the row cannot be used: .*ellipsis"),
     ],
 )
 def test_a_structural_fault_stops_with_file_and_line(source: str, row: Any, message: str, tmp_path: Path) -> None:
@@ -419,6 +443,13 @@ def test_seal_tools_faults(tmp_path: Path) -> None:
         load("seal_tools", tmp_path, [seal("a", "tool1")])
     pool = write(tmp_path / "pool.jsonl", [POOL[0], {**POOL[1], "api_name": " "}])
     with pytest.raises(InputError, match=r"pool.jsonl:2: a tool has no name"):
+        load("seal_tools", tmp_path, [seal("a", "tool1")], tool_pool_path=pool)
+
+
+@pytest.mark.parametrize("field", ["field", "api_description"])
+def test_a_pool_field_of_the_wrong_type_is_named(field: str, tmp_path: Path) -> None:
+    pool = write(tmp_path / "pool.jsonl", [POOL[0], {**POOL[1], field: 5}])
+    with pytest.raises(InputError, match=rf"pool.jsonl:2: field '{field}' is a whole number, not a string"):
         load("seal_tools", tmp_path, [seal("a", "tool1")], tool_pool_path=pool)
 
 

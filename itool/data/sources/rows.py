@@ -6,6 +6,7 @@ thinks it is. What a row *says* may be unusable as well; that is the sources' bu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from itool.errors import DependencyError, InputError, StorageError
+from pydantic import ValidationError
+
+from itool.errors import DependencyError, InputError, ItoolError, StorageError
 
 T = TypeVar("T")
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -42,6 +45,21 @@ class Row:
     def refuse(self, problem: str) -> NoReturn:
         """Raise InputError about this row."""
         raise InputError(f"{self.where}: {problem}")
+
+    @contextlib.contextmanager
+    def blamed(self) -> Iterator[None]:
+        """What goes wrong with this row in a way that no check has foreseen is an InputError about it: another try would end the same."""
+        try:
+            yield
+        except ItoolError:
+            raise
+        except RecursionError:
+            self.refuse("the row is nested too deeply")
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            self.refuse(f"the row cannot be used: {'.'.join(map(str, first['loc']))}: {first['msg']}")
+        except (TypeError, AttributeError, ValueError) as error:
+            self.refuse(f"the row cannot be used: {error}")
 
 
 _TYPE_NAMES: dict[type, str] = {str: "a string", list: "a list", dict: "an object", int: "a whole number"}
@@ -83,7 +101,7 @@ def _read_file(path: Path) -> Iterator[Row]:
             else:
                 for number, line in enumerate(file, start=1):
                     if line.strip():
-                        yield _to_row(_parse(line, f"{path}:{number}"), f"{path}:{number}")
+                        yield _to_row(_parse(line, f"{path}:{number}"), f"{path}:{number}", line)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
     except OSError as error:
@@ -108,7 +126,7 @@ def _read_array(text: str, path: Path) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             place = line + text.count("\n", start, error.pos) if isinstance(error, json.JSONDecodeError) else line
             raise InputError(f"{path}:{place}: broken JSON: {_explain(error)}") from None
-        yield _to_row(value, f"{path}:{line}")
+        yield _to_row(value, f"{path}:{line}", text[start:position])
         line += text.count("\n", start, position)
 
 
@@ -127,10 +145,22 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON value")
 
 
-def _to_row(value: Any, where: str) -> Row:
+def _to_row(value: Any, where: str, text: str) -> Row:
     if not isinstance(value, dict):
         raise InputError(f"{where}: the row is {_name_type(value)}, not an object")
-    return Row(value, where)
+    row = Row(value, where)
+    if "\\u" in text:  # only an escape can write what UTF-8 cannot
+        with row.blamed():
+            check_text(row, json.dumps(value, ensure_ascii=False))
+    return row
+
+
+def check_text(row: Row, text: str) -> None:
+    """Raise InputError for half a surrogate pair, which JSON can write as an escape and nothing can store."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        row.refuse(f"the text holds {text[error.start]!r}, half of a character, which UTF-8 cannot write")
 
 
 def _read_hub(path: str) -> Iterator[Row]:

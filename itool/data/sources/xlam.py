@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from itool.data.sources.record import Asked, Converted, Dropped, answer_calls, read_tools
+from itool.data.sources.record import Asked, Converted, Dropped, answer_calls, convert_each, read_tools
 from itool.data.sources.rows import Row
 from itool.data.sources.schema import is_optional_type, type_to_schema
 from itool.records import Message, ToolCall
@@ -21,8 +21,7 @@ SOURCE = "xlam"
 
 def convert(rows: Iterator[Row]) -> Iterator[Converted]:
     """Each row as one example."""
-    for row in rows:
-        yield _convert_row(row)
+    return convert_each(rows, lambda row: [_convert_row(row)])
 
 
 def _convert_row(row: Row) -> Converted:
