@@ -298,9 +298,21 @@ def test_broken_json_names_its_line(tmp_path: Path) -> None:
     path.write_text(json.dumps([openai(USER, CALL)]) + "\n{}")
     with pytest.raises(InputError, match=r"data.jsonl:2: broken JSON: text follows the array"):
         load_examples(DataConfig(source="openai", path=str(path)))
-    path.write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(InputError, match="not UTF-8"):
+
+
+@pytest.mark.parametrize(("start", "end"), [("", "\n"), ("[", ",\n")])
+def test_text_that_is_not_utf_8_names_its_line_and_byte(start: str, end: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    row = json.dumps(openai(USER, CALL))
+    path.write_bytes(f"\ufeff{start}{(row + end) * 200}".encode() + b'{"a": "\xe4"}')
+    with pytest.raises(InputError, match=r"data.jsonl:201: the text is not UTF-8: invalid continuation byte 0xe4 at byte 8"):
         load_examples(DataConfig(source="openai", path=str(path)))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(openai(USER, CALL, id="a")).encode())
+    assert [example.id for example in load_examples(DataConfig(source="openai", path=str(path))).examples] == ["a"]
 
 
 def test_an_array_and_lines_and_a_folder_hold_the_same(tmp_path: Path) -> None:

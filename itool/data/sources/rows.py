@@ -6,6 +6,7 @@ thinks it is. What a row *says* may be unusable as well; that is the sources' bu
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import re
@@ -93,19 +94,31 @@ def read_rows(path: str, *, excluding: Sequence[str | None] = ()) -> Iterator[Ro
 def _read_file(path: Path) -> Iterator[Row]:
     """A file that begins with `[` is one JSON array, any other JSON lines, whatever its name says."""
     try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            start = file.read(4096).lstrip()[:1]
+        with path.open("rb") as file:
+            start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
             file.seek(0)
-            if start == "[":
-                yield from _read_array(file.read(), path)
+            if start == b"[":
+                yield from _read_array(_decode(file.read(), path), path)
             else:
-                for number, line in enumerate(file, start=1):
+                for number, data in enumerate(file, start=1):
+                    line = _decode(data, path, number)
                     if line.strip():
                         yield _to_row(_parse(line, f"{path}:{number}"), f"{path}:{number}", line)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _decode(data: bytes, path: Path, line: int = 1) -> str:
+    """Bytes that begin with a line, as text."""
+    try:
+        return (data.removeprefix(codecs.BOM_UTF8) if line == 1 else data).decode()
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start]
+        place, column = line + before.count(b"\n"), error.start - before.rfind(b"\n")
+        raise InputError(
+            f"{path}:{place}: the text is not UTF-8: {error.reason} 0x{error.object[error.start]:02x} at byte {column} of the line",
+            remedy="Convert the file to UTF-8",
+        ) from None
 
 
 def _read_array(text: str, path: Path) -> Iterator[Row]:
