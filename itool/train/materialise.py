@@ -3,7 +3,7 @@
     demo       the base that ships with iTool
     folder     copied after its parts were checked
     file.gguf  de-quantised, saved as safetensors
-    hub id     downloaded once; nothing later needs the hub
+    hub id     owner/name; downloaded once, nothing later needs the hub
 
 torch is imported for GGUF files only.
 """
@@ -24,7 +24,7 @@ from itool.errors import DependencyError, InputError, StorageError
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "*.tiktoken")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 TEMPLATE_FILE = "chat_template.jinja"
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 
 def materialise(config: ModelConfig, target: Path) -> None:
@@ -55,10 +55,12 @@ def _fetch(config: ModelConfig, target: Path) -> None:
     elif path.is_dir():
         check_model_folder(path, context_tokens=config.context_tokens, origin=config.path, template_comes=config.chat_template is not None)
         _copy(path, target)
-    elif _HUB_ID.match(config.path) and not path.exists():
+    elif _HUB_ID.match(config.path) and not path.exists() and not path.parent.is_dir():  # else a folder whose name is misspelt
         _copy(_download(config), target)
     else:
-        raise InputError(f"model.path {config.path} is neither a folder, a .gguf file nor a hub id", remedy="Give one of these, or demo")
+        raise InputError(
+            f"model.path {config.path} is neither a folder, a .gguf file nor a hub id", remedy="Give one of these (owner/name), or demo"
+        )
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -85,6 +85,15 @@ def test_a_path_that_is_nothing_is_refused(tmp_path):
         materialise(config(tmp_path / "no.gguf"), tmp_path / "target")
 
 
+@pytest.mark.parametrize("path", ["models/smolm", "smolm"])
+def test_a_misspelt_folder_is_not_looked_for_on_the_hub(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "models" / "smollm").mkdir(parents=True)
+    with pytest.raises(InputError, match=f"model.path {path} is neither a folder"):
+        materialise(config(path), tmp_path / "target")
+
+
 def test_a_hub_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DependencyError, match=r"someone/some-model .*Go online, or give a folder") as caught:
