@@ -66,6 +66,18 @@ def test_a_stage_reads_only_stages_before_it() -> None:
         ("run=Bad", "run = 'Bad'"),
         ("data.source=xlam", "data.path is missing"),
         ("nonsense", "--set 'nonsense' is not of the form section.key=value"),
+        ("iterations=1000000", "iterations = 1000000: input should be less than or equal to 10000"),
+        ("search.shards=99999999", "search.shards = 99999999: input should be less than or equal to 10000"),
+        ("runtime.threads=99999999", "runtime.threads = 99999999: input should be less than or equal to 4096"),
+        ("evaluate.pass_k=[1, 99999999]", "evaluate.pass_k.1 = 99999999: input should be less than or equal to 10000"),
+        ("data.count=999999999", "data.count = 999999999: input should be less than or equal to 10000000"),
+        ("data.count=200000", "data.count = 200000: the demo generates at most 100000 examples"),
+        ("model.lora_alpha=1e300", "model.lora_alpha = '1e300': input should be less than or equal to 10000"),
+        ("warmup.learning_rate=.inf", "warmup.learning_rate = inf: input should be a finite number"),
+        ("search.c_puct=.nan", "search.c_puct = nan: input should be a finite number"),
+        ("seed=true", "seed = True: input should be a number, not true or false"),
+        ("data.count=true", "data.count = True: input should be a number, not true or false"),
+        ("evaluate.pass_k=[true]", "evaluate.pass_k = [True]: input should be a number, not true or false"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_key_and_value(override: str, message: str) -> None:
