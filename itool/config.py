@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from itool.config_kubernetes import DNS_LABEL, QUANTITY, KubernetesConfig
-from itool.config_section import Count, CountOrZero, Fraction, Rate, Section, Share, Weight
+from itool.config_section import URL, Count, CountOrZero, Fraction, Rate, Section, Share, Url, Weight
 from itool.errors import ConfigError
 
 Method = Literal["mcts_dpo", "best_of_n", "rejection_sampling", "sft_continued"]
@@ -23,6 +23,7 @@ RUN_NAME = r"^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$"
 FORMS = {
     RUN_NAME: "DNS label: use small letters, digits and inner dashes, at most 53 characters",
     DNS_LABEL: "DNS label: use small letters, digits and inner dashes, at most 63 characters",
+    URL: "URL: use http://host:port or https://host",
     QUANTITY: "quantity: use a number with a unit, as in 500m, 2 or 4Gi",
 }
 """What a value of each pattern is called in errors, and how it looks."""
@@ -162,7 +163,7 @@ class PolicyConfig(Section):
     """What answers during search and evaluation."""
 
     backend: Literal["embedded", "vllm"] = Field("embedded", description="the model in the stage's own process, or a vLLM server")
-    url: str | None = Field(None, description="an OpenAI-compatible vLLM server; without it a local one is started")
+    url: Url | None = Field(None, description="an OpenAI-compatible vLLM server; without it a local one is started")
     adapters: Literal["load", "wait"] = Field(
         "load", description="load: over HTTP, from a folder that the server sees; wait: the server fetches adapters itself"
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from itool.config_section import Count, CountOrZero, Rate, Section
+from itool.config_section import Count, CountOrZero, Rate, Section, Url
 
 Target = Literal["controller", "warmup", "score", "generate", "dpo", "evaluate", "vllm-cpu"]
 StageKey = Literal["prepare", "warmup", "score", "generate", "dpo", "evaluate", "report"]
@@ -73,7 +73,7 @@ class KubernetesConfig(Section):
     images: dict[Target, str] = Field(default_factory=dict, description="whole image references by target, best by digest")
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = Field("IfNotPresent", description="when nodes pull an image")
     image_pull_secrets: list[str] = Field(default_factory=list, description="Secrets with registry credentials")
-    store_endpoint_url: str | None = Field(None, description="the S3 endpoint as pods reach it; null: store.endpoint_url")
+    store_endpoint_url: Url | None = Field(None, description="the S3 endpoint as pods reach it; null: store.endpoint_url")
     credentials_secret: str | None = Field(
         None, description="Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY; null: workload identity"
     )

@@ -15,6 +15,9 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 CountOrZero = Annotated[int, Field(ge=0, le=2**31 - 1)]
 """Below 2**31, which every library and Kubernetes can hold. What costs memory or time by its size has a lower limit at its field."""
 
+URL = r"^https?://[^\s/]\S*$"
+Url = Annotated[str, Field(pattern=URL)]
+
 
 class Section(BaseModel):
     """Base of all sections: immutable; a key that is not listed, a number that is not finite, and a boolean for a number are errors."""

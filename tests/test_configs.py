@@ -64,6 +64,7 @@ def test_a_stage_reads_only_stages_before_it() -> None:
         ("kubernetes.pods.memory=2GB", "kubernetes.pods.memory = '2GB'"),
         ("runtime.backend=kubernetes", "is a folder, which pods do not share"),
         ("run=Bad", "run = 'Bad'"),
+        ("policy.url=vllm:8000", "policy.url = 'vllm:8000' is no URL: use http://host:port or https://host"),
         ("data.source=xlam", "data.path is missing"),
         ("nonsense", "--set 'nonsense' is not of the form section.key=value"),
         ("iterations=1000000", "iterations = 1000000: input should be less than or equal to 10000"),
