@@ -128,6 +128,8 @@ def test_version_is_that_of_the_manifests(itoolctl: Itoolctl) -> None:
         (["report", "nothing"], 65, "there is no run nothing in runs"),
         (["compare", "one"], 64, "compare needs at least two runs"),
         (["logs", "training"], 64, "'training' is no stage"),
+        (["artifacts", "ls", "nope"], 65, "there is no run nope in runs. Start one with"),
+        (["artifacts", "verify", "nope"], 65, "there is no run nope in runs. Start one with"),
         (["artifacts", "show", "demo/i9/dpo"], 65, "no artifact 'demo/i9/dpo'"),
         (["plan", "--root", "ftp://somewhere"], 64, "unknown kind of store"),
     ],
@@ -216,7 +218,12 @@ def test_artifacts_are_verified_copied_and_a_flipped_byte_is_found(itoolctl: Ito
     done = itoolctl("artifacts", "verify", "demo")
     assert done.returncode == 65
     assert "training.jsonl was altered" in done.stdout
-    assert itoolctl("artifacts", "rm", "demo/i0/warmup").returncode == 0
+    name = done.stdout.partition(": ")[0]
+    assert f"1 problem in 1 of 4 artifacts. Remove with `itoolctl artifacts rm {name}`" in one_line(done.stderr)
+    found = json.loads(itoolctl("artifacts", "verify", "demo", "-o", "json").stdout)
+    assert [entry["artifact"] for entry in found if entry["problems"]] == [name]
+    assert len(found) == 4
+    assert itoolctl("artifacts", "rm", name).returncode == 0
     assert itoolctl("iterate", "--run", "demo", *COLD).returncode == 0
     assert "4 artifacts are whole" in itoolctl("artifacts", "verify").stderr
 
