@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from itool.artifacts.disk import storage_error
 from itool.cluster.last_words import last_words
 from itool.cluster.runner import Attempt, Attempts, Task
 from itool.config import RunConfig
@@ -76,7 +77,12 @@ class LocalRunner:
         identity, log_path = f"{task.label}-{attempt}", self.log_path(task, attempt)
         self._log_starts[task, attempt] = log_path.stat().st_size if log_path.exists() else 0
         warm = self._choose_launcher(task)
-        self._launcher(warm).request(
+        launcher = self._launcher(warm)
+        try:
+            log_path.touch()  # by which `status` knows that the attempt began, however long the launcher still imports
+        except OSError as error:
+            raise storage_error(error, log_path) from None
+        launcher.request(
             {
                 "op": "start",
                 "id": identity,

@@ -81,6 +81,7 @@ def test_a_launcher_that_still_imports_is_not_waited_for(started: bool, tmp_path
     warmup = Task(StageId(0, "warmup"), "key")
     if started:
         runner.start(warmup, 1)
+        assert runner.log_path(warmup, 1).read_bytes() == b""  # what `status` looks for
     begun = time.monotonic()
     runner.cancel(20.0)
     runner.close()
