@@ -289,11 +289,13 @@ def check_run_name(name: str) -> None:
 
 def _read_document(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"configuration file {path} does not exist", remedy="Give an existing file with --config") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration file {path} cannot be read: {error}") from None
+    except _RepeatedKey as error:
+        raise ConfigError(f"configuration file {path}, {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"configuration file {path} is not YAML: {error}") from None
     if document is None:
@@ -303,12 +305,32 @@ def _read_document(path: Path) -> dict[str, Any]:
     return document
 
 
+def read_yaml(text: str | bytes) -> Any:
+    """A YAML document. Raises yaml.YAMLError, also for a key that stands twice in a mapping: the last would win, and no one would know."""
+    return yaml.load(text, Loader=_Loader)
+
+
+class _RepeatedKey(yaml.YAMLError):
+    """A key that stands twice in a mapping."""
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key, _ in node.value:
+            line, name = key.start_mark.line + 1, (key.tag, str(key.value))
+            if name in lines:
+                raise _RepeatedKey(f"line {line}: key {key.value} stands in line {lines[name]} already")
+            lines[name] = line
+        return super().construct_mapping(node, deep)
+
+
 def _apply_override(document: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {override!r} is not of the form section.key=value")
     try:
-        value = yaml.safe_load(text)
+        value = read_yaml(text)
     except yaml.YAMLError:
         raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from None
     *parents, leaf = key.strip().split(".")

@@ -86,3 +86,15 @@ def test_a_mistake_is_one_line_that_names_key_and_value(override: str, message: 
         load_config(CONFIGS / "demo.yaml", [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("run: a\nwarmup:\n  epochs: 1\n  batch_examples: 8\n  epochs: 2\n")
+    with pytest.raises(ConfigError, match=r"run.yaml, line 5: key epochs stands in line 3 already"):
+        load_config(path)
+    path.write_text("dpo: {updates: 2, updates: 3}\n")
+    with pytest.raises(ConfigError, match=r"run.yaml, line 1: key updates stands in line 1 already"):
+        load_config(path)
+    path.write_text("dpo: &base {updates: 2}\nsearch: {width: 2}\n")
+    assert load_config(path).dpo.updates == 2

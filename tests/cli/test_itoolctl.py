@@ -132,6 +132,9 @@ def test_version_is_that_of_the_manifests(itoolctl: Itoolctl) -> None:
         (["artifacts", "verify", "nope"], 65, "there is no run nope in runs. Start one with"),
         (["artifacts", "show", "demo/i9/dpo"], 65, "no artifact 'demo/i9/dpo'"),
         (["plan", "--root", "ftp://somewhere"], 64, "unknown kind of store"),
+        (["plan", "--root", "gs://bucket/runs"], 64, "unknown kind of store. Use a folder or s3://bucket/prefix"),
+        (["plan", "--root", "s3:/bucket/runs"], 64, "unknown kind of store. Use a folder or s3://bucket/prefix"),
+        (["runs", "--root", "S3:bucket"], 64, "unknown kind of store. Use a folder or s3://bucket/prefix"),
     ],
 )
 def test_an_error_is_one_line_with_its_exit_code(within: Within, arguments: list[str], code: int, words: str) -> None:
