@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from itool.artifacts.disk import storage_error
+from itool.artifacts.disk import storage_error, storage_remedy
 from itool.cluster.last_words import last_words
 from itool.cluster.runner import Attempt, Attempts, Task
 from itool.config import RunConfig
@@ -252,7 +252,8 @@ class LauncherProcess:
                     start_new_session=True,
                 )
         except OSError as error:
-            raise StorageError(f"stages cannot be started with their logs in {log_path.parent}: {error}") from None
+            message = f"stages cannot be started with their logs in {log_path.parent}: {error}"
+            raise StorageError(message, remedy=storage_remedy(error)) from None
         theirs.close()
         return cls(process, ours)
 

@@ -17,6 +17,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from itool.artifacts.disk import storage_remedy
 from itool.config import ModelConfig
 from itool.demo import base_model_path
 from itool.errors import DependencyError, InputError, StorageError
@@ -41,7 +42,8 @@ def materialise(config: ModelConfig, target: Path) -> None:
     except shutil.Error as error:
         raise StorageError(f"base model cannot be copied to {target}: {error}") from None
     except OSError as error:
-        raise StorageError(f"base model {config.path} cannot be written to {target}: {error}") from None
+        message = f"base model {config.path} cannot be written to {target}: {error}"
+        raise StorageError(message, remedy=storage_remedy(error)) from None
     check_model_folder(target, context_tokens=config.context_tokens, origin=config.path)
 
 
@@ -127,7 +129,10 @@ def check_model_folder(folder: Path, *, context_tokens: int, origin: str, templa
     name = f"base model {origin}" + (f" ({folder})" if str(folder) != origin else "")
     if not (folder / "config.json").is_file():
         raise InputError(f"{name} has no config.json", remedy="Give a folder in Hugging Face layout")
-    _check_context(name, _read_json(folder / "config.json"), context_tokens)
+    config = _read_json(folder / "config.json")
+    if not isinstance(config.get("model_type"), str):
+        raise InputError(f"{name}: config.json names no model_type", remedy="Give a folder in Hugging Face layout")
+    _check_context(name, config, context_tokens)
     _check_weights(name, folder)
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise InputError(f"{name} has no tokenizer ({', '.join(TOKENIZER_FILES)})", remedy="Copy the tokenizer's files beside the weights")

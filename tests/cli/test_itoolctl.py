@@ -207,7 +207,9 @@ def test_logs_are_found_afterwards(finished: Itoolctl) -> None:
     assert '"event": "stage finished"' in done.stdout
     sharded = finished("logs", "i1/generate")
     assert "== i1-generate-1-1.log" in sharded.stderr
-    assert finished("logs", "score", "--iteration", "7").returncode == 65
+    none = finished("logs", "score", "--iteration", "7", "--shard", "2")
+    assert none.returncode == 65
+    assert one_line(none.stderr).startswith("itoolctl: run demo has no log of score, iteration 7, shard 2. ")
 
 
 @pytest.mark.slow

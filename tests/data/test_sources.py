@@ -289,6 +289,9 @@ def test_broken_json_names_its_line(tmp_path: Path) -> None:
     path.write_text(json.dumps(openai(USER, CALL)) + '\n{"messages": \n')
     with pytest.raises(InputError, match=r"data.jsonl:2: broken JSON: Expecting value"):
         load_examples(DataConfig(source="openai", path=str(path)))
+    path.write_text('{"messages": "\t"}')
+    with pytest.raises(InputError, match=r"data.jsonl:1: broken JSON: Invalid control character at column 15"):
+        load_examples(DataConfig(source="openai", path=str(path)))
     path.write_text('[\n{"messages": [], "x": NaN}]')
     with pytest.raises(InputError, match=r"data.jsonl:2: broken JSON: NaN is not a JSON value"):
         load_examples(DataConfig(source="openai", path=str(path)))
@@ -339,7 +342,7 @@ def test_held_out_data_may_not_repeat_an_id(tmp_path: Path) -> None:
 def test_data_of_which_nothing_can_be_used_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no example of .* can be used \(no_answer 2\)"):
         load("openai", tmp_path, [openai(USER), openai(USER)])
-    with pytest.raises(InputError, match="holds no row"):
+    with pytest.raises(InputError, match=r"data.jsonl holds no row\. Give a file with examples"):
         load("openai", tmp_path, [])
 
 
@@ -453,6 +456,8 @@ def test_seal_tools_faults(tmp_path: Path) -> None:
     (tmp_path / "tool.jsonl").unlink()
     with pytest.raises(InputError, match=r"tool pool .*tool.jsonl does not exist"):
         load("seal_tools", tmp_path, [seal("a", "tool1")])
+    with pytest.raises(InputError, match=r"tool pool .* is a folder, not a file\. Set data.tool_pool_path"):
+        load("seal_tools", tmp_path, [seal("a", "tool1")], tool_pool_path=str(tmp_path))
     pool = write(tmp_path / "pool.jsonl", [POOL[0], {**POOL[1], "api_name": " "}])
     with pytest.raises(InputError, match=r"pool.jsonl:2: a tool has no name"):
         load("seal_tools", tmp_path, [seal("a", "tool1")], tool_pool_path=pool)

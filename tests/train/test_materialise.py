@@ -41,6 +41,7 @@ def test_a_folder_is_copied_without_what_a_model_does_not_need(base, tmp_path):
     [
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "not readable JSON"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "config.json names no model_type. Give a folder"),
         (lambda folder: (folder / "model.safetensors").rename(folder / "model.bin"), "no .*safetensors; it has weights in another format"),
         (lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1]), "truncated"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
@@ -103,7 +104,7 @@ def test_a_hub_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
 
 def test_a_target_that_cannot_be_written_is_a_storage_error(base, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StorageError):
+    with pytest.raises(StorageError, match="A file stands where a folder is needed"):
         materialise(config(base), tmp_path / "file" / "target")
 
 

@@ -151,7 +151,7 @@ def _parse(text: str, where: str) -> Any:
 
 
 def _explain(error: Exception) -> str:
-    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+    return f"{error.msg.removesuffix(' at')} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -47,7 +47,8 @@ def find_pool(config: DataConfig) -> str:
     data = Path(config.path)
     pool = Path(config.tool_pool_path) if config.tool_pool_path else (data if data.is_dir() else data.parent) / POOL_FILE
     if not pool.is_file():
-        raise InputError(f"tool pool {pool} does not exist", remedy="Set data.tool_pool_path to Seal-Tools' tool.jsonl")
+        problem = "is a folder, not a file" if pool.is_dir() else "does not exist"
+        raise InputError(f"tool pool {pool} {problem}", remedy="Set data.tool_pool_path to Seal-Tools' tool.jsonl")
     return str(pool)
 
 
