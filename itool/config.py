@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from itool.config_kubernetes import DNS_LABEL, QUANTITY, KubernetesConfig
-from itool.config_section import Count, Fraction, Rate, Section, Share
+from itool.config_section import URL, Count, CountOrZero, Fraction, Rate, Section, Share, Url, Weight
 from itool.errors import ConfigError
 from itool.names import Backend, Method
 
@@ -23,9 +23,18 @@ RUN_NAME = r"^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$"
 FORMS = {
     RUN_NAME: "DNS label: use small letters, digits and inner dashes, at most 53 characters",
     DNS_LABEL: "DNS label: use small letters, digits and inner dashes, at most 63 characters",
+    URL: "URL: use http://host:port or https://host",
     QUANTITY: "quantity: use a number with a unit, as in 500m, 2 or 4Gi",
 }
 """What a value of each pattern is called in errors, and how it looks."""
+MOST_DEMO_EXAMPLES = 100_000
+Samples = Annotated[Count, Field(le=10_000)]
+Examples = Annotated[Count, Field(le=10**7)]
+Batch = Annotated[Count, Field(le=2**20)]
+Tokens = Annotated[Count, Field(le=2**20)]
+Padded = Annotated[Count, Field(le=2**24)]
+LearningRate = Annotated[Rate, Field(le=1.0)]
+"""More than these limits is a slip of the pen: the run would need all memory there is, or years."""
 
 
 class ModelConfig(Section):
@@ -35,10 +44,10 @@ class ModelConfig(Section):
     revision: str | None = Field(None, description="hub revision; pin it for runs that must be repeatable")
     chat_template: str | None = Field(None, description="a Jinja file that replaces the model's own chat template")
     dtype: Literal["float32", "bfloat16"] = "float32"
-    context_tokens: Annotated[int, Field(ge=32)] = Field(1024, description="longest prompt + response, in tokens")
-    max_response_tokens: Count = Field(128, description="longest response, in tokens")
-    lora_rank: Annotated[int, Field(ge=1, le=512)] = 16
-    lora_alpha: Rate = 32.0
+    context_tokens: Annotated[Tokens, Field(ge=32)] = Field(1024, description="longest prompt + response, in tokens")
+    max_response_tokens: Tokens = Field(128, description="longest response, in tokens")
+    lora_rank: Annotated[Count, Field(le=512)] = 16
+    lora_alpha: Annotated[Rate, Field(le=1e4)] = 32.0
     lora_dropout: Share = 0.0
 
 
@@ -49,10 +58,10 @@ class DataConfig(Section):
     path: str | None = Field(None, description="training data: a file, a folder or a hub id (not for `demo`)")
     held_out_path: str | None = Field(None, description="held-out data in the same format; without it `held_out_fraction` is split off")
     tool_pool_path: str | None = Field(None, description="pool of tools that candidate lists are drawn from (seal_tools)")
-    candidate_tools: Count = Field(6, description="longest candidate list that is drawn from the pool")
+    candidate_tools: Annotated[Count, Field(le=1000)] = Field(6, description="longest candidate list that is drawn from the pool")
     no_call_fraction: Share = Field(0.0, description="share of examples whose right tools are withheld, so that text is right (seal_tools)")
-    count: Count | None = Field(None, description="use at most so many training examples (demo: generate so many)")
-    held_out_count: Count | None = Field(None, description="use at most so many held-out examples (demo: generate so many)")
+    count: Examples | None = Field(None, description="use at most so many training examples (demo: generate so many)")
+    held_out_count: Examples | None = Field(None, description="use at most so many held-out examples (demo: generate so many)")
     buffer_fraction: Fraction = Field(0.1, description="share of the training data that becomes the replay buffer (paper: 10 %)")
     validation_fraction: Share = Field(0.05, description="share that decides which iteration is kept; never trained on, never reported")
     held_out_fraction: Share = Field(0.05, description="share that is reported, when there is no held-out data")
@@ -66,12 +75,12 @@ class OptimizerConfig(Section):
     """Settings that SFT and preference training share."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: Rate = 1e-4
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    learning_rate: LearningRate = 1e-4
+    weight_decay: Weight = 0.01
     warmup_fraction: Share = 0.05
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     max_grad_norm: Rate = 1.0
-    batch_tokens: Count = Field(4096, description="most padded tokens in one forward pass; longer batches accumulate gradients")
+    batch_tokens: Padded = Field(4096, description="most padded tokens in one forward pass; longer batches accumulate gradients")
     checkpoint_seconds: Rate = Field(300.0, description="write a verified checkpoint at least so often")
 
 
@@ -79,8 +88,8 @@ class WarmupConfig(OptimizerConfig):
     """Warm-up SFT, Eq. (2)-(3)."""
 
     curriculum: Literal["easy_to_hard", "mixed"] = "easy_to_hard"
-    epochs: Rate = 3.0
-    batch_examples: Count = 32
+    epochs: Annotated[Rate, Field(le=1000.0)] = 3.0
+    batch_examples: Batch = 32
 
 
 class SelectConfig(Section):
@@ -88,38 +97,38 @@ class SelectConfig(Section):
 
     by: Literal["perplexity", "pass_rate"] = "perplexity"
     alpha: Fraction = Field(0.2, description="hardest share of the buffer, within each stratum (paper: 0.2)")
-    samples: Count = Field(8, description="samples per example for pass_rate and pass@k")
-    batch_tokens: Count = Field(8192, description="most padded tokens in one forward pass")
+    samples: Samples = Field(8, description="samples per example for pass_rate and pass@k")
+    batch_tokens: Padded = Field(8192, description="most padded tokens in one forward pass")
 
 
 class SearchConfig(Section):
     """Monte Carlo tree search over steps, Eq. (5)-(9), and the pairs it gives."""
 
     granularity: Literal["call", "argument"] = "argument"
-    width: Count = Field(4, description="samples per expansion")
-    root_samples: Count = Field(8, description="samples of the first expansion, at the root")
-    depth_limit: Count = Field(8, description="deepest node that is expanded, in steps")
-    simulations: Count = Field(8, description="most select-expand-backup passes per tree")
-    c_puct: Annotated[float, Field(ge=0.0)] = 1.0
+    width: Samples = Field(4, description="samples per expansion")
+    root_samples: Samples = Field(8, description="samples of the first expansion, at the root")
+    depth_limit: Annotated[Count, Field(le=1000)] = Field(8, description="deepest node that is expanded, in steps")
+    simulations: Samples = Field(8, description="most select-expand-backup passes per tree")
+    c_puct: Weight = 1.0
     gamma: Fraction = 1.0
-    temperature: Rate = 1.0
-    confidence_weight: Annotated[float, Field(ge=0.0)] = Field(0.0, description="weight of C(s), Eq. (7); 0 switches its calls off")
+    temperature: Annotated[Rate, Field(le=100.0)] = 1.0
+    confidence_weight: Weight = Field(0.0, description="weight of C(s), Eq. (7); 0 switches its calls off")
     inject_ground_truth: bool = True
-    min_gap: Annotated[float, Field(ge=0.0)] = 0.1
+    min_gap: Weight = 0.1
     min_visits: Count = 2
-    best_of: Count = Field(16, description="samples per example for best_of_n and rejection_sampling")
-    shards: Count = Field(1, description="parallel shards of `generate`")
-    trees_in_flight: Count = Field(64, description="trees that are searched at the same time in one shard")
+    best_of: Samples = Field(16, description="samples per example for best_of_n and rejection_sampling")
+    shards: Annotated[Count, Field(le=10_000)] = Field(1, description="parallel shards of `generate`")
+    trees_in_flight: Annotated[Count, Field(le=10**6)] = Field(64, description="trees that are searched at the same time in one shard")
 
 
 class DpoConfig(OptimizerConfig):
     """Training on step-level pairs, Eq. (10)-(11), and the controls that replace it at the same number of updates."""
 
     loss: Literal["dpo", "ipo", "simpo", "orpo"] = "dpo"
-    beta: Annotated[float, Field(ge=0.0)] = 0.1
-    simpo_gamma: Annotated[float, Field(ge=0.0)] = Field(0.5, description="target margin of SimPO")
+    beta: Weight = 0.1
+    simpo_gamma: Weight = Field(0.5, description="target margin of SimPO")
     length_normalised: bool = Field(True, description="SimPO: mean (paper) or sum of log-probabilities (a plain margin loss)")
-    nll_weight: Annotated[float, Field(ge=0.0)] = Field(0.1, description="weight of the chosen side's negative log-likelihood")
+    nll_weight: Weight = Field(0.1, description="weight of the chosen side's negative log-likelihood")
     nll_on: Literal["step", "answer"] = Field(
         "step", description="what that term covers: the chosen step, or the whole right answer that it belongs to"
     )
@@ -129,9 +138,9 @@ class DpoConfig(OptimizerConfig):
     replay_from: Literal["warmup", "warmup_and_buffer"] = Field(
         "warmup", description="what is replayed beside pairs: with the buffer, its ground truth too, where there is one"
     )
-    updates: Count = 40
-    batch_pairs: Count = Field(16, description="pairs per update; an SFT control sees as many sequences, 2 per pair")
-    learning_rate: Rate = 5e-6
+    updates: Annotated[Count, Field(le=10**6)] = 40
+    batch_pairs: Batch = Field(16, description="pairs per update; an SFT control sees as many sequences, 2 per pair")
+    learning_rate: LearningRate = 5e-6
 
     @model_validator(mode="after")
     def _beta_means_something(self) -> DpoConfig:
@@ -143,9 +152,9 @@ class DpoConfig(OptimizerConfig):
 class EvaluateConfig(Section):
     """How an adapter is measured."""
 
-    pass_k: list[Count] = Field(default_factory=lambda: [1, 8], description="k of pass@k, measured on `pass_examples` held-out examples")
-    pass_examples: Annotated[int, Field(ge=0)] = 0
-    batch_sequences: Count = Field(
+    pass_k: list[Samples] = Field(default_factory=lambda: [1, 8], description="k of pass@k, measured on `pass_examples` held-out examples")
+    pass_examples: CountOrZero = 0
+    batch_sequences: Batch = Field(
         128, description="most sequences asked for at a time; the policy takes as many of them as it has room for"
     )
 
@@ -160,13 +169,13 @@ class PolicyConfig(Section):
     """What answers during search and evaluation."""
 
     backend: Literal["embedded", "vllm"] = Field("embedded", description="the model in the stage's own process, or a vLLM server")
-    url: str | None = Field(None, description="an OpenAI-compatible vLLM server; without it a local one is started")
+    url: Url | None = Field(None, description="an OpenAI-compatible vLLM server; without it a local one is started")
     adapters: Literal["load", "wait"] = Field(
         "load", description="load: over HTTP, from a folder that the server sees; wait: the server fetches adapters itself"
     )
-    max_requests: Count = Field(64, description="requests in flight per client")
+    max_requests: Annotated[Count, Field(le=10_000)] = Field(64, description="requests in flight per client")
     timeout_seconds: Rate = 120.0
-    batch_sequences: Count = Field(256, description="embedded: most sequences sampled in one batch")
+    batch_sequences: Batch = Field(256, description="embedded: most sequences sampled in one batch")
     startup_seconds: Rate = Field(300.0, description="how long a server may take to become ready")
 
     @property
@@ -182,17 +191,17 @@ class StoreConfig(Section):
     region: str | None = None
     path_style: bool = False
     checksums: Literal["when_supported", "when_required"] = "when_required"
-    max_connections: Count = 16
+    max_connections: Annotated[Count, Field(le=10_000)] = 16
 
 
 class RuntimeConfig(Section):
     """How and where stages run. Changes no result and causes no re-run."""
 
     backend: Backend = Field("local", description="processes on this machine, or Jobs in a cluster")
-    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of a stage; 0 = all cores")
+    threads: Annotated[CountOrZero, Field(le=4096)] = Field(0, description="CPU threads of a stage; 0 = all cores")
     warm_start: bool = Field(True, description="fork stages from one process that has imported torch already")
     overlap_evaluation: bool = Field(False, description="evaluate an iteration while the next one scores and searches; needs room for both")
-    max_attempts: Count = Field(3, description="tries per stage when its exit code says that a retry can help")
+    max_attempts: Annotated[Count, Field(le=1000)] = Field(3, description="tries per stage when its exit code says that a retry can help")
     worker_timeout_seconds: Rate = Field(1800.0, description="longest wait of training processes for each other before they end with 69")
     log_format: Literal["auto", "json", "console"] = "auto"
 
@@ -205,8 +214,10 @@ class RunConfig(Section):
     )
     root: str = Field("runs", description="artifacts: a folder or s3://bucket/prefix")
     reuse_from: Annotated[str, Field(pattern=RUN_NAME)] | None = Field(None, description="another run whose equal artifacts are reused")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 17
-    iterations: Annotated[int, Field(ge=0)] = Field(3, description="iterations after the warm-up; a higher number extends the run")
+    seed: CountOrZero = 17
+    iterations: Annotated[CountOrZero, Field(le=10_000)] = Field(
+        3, description="iterations after the warm-up; a higher number extends the run"
+    )
     method: Method = "mcts_dpo"
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
@@ -224,6 +235,9 @@ class RunConfig(Section):
     def _sections_agree(self) -> RunConfig:
         if self.data.source != "demo" and self.data.path is None:
             raise ValueError(f"data.path is missing: source {self.data.source} needs a file, a folder or a hub id")
+        for name, count in (("count", self.data.count), ("held_out_count", self.data.held_out_count)):
+            if self.data.source == "demo" and count is not None and count > MOST_DEMO_EXAMPLES:
+                raise ValueError(f"data.{name} = {count}: the demo generates at most {MOST_DEMO_EXAMPLES} examples")
         if self.data.buffer_fraction + self.data.validation_fraction + self.data.held_out_fraction >= 1.0:
             raise ValueError("data: buffer, validation and held-out fractions leave nothing for the warm-up; make their sum less than 1")
         if self.model.max_response_tokens >= self.model.context_tokens:
@@ -281,11 +295,13 @@ def check_run_name(name: str) -> None:
 
 def _read_document(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"configuration file {path} does not exist", remedy="Give an existing file with --config") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration file {path} cannot be read: {error}") from None
+    except _RepeatedKey as error:
+        raise ConfigError(f"configuration file {path}, {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"configuration file {path} is not YAML: {error}") from None
     if document is None:
@@ -295,12 +311,32 @@ def _read_document(path: Path) -> dict[str, Any]:
     return document
 
 
+def read_yaml(text: str | bytes) -> Any:
+    """A YAML document. Raises yaml.YAMLError, also for a key that stands twice in a mapping: the last would win, and no one would know."""
+    return yaml.load(text, Loader=_Loader)
+
+
+class _RepeatedKey(yaml.YAMLError):
+    """A key that stands twice in a mapping."""
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key, _ in node.value:
+            line, name = key.start_mark.line + 1, (key.tag, str(key.value))
+            if name in lines:
+                raise _RepeatedKey(f"line {line}: key {key.value} stands in line {lines[name]} already")
+            lines[name] = line
+        return super().construct_mapping(node, deep)
+
+
 def _apply_override(document: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {override!r} is not of the form section.key=value")
     try:
-        value = yaml.safe_load(text)
+        value = read_yaml(text)
     except yaml.YAMLError:
         raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from None
     *parents, leaf = key.strip().split(".")

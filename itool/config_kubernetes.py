@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from itool.config_section import Count, Rate, Section
+from itool.config_section import Count, CountOrZero, Rate, Section, Url
 from itool.names import TRAINING_STAGES, StageName
 
 Target = Literal["controller", "warmup", "score", "generate", "dpo", "evaluate", "vllm-cpu"]
@@ -27,7 +27,7 @@ Annotations = dict[MetadataKey, str]
 class PodConfig(Section):
     """What a pod asks for and where it may run."""
 
-    gpus: Annotated[int, Field(ge=0)] | None = Field(
+    gpus: CountOrZero | None = Field(
         None, description="GPUs per pod; null: 1 where the work needs one, else 0. In `pods` a number counts for such work only"
     )
     cpu: Quantity = Field("1", description="CPU request")
@@ -48,7 +48,7 @@ class PodConfig(Section):
 class StagePodConfig(PodConfig):
     """The pods of one stage."""
 
-    nodes: Count = Field(1, description="pods that train together, one per node (warmup and dpo)")
+    nodes: Annotated[Count, Field(le=10_000)] = Field(1, description="pods that train together, one per node (warmup and dpo)")
 
 
 class ServingConfig(PodConfig):
@@ -58,7 +58,7 @@ class ServingConfig(PodConfig):
     device: Literal["cuda", "cpu"] | None = Field(
         None, description="what the image's vLLM is built for; null: cpu for target vllm-cpu and with gpus 0, else cuda"
     )
-    replicas: Count = Field(1, description="vLLM pods; all shards of `generate` share them")
+    replicas: Annotated[Count, Field(le=10_000)] = Field(1, description="vLLM pods; all shards of `generate` share them")
     gpu_sharing: Literal["exclusive", "timeshare"] = Field(
         "exclusive", description="timeshare: serving is scaled to 0 while a stage needs the GPU"
     )
@@ -81,7 +81,7 @@ class KubernetesConfig(Section):
     images: dict[Target, str] = Field(default_factory=dict, description="whole image references by target, best by digest")
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = Field("IfNotPresent", description="when nodes pull an image")
     image_pull_secrets: list[DnsName] = Field(default_factory=list, description="Secrets with registry credentials")
-    store_endpoint_url: str | None = Field(None, description="the S3 endpoint as pods reach it; null: store.endpoint_url")
+    store_endpoint_url: Url | None = Field(None, description="the S3 endpoint as pods reach it; null: store.endpoint_url")
     credentials_secret: DnsName | None = Field(
         None, description="Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY; null: workload identity"
     )
@@ -91,7 +91,7 @@ class KubernetesConfig(Section):
     queue: DnsName | None = Field(None, description="Kueue local queue of the stage Jobs")
     labels: Labels = Field(default_factory=dict, description="extra labels of everything that is created")
     annotations: Annotations = Field(default_factory=dict, description="extra annotations of stage and serving pods")
-    backoff_limit: Annotated[int, Field(ge=0)] = Field(6, description="retries of a stage's pod; of each shard's pod for `generate`")
+    backoff_limit: CountOrZero = Field(6, description="retries of a stage's pod; of each shard's pod for `generate`")
     parallel_shards: Count = Field(100, description="shards of `generate` that run at the same time")
     pending_seconds: Rate = Field(1800.0, description="a pod that cannot start for so long fails the run (not while Kueue queues its Job)")
     grace_seconds: Count = Field(120, description="time between SIGTERM and SIGKILL: a checkpoint must be stored within it")

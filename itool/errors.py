@@ -25,7 +25,7 @@ class ItoolError(Exception):
 
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
         one_line = " ".join(message.split())
-        super().__init__(f"{one_line}. {remedy}" if remedy else one_line)
+        super().__init__(f"{one_line.rstrip('.')}. {remedy}" if remedy else one_line)
 
 
 class ConfigError(ItoolError):

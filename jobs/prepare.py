@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
-from itool.artifacts.stage import Stage, run_stage
+from itool.artifacts.stage import Stage, remedy_for, run_stage
 from itool.config import RunConfig
 from itool.data.chat import end_of_turn_id, load_tokenizer, token_counts
 from itool.data.difficulty import assign_difficulty
@@ -52,10 +52,11 @@ def prepare(stage: Stage) -> None:
         "validation": split.validation,
         "held_out": assign_difficulty(split.held_out),
     }
-    for name, examples in parts.items():
-        _expect_examples(name, examples, config)
-        stage.write(f"{name}.jsonl", examples)
     stage.count(incoming=loaded.incoming, kept=sum(map(len, parts.values())), dropped=dropped)
+    stage.check_dropped()  # before an empty set is blamed on the fractions
+    for name, examples in parts.items():
+        _expect_examples(name, examples, config, dropped)
+        stage.write(f"{name}.jsonl", examples)
     stage.metrics({"examples": {name: len(examples) for name, examples in parts.items()}, "repeated": loaded.repeated})
 
 
@@ -72,11 +73,15 @@ def _without_response(example: Example) -> Example:
     return example.model_copy(update={"response": None})
 
 
-def _expect_examples(name: str, examples: Sequence[Example], config: RunConfig) -> None:
+def _expect_examples(name: str, examples: Sequence[Example], config: RunConfig, dropped: Counter[str]) -> None:
     if examples or (name == "validation" and not config.data.validation_fraction):
         return
-    remedy = "lower the other data fractions" if name == "warmup" else f"raise data.{name}_fraction"
-    raise InputError(f"the {name} set is empty", remedy=f"Give more data, or {remedy}")
+    reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.most_common())
+    too_long = "".join(f"{remedy}. " for reason in dropped if (remedy := remedy_for(reason, config)))
+    fraction = "lower the other data fractions" if name == "warmup" else f"raise data.{name}_fraction"
+    raise InputError(
+        f"the {name} set is empty{f' (dropped: {reasons})' if reasons else ''}", remedy=f"{too_long}Give more data, or {fraction}"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

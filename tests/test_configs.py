@@ -65,8 +65,21 @@ def test_a_stage_reads_only_stages_before_it() -> None:
         ("runtime.backend=kubernetes", "is a folder, which pods do not share"),
         ("evaluate.pass_k=[]", "evaluate: pass_k is empty and pass_examples is 60: give at least one k, or set pass_examples to 0"),
         ("run=Bad", "run = 'Bad'"),
+        ("policy.url=vllm:8000", "policy.url = 'vllm:8000' is no URL: use http://host:port or https://host"),
         ("data.source=xlam", "data.path is missing"),
         ("nonsense", "--set 'nonsense' is not of the form section.key=value"),
+        ("iterations=1000000", "iterations = 1000000: input should be less than or equal to 10000"),
+        ("search.shards=99999999", "search.shards = 99999999: input should be less than or equal to 10000"),
+        ("runtime.threads=99999999", "runtime.threads = 99999999: input should be less than or equal to 4096"),
+        ("evaluate.pass_k=[1, 99999999]", "evaluate.pass_k.1 = 99999999: input should be less than or equal to 10000"),
+        ("data.count=999999999", "data.count = 999999999: input should be less than or equal to 10000000"),
+        ("data.count=200000", "data.count = 200000: the demo generates at most 100000 examples"),
+        ("model.lora_alpha=1e300", "model.lora_alpha = '1e300': input should be less than or equal to 10000"),
+        ("warmup.learning_rate=.inf", "warmup.learning_rate = inf: input should be a finite number"),
+        ("search.c_puct=.nan", "search.c_puct = nan: input should be a finite number"),
+        ("seed=true", "seed = True: input should be a number, not true or false"),
+        ("data.count=true", "data.count = True: input should be a number, not true or false"),
+        ("evaluate.pass_k=[true]", "evaluate.pass_k = [True]: input should be a number, not true or false"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_key_and_value(override: str, message: str) -> None:
@@ -74,3 +87,15 @@ def test_a_mistake_is_one_line_that_names_key_and_value(override: str, message: 
         load_config(CONFIGS / "demo.yaml", [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("run: a\nwarmup:\n  epochs: 1\n  batch_examples: 8\n  epochs: 2\n")
+    with pytest.raises(ConfigError, match=r"run.yaml, line 5: key epochs stands in line 3 already"):
+        load_config(path)
+    path.write_text("dpo: {updates: 2, updates: 3}\n")
+    with pytest.raises(ConfigError, match=r"run.yaml, line 1: key updates stands in line 1 already"):
+        load_config(path)
+    path.write_text("dpo: &base {updates: 2}\nsearch: {width: 2}\n")
+    assert load_config(path).dpo.updates == 2

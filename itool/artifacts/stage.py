@@ -202,7 +202,8 @@ class Stage:
             top = sorted(self._counts.dropped.items(), key=lambda item: -item[1])[:3]
             reasons = ", ".join(f"{reason} {number}" for reason, number in top)
             text = f"stage {self.id} dropped {dropped} of {self._counts.incoming} records ({reasons})"
-            raise InputError(f"{text}, more than data.max_dropped_fraction {limit}", remedy="Correct the data or raise that limit")
+            remedy = remedy_for(top[0][0], self.config) or "Correct the data"
+            raise InputError(f"{text}, more than data.max_dropped_fraction {limit}", remedy=f"{remedy}, or raise that limit")
 
     def draft(self) -> Manifest:
         """The manifest of what was done so far, without files."""
@@ -285,6 +286,15 @@ def _run(name: StageName, body: Body, config: RunConfig, arguments: JobArguments
         stage = Stage(store, config, resolution, inputs, work=work, arguments=arguments, stop=stop, before_seconds=before)
         with stop_signals(stop.handle):
             _attempt(store, stage, resolution, body)
+
+
+def remedy_for(reason: str, config: RunConfig) -> str | None:
+    """The setting by which an example was too long; None for what only other data can mend."""
+    context, response = config.model.context_tokens, config.model.max_response_tokens
+    return {
+        "prompt_too_long": f"Raise model.context_tokens = {context} or lower model.max_response_tokens = {response}",
+        "response_too_long": f"Raise model.max_response_tokens = {response}",
+    }.get(reason)
 
 
 def _attempt(store: Store, stage: Stage, resolution: Resolution, body: Body) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ from itool.errors import ArtifactError, ConfigError
 
 WORK_FOLDER = ".work"
 """Folder under a local root for the staging folders of running stages; on the root's own disk, so that a commit moves and never copies."""
+
+_SCHEME = re.compile(r"(s3|s3a|gs|gcs|az|abfss?|file|https?|hdfs):", re.IGNORECASE)
+"""What is meant as a URL even where a slash is missing; any other name with a colon is a folder's."""
 
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
@@ -66,7 +70,7 @@ def open_store(root: str, config: StoreConfig) -> Store:
         from itool.artifacts.s3 import S3Store  # noqa: PLC0415 - boto3 costs 0.3 s, and a laptop run never needs it
 
         return S3Store(root, config)
-    if "://" in root:
+    if "://" in root or _SCHEME.match(root):
         raise ConfigError(f"root = {root!r}: unknown kind of store", remedy="Use a folder or s3://bucket/prefix")
     return FolderStore(Path(root))
 

@@ -6,12 +6,16 @@ A name is `run/i1/dpo`, with the start of the key where there are several.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from itool.cli.options import Output, OutputOption, RootOption, note, open_root, print_json
+from itool.cli.options import Output, OutputOption, RootOption, no_such_run, note, open_root, print_json
 from itool.cli.tables import columns, duration, size
+
+if TYPE_CHECKING:
+    from itool.artifacts.catalogue import CatalogueEntry
+    from itool.artifacts.store import Store
 
 app = typer.Typer(help="Look at, verify, copy out and remove artifacts.", no_args_is_help=True, rich_markup_mode=None)
 NameArgument = Annotated[str, typer.Argument(metavar="ARTIFACT", help="As `ls` prints it; the key may be left out when there is one.")]
@@ -24,9 +28,7 @@ def ls(
     output: OutputOption = Output.text,
 ) -> None:
     """List artifacts, oldest first."""
-    from itool.artifacts.catalogue import list_artifacts  # noqa: PLC0415
-
-    entries = list_artifacts(open_root(root), run)
+    entries = _list(open_root(root), run, root)
     if output is Output.json:
         print_json(
             [
@@ -65,19 +67,29 @@ def show(name: NameArgument, root: RootOption = None, output: OutputOption = Out
 
 
 @app.command("verify")
-def verify(run: Annotated[str, typer.Argument(metavar="[RUN|ARTIFACT]", help="Only this.")] = "", root: RootOption = None) -> None:
+def verify(
+    run: Annotated[str, typer.Argument(metavar="[RUN|ARTIFACT]", help="Only this.")] = "",
+    root: RootOption = None,
+    output: OutputOption = Output.text,
+) -> None:
     """Read every file and compare size and SHA-256 with the manifests. Exit code 65 when something is missing or altered."""
-    from itool.artifacts.catalogue import find_artifact, list_artifacts, verify_artifact  # noqa: PLC0415
+    from itool.artifacts.catalogue import find_artifact, verify_artifact  # noqa: PLC0415
     from itool.errors import ArtifactError  # noqa: PLC0415
 
     store = open_root(root)
-    prefixes = [find_artifact(store, run)] if run.count("/") >= 2 else [entry.prefix for entry in list_artifacts(store, run)]
-    problems = [problem for prefix in prefixes for problem in verify_artifact(store, prefix)]
-    for problem in problems:
-        typer.echo(problem)
-    if problems:
+    prefixes = [find_artifact(store, run)] if run.count("/") >= 2 else [entry.prefix for entry in _list(store, run, root)]
+    problems = {prefix: verify_artifact(store, prefix) for prefix in prefixes}
+    if output is Output.json:
+        print_json([{"artifact": prefix, "problems": found} for prefix, found in problems.items()])
+    else:
+        for prefix, problem in [(prefix, problem) for prefix, found in problems.items() for problem in found]:
+            typer.echo(f"{prefix}: {problem}")
+    damaged = [prefix for prefix, found in problems.items() if found]
+    if damaged:
+        count = sum(len(problems[prefix]) for prefix in damaged)
         raise ArtifactError(
-            f"{len(problems)} problems in {len(prefixes)} artifacts", remedy="Remove them with `itoolctl artifacts rm` and run again"
+            f"{count} problem{'s' if count > 1 else ''} in {len(damaged)} of {len(prefixes)} artifacts",
+            remedy=f"Remove with `itoolctl artifacts rm {damaged[0]}`{', and so on,' if len(damaged) > 1 else ''} and run again",
         )
     note(f"{len(prefixes)} artifacts are whole.")
 
@@ -105,3 +117,12 @@ def rm(name: NameArgument, root: RootOption = None) -> None:
     store = open_root(root)
     prefix = find_remains(store, name)
     note(f"Removed {prefix}: {remove_artifact(store, prefix)} objects.")
+
+
+def _list(store: Store, run: str, root: str | None) -> list[CatalogueEntry]:
+    from itool.artifacts.catalogue import list_artifacts  # noqa: PLC0415
+
+    entries = list_artifacts(store, run)
+    if run and not entries and not store.list(run):
+        raise no_such_run(run, root)
+    return entries

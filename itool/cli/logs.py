@@ -52,7 +52,9 @@ def logs(
     printer = Printer(name, as_json=output is Output.json)
     show = _show_cluster if settings.runtime.backend == "kubernetes" else _show_local
     if not show(settings, store, wanted, printer, follow=follow):
-        raise InputError(f"run {settings.run} has no log of {stage}", remedy="`itoolctl status` says what has run")
+        asked = {"iteration": wanted_iteration, "shard": shard, "attempt": attempt}
+        which = "".join(f", {what} {number}" for what, number in asked.items() if number is not None)
+        raise InputError(f"run {settings.run} has no log of {name}{which}", remedy="`itoolctl status` says what has run")
 
 
 def parse_stage(stage: str, iteration: int | None) -> tuple[str, int | None]:

@@ -74,7 +74,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:  # noqa: BLE001 - the CLI's boundary: an unforeseen error is one line too
-        _leave(f"unforeseen {type(error).__name__}: {error}. Please report it with the traceback that ITOOL_DEBUG=1 shows", 1)
+        said = str(error).rstrip(".")
+        _leave(f"unforeseen {type(error).__name__}: {said}. Please report it with the traceback that ITOOL_DEBUG=1 shows", 1)
 
 
 def _leave(message: str, code: int) -> None:

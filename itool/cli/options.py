@@ -15,6 +15,7 @@ from itool.names import Backend, Method
 if TYPE_CHECKING:
     from itool.artifacts.store import Store
     from itool.config import RunConfig
+    from itool.errors import InputError
 
 DEFAULT_ROOT = "runs"
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
@@ -76,16 +77,21 @@ def existing_config(
     run: str | None, root: str | None, config: Path | None = None, sets: list[str] | None = None, backend: Backend | None = None
 ) -> RunConfig:
     """The configuration of a run that exists. Raises InputError when there is no such run."""
-    from itool.errors import InputError  # noqa: PLC0415
-
     if config is not None:
         return build_config(config, sets, run=run, root=root, backend=backend)
     name = run or _only_run(root)
     if _stored_document(name, root) is None:
-        known = run_names(root)
-        remedy = f"There {'is' if len(known) == 1 else 'are'} {', '.join(known)}" if known else "Start one with `itoolctl iterate`"
-        raise InputError(f"there is no run {name} in {root or DEFAULT_ROOT}", remedy=remedy)
+        raise no_such_run(name, root)
     return build_config(None, sets, run=name, root=root, backend=backend)
+
+
+def no_such_run(name: str, root: str | None) -> InputError:
+    """The error about a run that is not there, with those that are."""
+    from itool.errors import InputError  # noqa: PLC0415
+
+    known = run_names(root)
+    remedy = f"There {'is' if len(known) == 1 else 'are'} {', '.join(known)}" if known else "Start one with `itoolctl iterate`"
+    return InputError(f"there is no run {name} in {root or DEFAULT_ROOT}", remedy=remedy)
 
 
 def open_root(root: str | None) -> Store:

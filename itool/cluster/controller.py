@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from itool.artifacts import resolve as artifacts
@@ -172,14 +172,15 @@ class Controller:
         self.sleep(1.0)
 
     def _announce(self, actions: list[Action]) -> None:
-        """Tell every decision once. What is only waited for is told when it lasts."""
+        """Tell every decision once, a pause when it begins. What is only waited for is told when it lasts."""
         now = self.clock()
-        self._decided_at = {action: self._decided_at.get(action, now) for action in actions}
-        for action, since in self._decided_at.items():
+        decided = {_without_time_left(action): action for action in actions}
+        self._decided_at = {key: self._decided_at.get(key, now) for key in decided}
+        for key, action in decided.items():
             passing = isinstance(action, Wait) and action.seconds is None
-            if action not in self._told and (not passing or now - since >= TELLING_SECONDS):
+            if key not in self._told and (not passing or now - self._decided_at[key] >= TELLING_SECONDS):
                 self.watcher.decided(action)
-                self._told.add(action)
+                self._told.add(key)
         self._told &= self._decided_at.keys()
 
     def _report_attempts(self, attempts: Attempts) -> None:
@@ -203,6 +204,11 @@ class Controller:
             return None
         self._shards_done = (task, attempt.shards_done)
         return Progress(attempt.shards_done, self.config.search.shards, "shards")
+
+
+def _without_time_left(action: Action) -> Action:
+    """What makes a decision the same as the last round's: of a pause not how much of it is left."""
+    return replace(action, seconds=0.0) if isinstance(action, Wait) and action.seconds is not None else action
 
 
 def rules_of(config: RunConfig) -> RetryRules:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from itool.artifacts.disk import storage_remedy
 from itool.artifacts.store import Store
 from itool.errors import DependencyError, StorageError
 
@@ -88,7 +89,8 @@ class FolderLease:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise StorageError(f"folder {self.path.parent} cannot be written: {error.strerror}", remedy="Give a writable --root") from None
+            remedy = storage_remedy(error) or "Give a writable --root"
+            raise StorageError(f"folder {self.path.parent} cannot be written: {error.strerror}", remedy=remedy) from None
         deadline = time.monotonic() + ORPHAN_WAIT_SECONDS
         while not _try_lock(descriptor):
             holder = _parse(os.pread(descriptor, 4096, 0))

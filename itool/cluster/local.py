@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from itool.artifacts.disk import storage_error, storage_remedy
 from itool.cluster.last_words import last_words
 from itool.cluster.log_names import LogName
 from itool.cluster.runner import Attempt, Attempts, Task
@@ -77,7 +78,12 @@ class LocalRunner:
         identity, log_path = f"{task.label}-{attempt}", self.log_path(task, attempt)
         self._log_starts[task, attempt] = log_path.stat().st_size if log_path.exists() else 0
         warm = self._choose_launcher(task)
-        self._launcher(warm).request(
+        launcher = self._launcher(warm)
+        try:
+            log_path.touch()  # by which `status` knows that the attempt began, however long the launcher still imports
+        except OSError as error:
+            raise storage_error(error, log_path) from None
+        launcher.request(
             {
                 "op": "start",
                 "id": identity,
@@ -100,8 +106,7 @@ class LocalRunner:
             if launcher.gone:
                 self._launchers.pop(warm).close()
                 said = explain_end(1, (self.logs_path / LAUNCHER_LOG).read_bytes())
-                for identity in [name for name, (_, _, by) in self._started_by.items() if by == warm]:
-                    self._end(identity, -signal.SIGKILL, 0, f"the process that starts stages has died: {said or 'killed'}")
+                self._end_all_of(warm, f"the process that starts stages has died: {said or 'killed'}")
         return {task: tuple(attempts) for task, attempts in self._attempts.items()}
 
     def logs(self, task: Task, attempt: int, offset: int = 0) -> bytes:
@@ -123,6 +128,10 @@ class LocalRunner:
 
     def cancel(self, grace_seconds: float) -> None:
         """SIGTERM, wait, SIGKILL."""
+        self.state()
+        for warm in [warm for warm, launcher in self._launchers.items() if not launcher.ready]:
+            self._launchers.pop(warm).close()
+            self._end_all_of(warm, "stopped before it began")
         self._signal_all(signal.SIGTERM)
         if not self._wait_for_all(grace_seconds):
             self._signal_all(signal.SIGKILL)
@@ -201,6 +210,11 @@ class LocalRunner:
         if self.on_ended is not None:
             self.on_ended(task, number, self.log_path(task, number))
 
+    def _end_all_of(self, warm: bool, reason: str) -> None:
+        """Note the end of every attempt of a launcher that is no more."""
+        for identity in [name for name, (_, _, by) in self._started_by.items() if by == warm]:
+            self._end(identity, -signal.SIGKILL, 0, reason)
+
     def _signal_all(self, number: int) -> None:
         for identity, (_, _, warm) in self._started_by.items():
             if warm in self._launchers:
@@ -240,7 +254,8 @@ class LauncherProcess:
                     start_new_session=True,
                 )
         except OSError as error:
-            raise StorageError(f"stages cannot be started with their logs in {log_path.parent}: {error}") from None
+            message = f"stages cannot be started with their logs in {log_path.parent}: {error}"
+            raise StorageError(message, remedy=storage_remedy(error)) from None
         theirs.close()
         return cls(process, ours)
 
@@ -268,7 +283,10 @@ class LauncherProcess:
         return events
 
     def close(self) -> None:
-        """Hang up and wait until the launcher has gone."""
+        """Hang up and wait until the launcher has gone. One that still imports has forked nothing, and would only listen afterwards."""
+        self.events()
+        if not self.ready:
+            self.process.terminate()
         self.control.close()
         try:
             self.process.wait(timeout=40)

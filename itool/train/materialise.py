@@ -3,7 +3,7 @@
     demo       the base that ships with iTool
     folder     copied after its parts were checked
     file.gguf  de-quantised, saved as safetensors
-    hub id     downloaded once; nothing later needs the hub
+    hub id     owner/name; downloaded once, nothing later needs the hub
 
 torch is imported for GGUF files only.
 """
@@ -17,6 +17,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from itool.artifacts.disk import storage_remedy
 from itool.config import ModelConfig
 from itool.data.chat import require_tokenizer
 from itool.demo import base_model_path
@@ -27,7 +28,7 @@ from itool.policy.model_folder import read_stop_ids
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "*.tiktoken")
 TEMPLATE_FILE = "chat_template.jinja"
 GENERATION_FILE = "generation_config.json"
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 _log = get_logger("train.materialise")
 
@@ -46,7 +47,8 @@ def materialise(config: ModelConfig, target: Path) -> None:
     except shutil.Error as error:
         raise StorageError(f"base model cannot be copied to {target}: {error}") from None
     except OSError as error:
-        raise StorageError(f"base model {config.path} cannot be written to {target}: {error}") from None
+        message = f"base model {config.path} cannot be written to {target}: {error}"
+        raise StorageError(message, remedy=storage_remedy(error)) from None
     check_model_folder(target, context_tokens=config.context_tokens, origin=config.path)
 
 
@@ -60,10 +62,12 @@ def _fetch(config: ModelConfig, target: Path) -> None:
     elif path.is_dir():
         check_model_folder(path, context_tokens=config.context_tokens, origin=config.path, template_comes=config.chat_template is not None)
         _copy(path, target)
-    elif _HUB_ID.match(config.path) and not path.exists():
+    elif _HUB_ID.match(config.path) and not path.exists() and not path.parent.is_dir():  # else a folder whose name is misspelt
         _copy(_download(config), target)
     else:
-        raise InputError(f"model.path {config.path} is neither a folder, a .gguf file nor a hub id", remedy="Give one of these, or demo")
+        raise InputError(
+            f"model.path {config.path} is neither a folder, a .gguf file nor a hub id", remedy="Give one of these (owner/name), or demo"
+        )
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -148,7 +152,10 @@ def check_model_folder(folder: Path, *, context_tokens: int, origin: str, templa
     name = f"base model {origin}" + (f" ({folder})" if str(folder) != origin else "")
     if not (folder / "config.json").is_file():
         raise InputError(f"{name} has no config.json", remedy="Give a folder in Hugging Face layout")
-    _check_context(name, _read_json(folder / "config.json"), context_tokens)
+    config = _read_json(folder / "config.json")
+    if not isinstance(config.get("model_type"), str):
+        raise InputError(f"{name}: config.json names no model_type", remedy="Give a folder in Hugging Face layout")
+    _check_context(name, config, context_tokens)
     _check_weights(name, folder)
     require_tokenizer(name, folder)
     if not template_comes and not _has_chat_template(folder):

@@ -26,6 +26,10 @@ def test_a_full_disk_is_one_error_whoever_reports_it(error: Exception) -> None:
     assert "No space left" in str(known)
 
 
+def test_a_message_that_ends_in_a_full_stop_gets_no_second_one() -> None:
+    assert str(ItoolError("The hub is offline.", remedy="Go online")) == "The hub is offline. Go online"
+
+
 def test_other_numbers_and_types_stay_what_they_are() -> None:
     assert type(as_itool_error(RuntimeError("connection refused (os error 111)"))) is ItoolError
     assert isinstance(as_itool_error(KeyboardInterrupt()), Interrupted)

@@ -128,8 +128,13 @@ def test_version_is_that_of_the_manifests(itoolctl: Itoolctl) -> None:
         (["report", "nothing"], 65, "there is no run nothing in runs"),
         (["compare", "one"], 64, "compare needs at least two runs"),
         (["logs", "training"], 64, "'training' is no stage"),
+        (["artifacts", "ls", "nope"], 65, "there is no run nope in runs. Start one with"),
+        (["artifacts", "verify", "nope"], 65, "there is no run nope in runs. Start one with"),
         (["artifacts", "show", "demo/i9/dpo"], 65, "no artifact 'demo/i9/dpo'"),
         (["plan", "--root", "ftp://somewhere"], 64, "unknown kind of store"),
+        (["plan", "--root", "gs://bucket/runs"], 64, "unknown kind of store. Use a folder or s3://bucket/prefix"),
+        (["plan", "--root", "s3:/bucket/runs"], 64, "unknown kind of store. Use a folder or s3://bucket/prefix"),
+        (["runs", "--root", "S3:bucket"], 64, "unknown kind of store. Use a folder or s3://bucket/prefix"),
     ],
 )
 def test_an_error_is_one_line_with_its_exit_code(within: Within, arguments: list[str], code: int, words: str) -> None:
@@ -210,7 +215,9 @@ def test_logs_are_found_afterwards(finished: Itoolctl) -> None:
     assert '"event": "stage finished"' in done.stdout
     sharded = finished("logs", "i1/generate")
     assert "== i1-generate-1-1.log" in sharded.stderr
-    assert finished("logs", "score", "--iteration", "7").returncode == 65
+    none = finished("logs", "score", "--iteration", "7", "--shard", "2")
+    assert none.returncode == 65
+    assert one_line(none.stderr).startswith("itoolctl: run demo has no log of score, iteration 7, shard 2. ")
 
 
 @pytest.mark.slow
@@ -224,7 +231,12 @@ def test_artifacts_are_verified_copied_and_a_flipped_byte_is_found(itoolctl: Ito
     done = itoolctl("artifacts", "verify", "demo")
     assert done.returncode == 65
     assert "training.jsonl was altered" in done.stdout
-    assert itoolctl("artifacts", "rm", "demo/i0/warmup").returncode == 0
+    name = done.stdout.partition(": ")[0]
+    assert f"1 problem in 1 of 4 artifacts. Remove with `itoolctl artifacts rm {name}`" in one_line(done.stderr)
+    found = json.loads(itoolctl("artifacts", "verify", "demo", "-o", "json").stdout)
+    assert [entry["artifact"] for entry in found if entry["problems"]] == [name]
+    assert len(found) == 4
+    assert itoolctl("artifacts", "rm", name).returncode == 0
     assert itoolctl("iterate", "--run", "demo", *COLD).returncode == 0
     assert "4 artifacts are whole" in itoolctl("artifacts", "verify").stderr
 

@@ -202,3 +202,14 @@ def test_a_wait_is_told_when_it_lasts(tmp_path: Path) -> None:
     made._announce([])
     made._announce([retry])
     assert listener.heard == [retry, wait, retry]
+
+
+def test_a_pause_before_a_retry_is_told_once(tmp_path: Path) -> None:
+    made = controller(tmp_path, failures={"score": [1, 69]})
+    made.watcher = listener = Listener()
+    made.run()
+    pauses = [action for action in listener.heard if isinstance(action, Wait) and action.seconds is not None]
+    assert [action.reason.partition(": ")[2] for action in pauses] == [
+        "attempt 1 ended with exit code 1: told to",
+        "attempt 2 ended with exit code 69: told to",
+    ]

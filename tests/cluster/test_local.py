@@ -70,6 +70,27 @@ def lives(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
 
 
+@pytest.mark.parametrize("started", [False, True], ids=["idle", "with a stage that waits for it"])
+def test_a_launcher_that_still_imports_is_not_waited_for(started: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "imports_for_long.py").write_text("import time\ntime.sleep(30)\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    config = RunConfig(root=str(tmp_path / "runs"))
+    runner = LocalRunner(config, tmp_path / "config.yaml", tmp_path / "logs", warm_modules=("imports_for_long",))
+    runner.warm_up()
+    process = runner._launchers[True].process
+    warmup = Task(StageId(0, "warmup"), "key")
+    if started:
+        runner.start(warmup, 1)
+        assert runner.log_path(warmup, 1).read_bytes() == b""  # what `status` looks for
+    begun = time.monotonic()
+    runner.cancel(20.0)
+    runner.close()
+    assert time.monotonic() - begun < 15.0
+    assert process.poll() is not None
+    if started:
+        assert runner.state()[warmup][-1].reason == "stopped before it began"
+
+
 def test_a_stage_runs_and_its_log_has_progress(runner: LocalRunner, tmp_path: Path) -> None:
     script(tmp_path)
     ended = run_once(runner)

@@ -95,6 +95,12 @@ def test_toolace_counts_what_it_cannot_use(tmp_path: Path) -> None:
     assert loaded.incoming == 7
 
 
+def test_toolace_tools_that_are_nested_without_end_are_counted(tmp_path: Path) -> None:
+    endless = {"system": "", "tools": "[" * 100_000, "conversations": [{"from": "user", "value": "q"}]}
+    loaded = load("toolace", tmp_path, [toolace(("user", "q"), ("assistant", "Fine.")), endless])
+    assert loaded.dropped == {"tools_unparseable": 1}
+
+
 def test_inserting_a_row_renames_no_other_and_repetitions_are_read_once(tmp_path: Path) -> None:
     one, two = toolace(("user", "a"), ("assistant", "A")), toolace(("user", "b"), ("assistant", "B"))
     alone = load("toolace", tmp_path, [two]).examples
@@ -168,16 +174,16 @@ def test_xlam_files_may_both_be_numbered_from_0(tmp_path: Path) -> None:
 # --- ToolBench ---
 
 
-def toolbench(*turns: tuple[str, str], query: str = "Weather?") -> dict[str, Any]:
+def toolbench(*turns: tuple[str, str], query: str = "Weather?", parameters: Any = None) -> dict[str, Any]:
     apis = [
         {
             "name": "weather_for_api",
             "description": "it's",
-            "parameters": {"type": "object", "properties": {"q": {"type": "string"}}, "required": ["q"]},
+            "parameters": parameters or {"type": "object", "properties": {"q": {"type": "string"}}, "required": ["q"]},
         },
         {"name": "Finish", "description": "end", "parameters": {"type": "object", "properties": {}}},
     ]
-    system = f"You are AutoGPT [x]. Specifically, you have access to the following APIs: {apis}"
+    system = f"You are AutoGPT [x]. Specifically, you have access to the following APIs: {apis}".replace("Ellipsis", "...")
     values = [("system", system), ("user", f"\n{query}\nBegin!\n"), *turns]
     return {"id": "Step 1: " + query, "conversations": [{"from": role, "value": value} for role, value in values]}
 
@@ -224,6 +230,14 @@ def openai(*messages: dict[str, Any], **fields: Any) -> dict[str, Any]:
         }
     ]
     return {"messages": list(messages), "tools": tools} | fields
+
+
+def nested(depth: int) -> dict[str, Any]:
+    """A tool whose parameters are so many arrays of each other."""
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    return {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": schema}}}
 
 
 USER = {"role": "user", "content": "Bern?"}
@@ -274,6 +288,16 @@ def test_openai_counts_what_it_cannot_use(tmp_path: Path) -> None:
         ("xlam", {"id": 1, "answers": "[]", "tools": "[]"}, "data.jsonl:2: field 'query' is missing"),
         ("xlam", xlam(1, [{"name": "live_giveaways", "arguments": {}}]), "data.jsonl:3: id 'xlam-1' stands at"),
         ("toolbench", {"conversations": [{"from": "user"}]}, "data.jsonl:2: a turn's value is null, not a string"),
+        ("openai", openai({"role": ["user"], "content": ""}), r"data.jsonl:2: a message has role \['user'\]"),
+        ("toolace", {"system": "", "conversations": [{"from": ["user"]}]}, r"data.jsonl:2: a turn is from \['user'\]"),
+        ("toolbench", {"conversations": [{"from": {}}]}, "data.jsonl:2: a turn is from {}"),
+        ("openai", openai(USER, CALL, id=""), "data.jsonl:2: field 'id' is empty"),
+        ("openai", openai(USER, CALL, id="a\ud83d"), r"data.jsonl:2: the text holds '\\ud83d', half of a character"),
+        ("toolace", toolace(("user", "\ud83d"), ("assistant", "a")), r"data.jsonl:2: the text holds '\\ud83d', half of a character"),
+        ("xlam", xlam(1, [{"name": "live_giveaways", "arguments": {"type": "\ud83d"}}]), "data.jsonl:2: .*surrogate"),
+        ("openai", openai(USER, CALL, tools=[nested(400)]), "data.jsonl:2: the row cannot be used: .*depth"),
+        ("toolbench", toolbench(action("weather_for_api", {}), parameters={1: 2}), r"data.jsonl:2: the row cannot be used: parameters\.1"),
+        ("toolbench", toolbench(action("weather_for_api", {}), parameters={"d": ...}), "data.jsonl:2: the row cannot be used: .*ellipsis"),
     ],
 )
 def test_a_structural_fault_stops_with_file_and_line(source: str, row: Any, message: str, tmp_path: Path) -> None:
@@ -288,6 +312,9 @@ def test_broken_json_names_its_line(tmp_path: Path) -> None:
     path.write_text(json.dumps(openai(USER, CALL)) + '\n{"messages": \n')
     with pytest.raises(InputError, match=r"data.jsonl:2: broken JSON: Expecting value"):
         load_examples(DataConfig(source="openai", path=str(path)))
+    path.write_text('{"messages": "\t"}')
+    with pytest.raises(InputError, match=r"data.jsonl:1: broken JSON: Invalid control character at column 15"):
+        load_examples(DataConfig(source="openai", path=str(path)))
     path.write_text('[\n{"messages": [], "x": NaN}]')
     with pytest.raises(InputError, match=r"data.jsonl:2: broken JSON: NaN is not a JSON value"):
         load_examples(DataConfig(source="openai", path=str(path)))
@@ -297,9 +324,21 @@ def test_broken_json_names_its_line(tmp_path: Path) -> None:
     path.write_text(json.dumps([openai(USER, CALL)]) + "\n{}")
     with pytest.raises(InputError, match=r"data.jsonl:2: broken JSON: text follows the array"):
         load_examples(DataConfig(source="openai", path=str(path)))
-    path.write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(InputError, match="not UTF-8"):
+
+
+@pytest.mark.parametrize(("start", "end"), [("", "\n"), ("[", ",\n")])
+def test_text_that_is_not_utf_8_names_its_line_and_byte(start: str, end: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    row = json.dumps(openai(USER, CALL))
+    path.write_bytes(f"\ufeff{start}{(row + end) * 200}".encode() + b'{"a": "\xe4"}')
+    with pytest.raises(InputError, match=r"data.jsonl:201: the text is not UTF-8: invalid continuation byte 0xe4 at byte 8"):
         load_examples(DataConfig(source="openai", path=str(path)))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(openai(USER, CALL, id="a")).encode())
+    assert [example.id for example in load_examples(DataConfig(source="openai", path=str(path))).examples] == ["a"]
 
 
 def test_an_array_and_lines_and_a_folder_hold_the_same(tmp_path: Path) -> None:
@@ -326,7 +365,7 @@ def test_held_out_data_may_not_repeat_an_id(tmp_path: Path) -> None:
 def test_data_of_which_nothing_can_be_used_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no example of .* can be used \(no_answer 2\)"):
         load("openai", tmp_path, [openai(USER), openai(USER)])
-    with pytest.raises(InputError, match="holds no row"):
+    with pytest.raises(InputError, match=r"data.jsonl holds no row\. Give a file with examples"):
         load("openai", tmp_path, [])
 
 
@@ -440,8 +479,17 @@ def test_seal_tools_faults(tmp_path: Path) -> None:
     (tmp_path / "tool.jsonl").unlink()
     with pytest.raises(InputError, match=r"tool pool .*tool.jsonl does not exist"):
         load("seal_tools", tmp_path, [seal("a", "tool1")])
+    with pytest.raises(InputError, match=r"tool pool .* is a folder, not a file\. Set data.tool_pool_path"):
+        load("seal_tools", tmp_path, [seal("a", "tool1")], tool_pool_path=str(tmp_path))
     pool = write(tmp_path / "pool.jsonl", [POOL[0], {**POOL[1], "api_name": " "}])
     with pytest.raises(InputError, match=r"pool.jsonl:2: a tool has no name"):
+        load("seal_tools", tmp_path, [seal("a", "tool1")], tool_pool_path=pool)
+
+
+@pytest.mark.parametrize("field", ["field", "api_description"])
+def test_a_pool_field_of_the_wrong_type_is_named(field: str, tmp_path: Path) -> None:
+    pool = write(tmp_path / "pool.jsonl", [POOL[0], {**POOL[1], field: 5}])
+    with pytest.raises(InputError, match=rf"pool.jsonl:2: field '{field}' is a whole number, not a string"):
         load("seal_tools", tmp_path, [seal("a", "tool1")], tool_pool_path=pool)
 
 

@@ -43,6 +43,7 @@ def test_a_folder_is_copied_without_what_a_model_does_not_need(base, tmp_path):
     [
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "not readable JSON"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "config.json names no model_type. Give a folder"),
         (lambda folder: (folder / "model.safetensors").rename(folder / "model.bin"), "no .*safetensors; it has weights in another format"),
         (lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1]), "truncated"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
@@ -115,6 +116,15 @@ def test_a_path_that_is_nothing_is_refused(tmp_path):
         materialise(config(tmp_path / "no.gguf"), tmp_path / "target")
 
 
+@pytest.mark.parametrize("path", ["models/smolm", "smolm"])
+def test_a_misspelt_folder_is_not_looked_for_on_the_hub(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "models" / "smollm").mkdir(parents=True)
+    with pytest.raises(InputError, match=f"model.path {path} is neither a folder"):
+        materialise(config(path), tmp_path / "target")
+
+
 def test_a_hub_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DependencyError, match=r"someone/some-model .*Go online, or give a folder") as caught:
@@ -124,7 +134,7 @@ def test_a_hub_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
 
 def test_a_target_that_cannot_be_written_is_a_storage_error(base, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StorageError):
+    with pytest.raises(StorageError, match="A file stands where a folder is needed"):
         materialise(config(base), tmp_path / "file" / "target")
 
 

@@ -98,7 +98,9 @@ def _collect(converted: Iterable[Converted], seen: dict[str, Found], dropped: Co
 
 def _expect_some(examples: list[Example], path: str, dropped: Counter[str]) -> None:
     if not examples:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.most_common()) or "it holds no row"
+        if not dropped:
+            raise InputError(f"{path} holds no row", remedy="Give a file with examples")
+        reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.most_common())
         raise InputError(f"no example of {path} can be used ({reasons})", remedy="Check data.source: does the format fit the file?")
 
 

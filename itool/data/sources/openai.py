@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from itool.data.sources.record import Asked, Converted, Dropped, answer_calls, answer_text, content_id, read_tools, turn_id
+from itool.data.sources.record import Asked, Converted, Dropped, answer_calls, answer_text, content_id, convert_each, read_tools, turn_id
 from itool.data.sources.rows import Row
 from itool.data.toolcall import render_calls
 from itool.errors import InputError
@@ -25,14 +25,15 @@ ROLES: dict[str, Role] = {
 
 def convert(rows: Iterator[Row]) -> Iterator[Converted]:
     """Each row's assistant turns as examples."""
-    for row in rows:
-        yield from _convert_row(row)
+    return convert_each(rows, _convert_row)
 
 
 def _convert_row(row: Row) -> Iterator[Converted]:
     turns = [row.expect(turn, dict, f"message {number}") for number, turn in enumerate(row.get("messages", list), start=1)]
     tools = read_tools(row, row.expect(row.value.get("tools") or [], list, "field 'tools'"))
     named = row.value.get("id") is not None
+    if row.value.get("id") == "":
+        row.refuse("field 'id' is empty; give it a value or leave it out")
     conversation = str(row.value["id"]) if named else content_id(SOURCE, row.value)
     answers = [number for number, turn in enumerate(turns) if turn.get("role") == "assistant"]
     if not answers:
@@ -70,7 +71,7 @@ def _render(calls: list[ToolCall]) -> str:
 
 def _read_role(row: Row, turn: dict[str, Any]) -> Role:
     role = turn.get("role")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         row.refuse(f"a message has role {role!r}; known are {', '.join(ROLES)}")
     return ROLES[role]
 

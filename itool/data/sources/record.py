@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from itool.data.sources.rows import Row
@@ -34,6 +34,18 @@ class Found:
 
 
 Converted = Found | Dropped
+
+
+def convert_each(rows: Iterable[Row], convert_row: Callable[[Row], Iterable[Converted]]) -> Iterator[Converted]:
+    """What a source makes of every row, as later stages read it: through JSON. Raises InputError for a row that cannot go through it."""
+    for row in rows:
+        with row.blamed():
+            converted = [_through_json(item) if isinstance(item, Found) else item for item in convert_row(row)]
+        yield from converted
+
+
+def _through_json(found: Found) -> Found:
+    return replace(found, example=Example.model_validate_json(found.example.model_dump_json()))
 
 
 def read_tool(row: Row, value: Any, what: str = "a tool") -> Tool:

@@ -6,6 +6,8 @@ thinks it is. What a row *says* may be unusable as well; that is the sources' bu
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from itool.errors import DependencyError, InputError, StorageError
+from pydantic import ValidationError
+
+from itool.errors import DependencyError, InputError, ItoolError, StorageError
 
 T = TypeVar("T")
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -42,6 +46,21 @@ class Row:
     def refuse(self, problem: str) -> NoReturn:
         """Raise InputError about this row."""
         raise InputError(f"{self.where}: {problem}")
+
+    @contextlib.contextmanager
+    def blamed(self) -> Iterator[None]:
+        """What goes wrong with this row in a way that no check has foreseen is an InputError about it: another try would end the same."""
+        try:
+            yield
+        except ItoolError:
+            raise
+        except RecursionError:
+            self.refuse("the row is nested too deeply")
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            self.refuse(f"the row cannot be used: {'.'.join(map(str, first['loc']))}: {first['msg']}")
+        except (TypeError, AttributeError, ValueError) as error:
+            self.refuse(f"the row cannot be used: {error}")
 
 
 _TYPE_NAMES: dict[type, str] = {str: "a string", list: "a list", dict: "an object", int: "a whole number"}
@@ -75,19 +94,31 @@ def read_rows(path: str, *, excluding: Sequence[str | None] = ()) -> Iterator[Ro
 def _read_file(path: Path) -> Iterator[Row]:
     """A file that begins with `[` is one JSON array, any other JSON lines, whatever its name says."""
     try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            start = file.read(4096).lstrip()[:1]
+        with path.open("rb") as file:
+            start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
             file.seek(0)
-            if start == "[":
-                yield from _read_array(file.read(), path)
+            if start == b"[":
+                yield from _read_array(_decode(file.read(), path), path)
             else:
-                for number, line in enumerate(file, start=1):
+                for number, data in enumerate(file, start=1):
+                    line = _decode(data, path, number)
                     if line.strip():
-                        yield _to_row(_parse(line, f"{path}:{number}"), f"{path}:{number}")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+                        yield _to_row(_parse(line, f"{path}:{number}"), f"{path}:{number}", line)
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _decode(data: bytes, path: Path, line: int = 1) -> str:
+    """Bytes that begin with a line, as text."""
+    try:
+        return (data.removeprefix(codecs.BOM_UTF8) if line == 1 else data).decode()
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start]
+        place, column = line + before.count(b"\n"), error.start - before.rfind(b"\n")
+        raise InputError(
+            f"{path}:{place}: the text is not UTF-8: {error.reason} 0x{error.object[error.start]:02x} at byte {column} of the line",
+            remedy="Convert the file to UTF-8",
+        ) from None
 
 
 def _read_array(text: str, path: Path) -> Iterator[Row]:
@@ -108,7 +139,7 @@ def _read_array(text: str, path: Path) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             place = line + text.count("\n", start, error.pos) if isinstance(error, json.JSONDecodeError) else line
             raise InputError(f"{path}:{place}: broken JSON: {_explain(error)}") from None
-        yield _to_row(value, f"{path}:{line}")
+        yield _to_row(value, f"{path}:{line}", text[start:position])
         line += text.count("\n", start, position)
 
 
@@ -120,17 +151,29 @@ def _parse(text: str, where: str) -> Any:
 
 
 def _explain(error: Exception) -> str:
-    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+    return f"{error.msg.removesuffix(' at')} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON value")
 
 
-def _to_row(value: Any, where: str) -> Row:
+def _to_row(value: Any, where: str, text: str) -> Row:
     if not isinstance(value, dict):
         raise InputError(f"{where}: the row is {_name_type(value)}, not an object")
-    return Row(value, where)
+    row = Row(value, where)
+    if "\\u" in text:  # only an escape can write what UTF-8 cannot
+        with row.blamed():
+            check_text(row, json.dumps(value, ensure_ascii=False))
+    return row
+
+
+def check_text(row: Row, text: str) -> None:
+    """Raise InputError for half a surrogate pair, which JSON can write as an escape and nothing can store."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        row.refuse(f"the text holds {text[error.start]!r}, half of a character, which UTF-8 cannot write")
 
 
 def _read_hub(path: str) -> Iterator[Row]:

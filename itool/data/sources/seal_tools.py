@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from itool.config import DataConfig
-from itool.data.sources.record import Asked, Converted, Dropped, answer_calls, answer_text
+from itool.data.sources.record import Asked, Converted, Dropped, answer_calls, answer_text, convert_each
 from itool.data.sources.rows import Row, read_rows
 from itool.data.sources.xlam import flat_to_schema
 from itool.errors import InputError
@@ -47,7 +47,8 @@ def find_pool(config: DataConfig) -> str:
     data = Path(config.path)
     pool = Path(config.tool_pool_path) if config.tool_pool_path else (data if data.is_dir() else data.parent) / POOL_FILE
     if not pool.is_file():
-        raise InputError(f"tool pool {pool} does not exist", remedy="Set data.tool_pool_path to Seal-Tools' tool.jsonl")
+        problem = "is a folder, not a file" if pool.is_dir() else "does not exist"
+        raise InputError(f"tool pool {pool} {problem}", remedy="Set data.tool_pool_path to Seal-Tools' tool.jsonl")
     return str(pool)
 
 
@@ -55,18 +56,25 @@ def read_pool(path: str) -> Pool:
     """Every tool that can be called. Raises InputError for a tool without name or with another's name."""
     pool = Pool(path)
     for row in read_rows(path):
-        name = row.get("api_name", str).strip()
-        if not name:
-            row.refuse("a tool has no name")
-        if name in pool.tools:
-            row.refuse(f"tool {name!r} stands in the pool already")
-        parameters = flat_to_schema(row.get("parameters", dict))
-        parameters["properties"] = {key: _shorten(schema) for key, schema in parameters["properties"].items()}
-        parameters.pop("required", None)
-        if required := row.expect(row.value.get("required", []), list, "field 'required'"):
-            parameters["required"] = required
-        pool.add(Tool(name=name, description=row.value.get("api_description") or "", parameters=parameters), row.value.get("field") or "")
+        with row.blamed():
+            tool = _read_pool_tool(row)
+        if tool.name in pool.tools:
+            row.refuse(f"tool {tool.name!r} stands in the pool already")
+        pool.add(tool, row.expect(row.value.get("field") or "", str, "field 'field'"))
     return pool
+
+
+def _read_pool_tool(row: Row) -> Tool:
+    name = row.get("api_name", str).strip()
+    if not name:
+        row.refuse("a tool has no name")
+    parameters = flat_to_schema(row.get("parameters", dict))
+    parameters["properties"] = {key: _shorten(schema) for key, schema in parameters["properties"].items()}
+    parameters.pop("required", None)
+    if required := row.expect(row.value.get("required", []), list, "field 'required'"):
+        parameters["required"] = required
+    description = row.expect(row.value.get("api_description") or "", str, "field 'api_description'")
+    return Tool(name=name, description=description, parameters=parameters)
 
 
 def _shorten(schema: dict[str, object]) -> dict[str, object]:
@@ -76,8 +84,7 @@ def _shorten(schema: dict[str, object]) -> dict[str, object]:
 
 def convert(rows: Iterator[Row], pool: Pool, config: DataConfig) -> Iterator[Converted]:
     """Each row as one example."""
-    for row in rows:
-        yield _convert_row(row, pool, config)
+    return convert_each(rows, lambda row: [_convert_row(row, pool, config)])
 
 
 def _convert_row(row: Row, pool: Pool, config: DataConfig) -> Converted:

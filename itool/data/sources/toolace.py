@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from itool.data.sources.record import Asked, Converted, Dropped, answer_text, content_id, read_tools, turn_id
+from itool.data.sources.record import Asked, Converted, Dropped, answer_text, content_id, convert_each, read_tools, turn_id
 from itool.data.sources.rows import Row
 from itool.records import Message, Tool
 
@@ -34,8 +34,7 @@ _INSTRUCTIONS = re.compile(
 
 def convert(rows: Iterator[Row]) -> Iterator[Converted]:
     """Each row's assistant turns as examples."""
-    for row in rows:
-        yield from _convert_row(row)
+    return convert_each(rows, _convert_row)
 
 
 def _convert_row(row: Row) -> Iterator[Converted]:
@@ -47,7 +46,7 @@ def _convert_row(row: Row) -> Iterator[Converted]:
     if isinstance(listed, str):  # ShareGPT mirrors hold the tools beside the conversation
         try:
             listed = json.loads(listed)
-        except ValueError:
+        except (ValueError, RecursionError):
             listed = None
     if found is None and listed is None:
         yield Dropped("tools_unparseable")
@@ -73,7 +72,7 @@ def _convert_turns(
 def _read_turn(row: Row, turn: Any) -> tuple[Role, str]:
     turn = row.expect(turn, dict, "a turn")
     role = turn.get("from", turn.get("role"))
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         row.refuse(f"a turn is from {role!r}; known are {', '.join(ROLES)}")
     return ROLES[role], row.expect(turn.get("value", turn.get("content")), str, "a turn's value")
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from itool.data.sources.record import Asked, Converted, Dropped, answer_calls, answer_text, content_id, read_tools, turn_id
+from itool.data.sources.record import Asked, Converted, Dropped, answer_calls, answer_text, content_id, convert_each, read_tools, turn_id
 from itool.data.sources.rows import Row
 from itool.data.sources.toolace import ROLES
 from itool.data.toolcall import render_calls
@@ -26,8 +26,7 @@ _ACTION = re.compile(r"Action:[ \t]*(?P<name>[^\n]*)\n+\s*Action Input:\s*(?P<in
 
 def convert(rows: Iterator[Row]) -> Iterator[Converted]:
     """Each row's assistant turns as examples."""
-    for row in rows:
-        yield from _convert_row(row)
+    return convert_each(rows, _convert_row)
 
 
 def _convert_row(row: Row) -> Iterator[Converted]:
@@ -74,7 +73,7 @@ def _convert_action(call: ToolCall | None, asked: Asked) -> Converted:
 def _read_turn(row: Row, turn: Any) -> tuple[str, str]:
     turn = row.expect(turn, dict, "a turn")
     role = turn.get("from")
-    if role != "system" and role not in ROLES:
+    if not isinstance(role, str) or (role != "system" and role not in ROLES):
         row.refuse(f"a turn is from {role!r}; known are system, {', '.join(ROLES)}")
     return ROLES.get(role, "system"), row.expect(turn.get("value"), str, "a turn's value")
 
@@ -102,6 +101,6 @@ def find_tools(system: str) -> list[Any] | None:
         return None
     try:
         values = ast.literal_eval(system[start : system.rfind("]") + 1])
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return None
     return values if isinstance(values, list) else None

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from itool.data.sources.record import Asked, Converted, Dropped, answer_calls, read_tools
+from itool.data.sources.record import Asked, Converted, Dropped, answer_calls, convert_each, read_tools
 from itool.data.sources.rows import Row
 from itool.data.sources.schema import is_optional_type, type_to_schema
 from itool.records import Message, ToolCall
@@ -22,8 +22,8 @@ SOURCE = "xlam"
 
 def convert(rows: Iterator[Row], *, held_out: bool = False) -> Iterator[Converted]:
     """Each row as one example."""
-    for row in rows:
-        yield _convert_row(row, f"{SOURCE}-held-out" if held_out else SOURCE)
+    prefix = f"{SOURCE}-held-out" if held_out else SOURCE
+    return convert_each(rows, lambda row: [_convert_row(row, prefix)])
 
 
 def _convert_row(row: Row, prefix: str) -> Converted:
