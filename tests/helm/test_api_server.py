@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from helm.render import PROFILES, REPOSITORY
+from itool.cluster.pods import owner_object
+from itool.config import parse_config
 from tests.helm.rendering import CHART, POD_MONITOR, SMALLEST, deep_merge, helm_template
 
 pytestmark = pytest.mark.cluster
@@ -51,6 +53,15 @@ def test_the_plain_manifests_are_accepted_without_a_warning(namespace: str, prof
     done = kubectl("apply", "--namespace", namespace, "--dry-run=server", "--recursive", "-f", str(REPOSITORY / "k8s" / profile))
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == len(list((REPOSITORY / "k8s" / profile).rglob("*.yaml")))
+
+
+def test_a_run_name_that_is_taken_by_a_run_elsewhere_is_one_line_with_a_remedy(namespace: str) -> None:
+    taken = owner_object(parse_config({"run": "taken", "root": "s3://elsewhere/runs"}))
+    assert kubectl("create", "--namespace", namespace, "-f", "-", given=json.dumps(taken)).returncode == 0
+    line = dry_run(namespace, run={"run": "taken"}).stderr
+    assert f'run.run = "taken" exists in namespace {namespace} with run.root = "s3://elsewhere/runs", not "s3://' in line
+    assert f"end that one: kubectl -n {namespace} delete configmap itool-run-taken" in line
+    assert "exists in namespace" not in dry_run(namespace, run={"run": "taken", "root": "s3://elsewhere/runs/"}).stderr
 
 
 def test_a_missing_secret_is_one_line_with_the_command_that_creates_it(namespace: str) -> None:
