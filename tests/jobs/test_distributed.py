@@ -104,7 +104,10 @@ def test_two_nodes_stop_together_and_end_with_the_adapter_of_one_pod(prepared: P
     both = [start(folder, *nodes, log=log) for log in ("a", "b")]
     wait_for_progress(both, folder / "a", folder / "b")
     both[1].send_signal(signal.SIGTERM)
-    assert [process.wait(timeout=60) for process in both] == [75, 75], (folder / "a").read_text()
+    first, second = (process.wait(timeout=60) for process in both)
+    assert second == 75, (folder / "b").read_text()
+    assert first in (75, 69), (folder / "a").read_text()  # 69: it saw the other's rendezvous gone before its own workers' end
+    assert (folder / "a").read_text().count("interrupted: training stopped after update") == 1
     assert len(list(folder.glob("runs/demo/i0/warmup/*/checkpoints/*/checkpoint.json"))) == 1
     assert "i0/warmup" not in digests(folder)
 
