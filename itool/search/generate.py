@@ -52,8 +52,8 @@ async def search_examples(
 ) -> AsyncIterator[SearchBlock]:
     """Search the examples in blocks of `search.trees_in_flight`, leaving out those whose ids are `done` (found or dropped earlier).
 
-    Blocks are cut from *all* examples, so that a restarted search forms the same ones. Raises DependencyError when the engine is gone;
-    every other fault costs its example only and is counted under a reason.
+    Blocks are cut from *all* examples, so that a restarted search forms the same ones. Raises the ItoolError that ends the stage (the
+    engine is gone, say); an InputError or an unforeseen fault costs its example only and is counted under a reason.
     """
     reader = TokenReader(tokenizer)
     size = config.search.trees_in_flight
@@ -103,7 +103,7 @@ def prepare_task(tokenizer: Any, example: Example, config: RunConfig, *, iterati
 async def _search_one(
     policy: Policy, reader: TokenReader, example: Example, config: RunConfig, block: SearchBlock, *, iteration: int
 ) -> SearchTree | None:
-    """The tree of one example, or None and a reason in `block.dropped`: the one place where any fault costs an example, not the stage."""
+    """The tree of one example, or None and a reason in `block.dropped`: the one place where a fault may cost an example, not the stage."""
     try:
         task = prepare_task(reader.tokenizer, example, config, iteration=iteration)
         if task.max_tokens > 0:
