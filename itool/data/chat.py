@@ -121,11 +121,17 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def evaluation_prompt(tokenizer: PreTrainedTokenizerBase, example: Example, partial_text: str) -> tuple[list[int], list[int]]:
     """The self-evaluation question about a partial response, and the token ids of its options. Eq. (7), arXiv 2501.09766v1.
 
-    Options are "A" = incorrect and "B" = correct, in that order, as the next token of the prompt. Raises InputError when the tokenizer
-    cannot tell them apart.
+    Options are "A" = incorrect and "B" = correct, in that order, as the next token of the prompt. About an empty response the question
+    joins the request in one turn: many templates refuse two turns of the user, and an empty one of the assistant. Raises InputError when
+    the tokenizer cannot tell the options apart.
     """
-    answered = [{"role": "assistant", "content": partial_text}] if partial_text else []
-    messages = [*_messages(example), *answered, {"role": "user", "content": EVALUATION_QUESTION}]
+    messages = _messages(example)
+    if partial_text:
+        messages.append({"role": "assistant", "content": partial_text})
+    if messages[-1]["role"] == "user":
+        messages[-1]["content"] += f"\n\n{EVALUATION_QUESTION}"
+    else:
+        messages.append({"role": "user", "content": EVALUATION_QUESTION})
     text = _render(tokenizer, example, messages)
     prompt = _tokenize(tokenizer, text)
     options = [_next_token(tokenizer, text, prompt, option) for option in EVALUATION_OPTIONS]

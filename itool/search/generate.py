@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from itool.config import RunConfig, SearchConfig
-from itool.data.chat import render_prompt, response_ids
+from itool.data.chat import evaluation_prompt, render_prompt, response_ids
 from itool.errors import InputError, ItoolError
 from itool.logs import get_logger
 from itool.policy.protocol import Policy
@@ -88,12 +88,18 @@ def pairs_of(tree: SearchTree, config: RunConfig) -> tuple[list[PreferencePair],
 def prepare_task(tokenizer: Any, example: Example, config: RunConfig, *, iteration: int) -> SearchTask:
     """Everything about one example that its search needs; `max_tokens` below 1 says that the prompt leaves no room for an answer.
 
+    With self-evaluation the answer also leaves room for the question about it.
+
     With `data.buffer_labels: checker` the ground-truth text is not looked at, even where there is one.
     """
+    settings = search_settings(config)
     prompt_ids = tuple(render_prompt(tokenizer, example))
-    max_tokens = min(config.model.max_response_tokens, config.model.context_tokens - len(prompt_ids))
+    around = len(prompt_ids)
+    if settings.confidence_weight > 0:
+        around = max(around, len(evaluation_prompt(tokenizer, example, ".")[0]))
+    max_tokens = min(config.model.max_response_tokens, config.model.context_tokens - around)
     ground_truth: tuple[int, ...] | None = None
-    if search_settings(config).inject_ground_truth and config.data.buffer_labels == "response" and example.response is not None:
+    if settings.inject_ground_truth and config.data.buffer_labels == "response" and example.response is not None:
         ground_truth = tuple(response_ids(tokenizer, example))
         if len(ground_truth) > max_tokens:
             ground_truth = None

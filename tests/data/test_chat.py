@@ -124,6 +124,15 @@ def test_self_evaluation_asks_for_one_of_two_tokens(name: str, request: pytest.F
     assert chat.evaluation_prompt(tokenizer, EXAMPLE, "")[1] == options
 
 
+@pytest.mark.parametrize("partial", ["", "[get_weather("])
+def test_self_evaluation_never_has_the_user_speak_twice_in_a_row(tmp_path: Path, partial: str) -> None:
+    alternating = """{%- for m in messages %}{% if not m.content or (loop.previtem is defined and loop.previtem.role == m.role) %}\
+{{ raise_exception('roles must alternate, and nobody says nothing') }}{% endif %}{% endfor -%}"""
+    tokenizer = chat.load_tokenizer(write_tokenizer(tmp_path, alternating + CHATML, CHATML_TOKENS, "<|im_end|>"))
+    text = tokenizer.decode(chat.evaluation_prompt(tokenizer, EXAMPLE, partial)[0])
+    assert text.index("Weather in Bern?") < text.index("A. incorrect") < text.index("B. correct")
+
+
 def test_an_option_is_the_token_that_follows_the_prompt_and_not_the_one_that_it_is_alone(tmp_path: Path) -> None:
     tokenizer = chat.load_tokenizer(write_tokenizer(tmp_path, CHATML, CHATML_TOKENS, "<|im_end|>", prefix_space=True))
     assert [tokenizer.tokenize(option) for option in "AB"] == [["ĠA"], ["ĠB"]]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from itool.config import RunConfig, parse_config
-from itool.data.chat import render_prompt
+from itool.data.chat import evaluation_prompt, render_prompt
 from itool.errors import DependencyError, InputError, NumericalError
 from itool.records import Example, SearchTree
 from itool.search.generate import PROMPT_TOO_LONG, UNUSABLE, SearchBlock, pairs_of, prepare_task, search_examples
@@ -134,6 +134,16 @@ def test_an_answer_has_the_room_that_the_prompt_leaves() -> None:
     task = prepare_task(TOKENIZER, EXAMPLES[0], config, iteration=1)
     assert task.max_tokens == 5
     assert task.ground_truth_ids is None, "it would not fit"
+
+
+def test_with_self_evaluation_an_answer_leaves_room_for_the_question_about_it() -> None:
+    answer = "x" * 40
+    around = len(evaluation_prompt(TOKENIZER, EXAMPLES[0], answer)[0]) - len(answer)
+    config = _config(model={"context_tokens": around + 30, "max_response_tokens": 100}, search={"confidence_weight": 0.5})
+    room = prepare_task(TOKENIZER, EXAMPLES[0], config, iteration=1).max_tokens
+    assert around < around + room < config.model.context_tokens
+    config = _config(model={"context_tokens": around, "max_response_tokens": around - 1}, search={"confidence_weight": 0.5})
+    assert _search(_policy(), config, EXAMPLES[:1])[0].dropped == {"weather-0": PROMPT_TOO_LONG}
 
 
 def test_with_a_checker_the_ground_truth_text_is_not_looked_at() -> None:
