@@ -136,12 +136,19 @@ def gpus_in_use() -> int:
 
 
 def exit_code_of(error: BaseException) -> int:
-    """Say what went wrong in one line on stderr (with ITOOL_DEBUG=1 also the traceback) and return the process's exit code."""
-    if os.environ.get("ITOOL_DEBUG") == "1":
-        traceback.print_exception(error)
+    """Say what went wrong in one line on stderr (with ITOOL_DEBUG=1 also the traceback) and return the process's exit code.
+
+    A log that takes no more bytes does not change the code: what waits for it is let go, or its flush at the end would fail.
+    """
     known = as_itool_error(error)
-    sys.stderr.write(f"{'interrupted' if isinstance(known, Interrupted) else 'error'}: {known}\n")
-    sys.stderr.flush()
+    try:
+        if os.environ.get("ITOOL_DEBUG") == "1":
+            traceback.print_exception(error)
+        sys.stderr.write(f"{'interrupted' if isinstance(known, Interrupted) else 'error'}: {known}\n")
+        sys.stderr.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     return known.exit_code
 
 

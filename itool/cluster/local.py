@@ -301,4 +301,6 @@ def explain_end(status: int, output: bytes) -> str:
         return "killed by signal 9 (out of memory, or by hand)"
     if status < 0:
         return f"ended by {signal.Signals(-status).name}"
+    if status == StorageError.exit_code and b"\nerror: " not in b"\n" + output:
+        return "the disk is full or a folder cannot be written; its log took no more either. Free some space and run again"
     return last_words(output)

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from itool.artifacts.process import as_itool_error, parse_arguments
 from itool.errors import ConfigError, Interrupted, ItoolError, StorageError
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_log_on_a_full_disk_does_not_change_the_exit_code() -> None:
+    fails = "import sys; from itool.artifacts.process import exit_code_of; sys.exit(exit_code_of(OSError(28, 'full')))"
+    with Path("/dev/full").open("wb") as full:
+        assert subprocess.run([sys.executable, "-c", fails], stderr=full, check=False).returncode == StorageError.exit_code
 
 
 @pytest.mark.parametrize(
