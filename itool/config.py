@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from itool.config_kubernetes import DNS_LABEL, QUANTITY, KubernetesConfig
+from itool.config_kubernetes import DNS_LABEL, DNS_NAME, LABEL_VALUE, METADATA_KEY, QUANTITY, KubernetesConfig
 from itool.config_section import URL, Count, CountOrZero, Fraction, Rate, Section, Share, Url, Weight
 from itool.errors import ConfigError
 from itool.names import Backend, Method
@@ -23,7 +23,10 @@ RUN_NAME = r"^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$"
 FORMS = {
     RUN_NAME: "DNS label: use small letters, digits and inner dashes, at most 53 characters",
     DNS_LABEL: "DNS label: use small letters, digits and inner dashes, at most 63 characters",
-    URL: "URL: use http://host:port or https://host",
+    DNS_NAME: "DNS name: use small letters, digits, inner dashes and dots",
+    METADATA_KEY: "label key: use name or domain/name, of letters, digits, dashes, dots and underscores",
+    LABEL_VALUE: "label value: use at most 63 letters, digits, inner dashes, dots and underscores",
+    URL: "URL: use http://host:8000 or https://host",
     QUANTITY: "quantity: use a number with a unit, as in 500m, 2 or 4Gi",
 }
 """What a value of each pattern is called in errors, and how it looks."""
@@ -187,7 +190,7 @@ class PolicyConfig(Section):
 class StoreConfig(Section):
     """S3 access beyond `root`; credentials come from the environment, as boto3 finds them."""
 
-    endpoint_url: str | None = Field(None, description="URL of an S3-compatible store; null: AWS")
+    endpoint_url: Url | None = Field(None, description="URL of an S3-compatible store; null: AWS")
     region: str | None = None
     path_style: bool = False
     checksums: Literal["when_supported", "when_required"] = "when_required"
@@ -289,7 +292,7 @@ def parse_config(document: dict[str, Any], *, origin: str = "configuration") -> 
 
 def check_run_name(name: str) -> None:
     """Raise ConfigError for a name that no run can have, before anything is looked up under it."""
-    if not re.match(RUN_NAME, name):
+    if not re.fullmatch(RUN_NAME, name):
         raise ConfigError(f"run = {name!r} is no {FORMS[RUN_NAME]}")
 
 
@@ -313,7 +316,10 @@ def _read_document(path: Path) -> dict[str, Any]:
 
 def read_yaml(text: str | bytes) -> Any:
     """A YAML document. Raises yaml.YAMLError, also for a key that stands twice in a mapping: the last would win, and no one would know."""
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (ValueError, RecursionError) as error:  # 2026-11-31 and 0x_ look like a date and a number, and are none
+        raise yaml.YAMLError(str(error)) from None
 
 
 class _RepeatedKey(yaml.YAMLError):
@@ -321,14 +327,16 @@ class _RepeatedKey(yaml.YAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Looks before merge keys (`<<`) are resolved: a key that overrides a merged one stands there once."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         lines: dict[Any, int] = {}
         for key, _ in node.value:
             line, name = key.start_mark.line + 1, (key.tag, str(key.value))
             if name in lines:
                 raise _RepeatedKey(f"line {line}: key {key.value} stands in line {lines[name]} already")
             lines[name] = line
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def _apply_override(document: dict[str, Any], override: str) -> None:
@@ -352,7 +360,7 @@ def _explain(error: ValidationError, origin: str) -> str:
     """One line for the first problem, and how many more there are."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    key = ".".join(str(part) for part in first["loc"]) or "configuration"
+    key = ".".join(str(part) for part in first["loc"] if part != "[key]") or "configuration"
     if first["type"] == "extra_forbidden":
         text = f"{origin}: unknown key {key}; allowed here: {', '.join(_siblings(first['loc']))}"
     elif first["type"] == "value_error":

@@ -51,7 +51,10 @@ async def _pass_at_k(stage: Stage, policy: Policy, tokenizer: Any, examples: lis
     if not chosen:
         return {}
     seed = stage.config.seed  # the same draws in every iteration: what differs is the policy
-    counts = await pass_counts(policy, tokenizer, chosen, stage.config, samples=max(settings.pass_k), seed=seed)
+    samples = max(settings.pass_k)
+    counts = await pass_counts(
+        policy, tokenizer, chosen, stage.config, samples=samples, seed=seed, on_progress=lambda *_: stage.raise_if_stopped()
+    )
     stage.tokens(sum(count.tokens for count in counts))
     return mean_pass_at_k(counts, settings.pass_k)
 

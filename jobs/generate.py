@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from itool.artifacts.inputs import read_records
 from itool.artifacts.stage import Stage, run_stage
 from itool.data.chat import load_tokenizer
 from itool.records import Example, PreferencePair, Score, SearchTree
@@ -70,8 +71,8 @@ def _save(stage: Stage, trees: dict[str, SearchTree], dropped: dict[str, str], f
 def _resume(folder: Path | None) -> tuple[dict[str, SearchTree], dict[str, str]]:
     if folder is None:
         return {}, {}
-    trees = [SearchTree.model_validate_json(line) for line in (folder / TREES).read_text(encoding="utf-8").splitlines()]
-    return {tree.example_id: tree for tree in trees}, json.loads((folder / DROPPED).read_text(encoding="utf-8"))
+    trees = {tree.example_id: tree for tree in read_records(folder / TREES, SearchTree)}
+    return trees, json.loads((folder / DROPPED).read_text(encoding="utf-8"))
 
 
 def main(argv: list[str] | None = None) -> int:

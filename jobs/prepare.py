@@ -77,11 +77,12 @@ def _expect_examples(name: str, examples: Sequence[Example], config: RunConfig, 
     if examples or (name == "validation" and not config.data.validation_fraction):
         return
     reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.most_common())
-    too_long = "".join(f"{remedy}. " for reason in dropped if (remedy := remedy_for(reason, config)))
-    fraction = "lower the other data fractions" if name == "warmup" else f"raise data.{name}_fraction"
-    raise InputError(
-        f"the {name} set is empty{f' (dropped: {reasons})' if reasons else ''}", remedy=f"{too_long}Give more data, or {fraction}"
-    )
+    too_long = "".join(f"{known}. " for reason in dropped if (known := remedy_for(reason, config)))
+    if name == "held_out" and (config.data.held_out_path or config.data.source == "demo"):
+        remedy = "Give more held-out data"
+    else:
+        remedy = f"Give more data, or {'lower the other data fractions' if name == 'warmup' else f'raise data.{name}_fraction'}"
+    raise InputError(f"the {name} set is empty{f' (dropped: {reasons})' if reasons else ''}", remedy=f"{too_long}{remedy}")
 
 
 def main(argv: list[str] | None = None) -> int:

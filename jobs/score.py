@@ -46,12 +46,12 @@ def _perplexities(stage: Stage, examples: Sequence[Example]) -> list[Score]:
     policy = load_policy(model_dir, stage.path("adapter", "adapter/"), dtype=stage.config.model.dtype)
     sequences = token_sequences(load_tokenizer(model_dir), examples)
     stage.working()
-    values = perplexities(
-        policy,
-        sequences,
-        batch_tokens=stage.config.select.batch_tokens,
-        on_progress=lambda done, total: stage.progress(done, total, "examples"),
-    )
+
+    def show(done: int, total: int) -> None:
+        stage.raise_if_stopped()
+        stage.progress(done, total, "examples")
+
+    values = perplexities(policy, sequences, batch_tokens=stage.config.select.batch_tokens, on_progress=show)
     stage.tokens(sum(map(len, sequences)))
     return [
         Score(example_id=example.id, stratum=example.stratum, perplexity=value, response_tokens=len(sequence.response_ids))
@@ -69,6 +69,7 @@ async def _pass_rates(stage: Stage, examples: Sequence[Example], quotas: Quotas)
             before = len(scores)
 
             def show(done: int, total: int, before: int = before) -> None:
+                stage.raise_if_stopped()
                 stage.progress(before + done, before + total, "examples")
 
             counts = await pass_counts(policy, tokenizer, wanted, config, samples=config.select.samples, seed=stage.seed, on_progress=show)

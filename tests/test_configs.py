@@ -65,7 +65,12 @@ def test_a_stage_reads_only_stages_before_it() -> None:
         ("runtime.backend=kubernetes", "is a folder, which pods do not share"),
         ("evaluate.pass_k=[]", "evaluate: pass_k is empty and pass_examples is 60: give at least one k, or set pass_examples to 0"),
         ("run=Bad", "run = 'Bad'"),
-        ("policy.url=vllm:8000", "policy.url = 'vllm:8000' is no URL: use http://host:port or https://host"),
+        ("policy.url=vllm:8000", "policy.url = 'vllm:8000' is no URL: use http://host:8000 or https://host"),
+        ("policy.url=http://host:port", "policy.url = 'http://host:port' is no URL"),
+        ("store.endpoint_url=minio:9000", "store.endpoint_url = 'minio:9000' is no URL"),
+        ("kubernetes.queue=Foo", "kubernetes.queue = 'Foo' is no DNS name: use small letters"),
+        ("kubernetes.labels={bad key: x}", "kubernetes.labels.bad key = 'bad key' is no label key: use name"),
+        ("kubernetes.image_tag=2026-11-31", "--set kubernetes.image_tag: '2026-11-31' is not a YAML value"),
         ("data.source=xlam", "data.path is missing"),
         ("nonsense", "--set 'nonsense' is not of the form section.key=value"),
         ("iterations=1000000", "iterations = 1000000: input should be less than or equal to 10000"),
@@ -99,3 +104,12 @@ def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path) -> None:
         load_config(path)
     path.write_text("dpo: &base {updates: 2}\nsearch: {width: 2}\n")
     assert load_config(path).dpo.updates == 2
+
+
+def test_a_key_may_override_a_merged_one(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "kubernetes:\n  pods: &pods {gpus: 1, memory: 2Gi}\n  stages:\n    dpo: &dpo\n      <<: *pods\n      gpus: 2\n    warmup:\n      <<: *dpo\n      gpus: 3\n"
+    )
+    kubernetes = load_config(path).kubernetes
+    assert [(pod.gpus, pod.memory) for pod in (kubernetes.stages["dpo"], kubernetes.stages["warmup"])] == [(2, "2Gi"), (3, "2Gi")]

@@ -293,6 +293,7 @@ def remedy_for(reason: str, config: RunConfig) -> str | None:
     context, response = config.model.context_tokens, config.model.max_response_tokens
     return {
         "prompt_too_long": f"Raise model.context_tokens = {context} or lower model.max_response_tokens = {response}",
+        "self_evaluation_too_long": f"Raise model.context_tokens = {context}, or set search.confidence_weight to 0",
         "response_too_long": f"Raise model.max_response_tokens = {response}",
     }.get(reason)
 

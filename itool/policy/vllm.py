@@ -299,7 +299,7 @@ class VllmPolicy:
         timeout = httpx.USE_CLIENT_DEFAULT if seconds is None else seconds
         try:
             response = await self._client.request(method, f"{server}{path}", json=body, timeout=timeout)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise Unavailable(f"{type(error).__name__} {error}".strip()) from None
         if response.is_success:
             try:

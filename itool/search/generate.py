@@ -27,6 +27,8 @@ from itool.search.reading import TokenReader
 from itool.search.steps import Granularity
 
 PROMPT_TOO_LONG = "prompt_too_long"
+QUESTION_TOO_LONG = "self_evaluation_too_long"
+"""The prompt leaves room for an answer, but not for the question about it as well."""
 UNUSABLE = "unusable_example"
 """The policy or the tokenizer refused the example with an InputError; the log names it."""
 
@@ -115,7 +117,8 @@ async def _search_one(
         if task.max_tokens > 0:
             granularity: Granularity = config.search.granularity if config.method == "mcts_dpo" else "response"
             return await search_tree(policy, reader, task, search_settings(config), granularity=granularity)
-        reason, cause = PROMPT_TOO_LONG, f"{len(task.prompt_ids)} tokens"
+        fits = len(task.prompt_ids) < config.model.context_tokens
+        reason, cause = QUESTION_TOO_LONG if fits else PROMPT_TOO_LONG, f"prompt of {len(task.prompt_ids)} tokens"
     except InputError as fault:
         reason, cause = UNUSABLE, str(fault)
     except ItoolError:

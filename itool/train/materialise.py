@@ -17,7 +17,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from itool.artifacts.disk import storage_remedy
+from itool.artifacts.disk import storage_error, storage_remedy
 from itool.config import ModelConfig
 from itool.data.chat import require_tokenizer
 from itool.demo import base_model_path
@@ -64,6 +64,11 @@ def _fetch(config: ModelConfig, target: Path) -> None:
         _copy(path, target)
     elif _HUB_ID.match(config.path) and not path.exists() and not path.parent.is_dir():  # else a folder whose name is misspelt
         _copy(_download(config), target)
+    elif _HUB_ID.match(config.path) and not path.exists():
+        raise InputError(
+            f"model.path {config.path} is not in the folder {path.parent.absolute()}",
+            remedy="Correct the name, or begin where no folder is called like a hub's owner",
+        )
     else:
         raise InputError(
             f"model.path {config.path} is neither a folder, a .gguf file nor a hub id", remedy="Give one of these (owner/name), or demo"
@@ -143,7 +148,7 @@ def name_end_of_turn(folder: Path, token_id: int) -> None:
     try:
         path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error}") from None
+        raise storage_error(error, path) from None
     _log.warning("the chat template's end of turn was no stop id of the base model", token_id=token_id, stop_ids=stops)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -208,8 +209,9 @@ def test_toolbench_counts_what_it_cannot_use(tmp_path: Path) -> None:
         toolbench(("assistant", "Thought: hm"), query="b"),
         toolbench(action("weather_for_api", "no object"), query="c"),
         toolbench(action("invented", {}), query="d"),
+        toolbench(action("weather_for_api", {"q": math.inf}), query="no literal"),
     ]
-    assert load("toolbench", tmp_path, rows).dropped == {"gave_up": 1, "calls_unparseable": 2, "unknown_tool": 1}
+    assert load("toolbench", tmp_path, rows).dropped == {"gave_up": 1, "calls_unparseable": 3, "unknown_tool": 1}
 
 
 # --- OpenAI ---

@@ -219,6 +219,14 @@ def test_a_server_that_refuses_connections_is_a_dependency_error(folders: Folder
         enter(folders, refuse)
 
 
+def test_an_answer_that_a_proxy_broke_is_a_dependency_error(folders: Folders) -> None:
+    def garble(_request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip"))
+
+    with pytest.raises(DependencyError, match=r"http://server failed 5 times: DecodingError"):
+        enter(folders, garble)
+
+
 def test_a_local_server_that_is_gone_is_not_asked_again(folders: Folders) -> None:
     asked = []
 

@@ -10,7 +10,7 @@ from itool.config import RunConfig, parse_config
 from itool.data.chat import evaluation_prompt, render_prompt
 from itool.errors import DependencyError, InputError, NumericalError
 from itool.records import Example, SearchTree
-from itool.search.generate import PROMPT_TOO_LONG, UNUSABLE, SearchBlock, pairs_of, prepare_task, search_examples
+from itool.search.generate import PROMPT_TOO_LONG, QUESTION_TOO_LONG, UNUSABLE, SearchBlock, pairs_of, prepare_task, search_examples
 from tests.fakes.byte_tokenizer import byte_tokenizer
 from tests.fakes.scripted_policy import ScriptedPolicy
 from tests.search.scenes import WEATHER, WRONG_DAYS, WRONG_UNIT, weather_example
@@ -143,7 +143,7 @@ def test_with_self_evaluation_an_answer_leaves_room_for_the_question_about_it() 
     room = prepare_task(TOKENIZER, EXAMPLES[0], config, iteration=1).max_tokens
     assert around < around + room < config.model.context_tokens
     config = _config(model={"context_tokens": around, "max_response_tokens": around - 1}, search={"confidence_weight": 0.5})
-    assert _search(_policy(), config, EXAMPLES[:1])[0].dropped == {"weather-0": PROMPT_TOO_LONG}
+    assert _search(_policy(), config, EXAMPLES[:1])[0].dropped == {"weather-0": QUESTION_TOO_LONG}
 
 
 def test_with_a_checker_the_ground_truth_text_is_not_looked_at() -> None:

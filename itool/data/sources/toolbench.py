@@ -17,6 +17,7 @@ from itool.data.sources.record import Asked, Converted, Dropped, answer_calls, a
 from itool.data.sources.rows import Row
 from itool.data.sources.toolace import ROLES
 from itool.data.toolcall import render_calls
+from itool.errors import InputError
 from itool.records import Message, Tool, ToolCall
 
 SOURCE = "toolbench"
@@ -58,7 +59,10 @@ def _convert_turns(row: Row, turns: list[tuple[str, str]], tools: list[Tool]) ->
         yield _convert_action(call, asked)
         if call is None or call.name == FINISH:
             return
-        messages.append(Message(role="assistant", content=render_calls([call])))
+        try:
+            messages.append(Message(role="assistant", content=render_calls([call])))
+        except InputError:
+            return  # counted above: what follows depends on a call that has no literal
 
 
 def _convert_action(call: ToolCall | None, asked: Asked) -> Converted:

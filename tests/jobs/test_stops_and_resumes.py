@@ -1,0 +1,80 @@
+"""What single stages do when they are asked to stop, and with what they had saved."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from itool.config import parse_config
+from itool.data.chat import render_prompt
+from itool.data.selection import quotas_of
+from itool.errors import Interrupted
+from itool.records import Node, SearchTree
+from jobs import evaluate, generate, score
+from tests.fakes.byte_tokenizer import byte_tokenizer
+from tests.fakes.scripted_policy import ScriptedPolicy
+from tests.search.scenes import WEATHER, weather_example
+
+EXAMPLES = [weather_example(id=f"weather-{number}") for number in range(20)]
+
+
+class StoppedStage:
+    """A stage that has been asked to stop."""
+
+    config = parse_config(
+        {"select": {"by": "pass_rate", "samples": 2}, "data": {"buffer_labels": "checker"}, "evaluate": {"pass_k": [2], "pass_examples": 4}}
+    )
+    seed = 17
+
+    def working(self) -> None: ...
+
+    def progress(self, *_: Any) -> None: ...
+
+    def tokens(self, _count: int) -> None: ...
+
+    def raise_if_stopped(self) -> None:
+        raise Interrupted("asked to stop")
+
+
+def a_policy() -> ScriptedPolicy:
+    return ScriptedPolicy(byte_tokenizer(), [WEATHER], prompt_tokens=len(render_prompt(byte_tokenizer(), EXAMPLES[0])))
+
+
+def test_score_stops_while_it_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    @asynccontextmanager
+    async def policy_of(_stage: Any) -> AsyncIterator[ScriptedPolicy]:
+        yield a_policy()
+
+    monkeypatch.setattr(score, "open_stage_policy", policy_of)
+    monkeypatch.setattr(score, "model_folder", lambda _stage: None)
+    monkeypatch.setattr(score, "load_tokenizer", lambda _folder: byte_tokenizer())
+    stage: Any = StoppedStage()
+    with pytest.raises(Interrupted):
+        asyncio.run(score._pass_rates(stage, EXAMPLES, quotas_of(EXAMPLES, 0.5)))
+
+
+def test_evaluate_stops_while_it_measures_pass_at_k() -> None:
+    stage: Any = StoppedStage()
+    with pytest.raises(Interrupted):
+        asyncio.run(evaluate._pass_at_k(stage, a_policy(), byte_tokenizer(), EXAMPLES))
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\x85", "\x1d"])
+def test_a_search_resumes_whatever_the_policy_wrote(separator: str, tmp_path: Path) -> None:
+    """JSON leaves these as they are, and they end a line for `str.splitlines`."""
+    root, step = (
+        Node(parent=parent, step_ids=[], text=text, prior=1, visits=1, value=0, outcome=0)
+        for parent, text in ((None, ""), (0, f"a{separator}b"))
+    )
+    tree = SearchTree(
+        example_id="e", prompt_ids=[1], nodes=[root, step], stopped="x", simulations=1, sampled_tokens=1, samples=1, correct_samples=0
+    )
+    (tmp_path / generate.TREES).write_text(tree.model_dump_json() + "\n", encoding="utf-8")
+    (tmp_path / generate.DROPPED).write_text(json.dumps({"f": "unusable_example"}))
+    assert generate._resume(tmp_path) == ({"e": tree}, {"f": "unusable_example"})
