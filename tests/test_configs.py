@@ -108,8 +108,12 @@ def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path) -> None:
 
 def test_a_key_may_override_a_merged_one(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text(
-        "kubernetes:\n  pods: &pods {gpus: 1, memory: 2Gi}\n  stages:\n    dpo: &dpo\n      <<: *pods\n      gpus: 2\n    warmup:\n      <<: *dpo\n      gpus: 3\n"
-    )
+    path.write_text("""
+kubernetes:
+  pods: &pods {gpus: 1, memory: 2Gi}
+  stages:
+    dpo: &dpo {<<: *pods, gpus: 2}
+    warmup: {<<: *dpo, gpus: 3}
+""")
     kubernetes = load_config(path).kubernetes
     assert [(pod.gpus, pod.memory) for pod in (kubernetes.stages["dpo"], kubernetes.stages["warmup"])] == [(2, "2Gi"), (3, "2Gi")]

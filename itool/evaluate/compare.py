@@ -1,8 +1,8 @@
 """Runs side by side: every run's accuracy with its interval, its difference to the first run, and arms with several seeds. Pure.
 
-An *arm* is all runs whose configuration differs at most in the seed and in where they ran. Two runs on the same held-out examples are
-compared example by example (McNemar), else by their two proportions (Newcombe), and the table says which. A run is measured at the
-iteration that its validation set chose, unless the last is asked for.
+An *arm* is all runs whose configurations differ at most in the seed, among the settings that a stage's result depends on. Two runs on the
+same held-out examples are compared example by example (McNemar), else by their two proportions (Newcombe), and the table says which. A run
+is measured at the iteration that its validation set chose, unless the last is asked for.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from itool.errors import InputError
 from itool.evaluate.intervals import Interval, paired_difference, spread, unpaired_difference
 from itool.evaluate.report_schema import EvaluationReport, Part, Report
 from itool.records import DIFFICULTIES
-from itool.stages import flatten
+from itool.stages import STAGES, flatten
 
-NOT_OF_THE_ARM = ("run", "root", "reuse_from", "seed", "store", "runtime")
+OF_THE_ARM = {path for stage in STAGES.values() for path in stage.settings} - {"run", "seed"}
+"""What a result depends on; not where and by how many pods it was computed."""
 At = Literal["kept", "last"]
 
 
@@ -129,7 +130,7 @@ def compare_runs(reports: Sequence[Report], *, at: At = "kept") -> Comparison:
 
 def arm_names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """A name per run, the same for runs of one arm: the method, and what tells it from other arms of that method."""
-    flat = [flatten({key: value for key, value in config.items() if key not in NOT_OF_THE_ARM}) for config in configs]
+    flat = [{key: value for key, value in flatten(config).items() if _is_of_the_arm(key)} for config in configs]
     names = []
     for own in flat:
         rivals = [other for other in flat if other["method"] == own["method"]]
@@ -137,6 +138,10 @@ def arm_names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         shown = ", ".join(f"{key}={own[key]}" for key in differing)
         names.append(f"{own['method']} ({shown})" if shown else str(own["method"]))
     return names
+
+
+def _is_of_the_arm(key: str) -> bool:
+    return any(key == path or key.startswith(f"{path}.") for path in OF_THE_ARM)
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:

@@ -65,9 +65,8 @@ def test_seeds_of_an_arm_are_grouped_with_mean_and_spread():
 
 def test_arms_are_told_apart_by_the_settings_that_differ():
     plain, simpo = fake_config(), fake_config(dpo={"loss": "simpo"})
-    dumped = [
-        config.model_dump(mode="json") for config in (plain, fake_config(run="b", seed=5), simpo, fake_config(method="sft_continued"))
-    ]
+    elsewhere = fake_config(run="b", seed=5, kubernetes={"namespace": "b"}, policy={"url": "http://b-vllm:8000"}, runtime={"threads": 1})
+    dumped = [config.model_dump(mode="json") for config in (plain, elsewhere, simpo, fake_config(method="sft_continued"))]
     assert arm_names(dumped) == ["mcts_dpo (dpo.loss=dpo)", "mcts_dpo (dpo.loss=dpo)", "mcts_dpo (dpo.loss=simpo)", "sft_continued"]
 
 
