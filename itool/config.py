@@ -55,7 +55,7 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """Where examples come from and how they are split. Splits hash the example id, so adding one never moves another."""
+    """Where examples come from and how they are split. Splits hash example ids, so adding one moves none that opens differently."""
 
     source: Literal["demo", "toolace", "xlam", "toolbench", "seal_tools", "openai"] = "demo"
     path: str | None = Field(None, description="training data: a file, a folder or a hub id (not for `demo`)")
@@ -64,7 +64,7 @@ class DataConfig(Section):
     candidate_tools: Annotated[Count, Field(le=1000)] = Field(6, description="longest candidate list that is drawn from the pool")
     no_call_fraction: Share = Field(0.0, description="share of examples whose right tools are withheld, so that text is right (seal_tools)")
     count: Examples | None = Field(None, description="use at most so many training examples (demo: generate so many)")
-    held_out_count: Examples | None = Field(None, description="use at most so many held-out examples (demo: generate so many)")
+    held_out_count: Examples | None = Field(None, description="with held_out_path: use at most so many of them (demo: generate so many)")
     buffer_fraction: Fraction = Field(0.1, description="share of the training data that becomes the replay buffer (paper: 10 %)")
     validation_fraction: Share = Field(0.05, description="share that decides which iteration is kept; never trained on, never reported")
     held_out_fraction: Share = Field(0.05, description="share that is reported, when there is no held-out data")
@@ -172,7 +172,9 @@ class PolicyConfig(Section):
     """What answers during search and evaluation."""
 
     backend: Literal["embedded", "vllm"] = Field("embedded", description="the model in the stage's own process, or a vLLM server")
-    url: Url | None = Field(None, description="an OpenAI-compatible vLLM server; without it a local one is started")
+    url: Url | None = Field(
+        None, description="an OpenAI-compatible vLLM server; without it one is started: beside the stage, or in a cluster as a Deployment"
+    )
     adapters: Literal["load", "wait"] = Field(
         "load", description="load: over HTTP, from a folder that the server sees; wait: the server fetches adapters itself"
     )

@@ -11,7 +11,7 @@ from itool.cli.tables import columns
 
 
 def stages(output: OutputOption = Output.text) -> None:
-    """List the stages: what each does, what it writes, which settings it reads."""
+    """List the stages: what each does and writes, whether it needs a GPU and has shards (-o json: also which settings it reads)."""
     from itool.stages import STAGES  # noqa: PLC0415
 
     if output is Output.json:
