@@ -17,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from itool.artifacts.inputs import read_records
 from itool.config import PolicyConfig, RunConfig
 from itool.data.chat import load_tokenizer, render_prompt
 from itool.policy.model_folder import read_model_folder
@@ -39,8 +40,8 @@ async def _rate(options: argparse.Namespace, flags: list[str]) -> float:
     config = RunConfig.model_validate(yaml.safe_load((options.run / "config.yaml").read_text(encoding="utf-8")))
     prepared, adapter = _artifact(options.run, "prepare"), _artifact(options.run, "warmup") / "adapter"
     tokenizer = load_tokenizer(prepared / "model")
-    lines = (prepared / "buffer.jsonl").read_text(encoding="utf-8").splitlines()[: options.prompts]
-    prompts = [render_prompt(tokenizer, Example.model_validate_json(line)) for line in lines]
+    examples = read_records(prepared / "buffer.jsonl", Example)[: options.prompts]
+    prompts = [render_prompt(tokenizer, example) for example in examples]
     folder = read_model_folder(prepared / "model", context_tokens=config.model.context_tokens)
     policy_config = PolicyConfig(backend="vllm")
     server = LocalVllmServer(folder, Path(tempfile.mkdtemp()) / "server.log", model=config.model, policy=policy_config)
