@@ -79,16 +79,17 @@ class Cluster:
         return self._call("GET", "get", resource, name, absent=True)
 
     def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[list[Object], str]:
-        """Every object that fits the selectors, and the version to watch from. Long lists come in pages; one too old begins anew."""
+        """Every object that fits the selectors, and the version to watch from. Long lists come in pages; one too old is read in one piece."""
         items: list[Object] = []
-        first = query = {"labelSelector": labels, "fieldSelector": fields, "limit": str(PAGE_OBJECTS)}
+        selectors = {"labelSelector": labels, "fieldSelector": fields}
+        query = {**selectors, "limit": str(PAGE_OBJECTS)}
         while True:
             try:
                 page = self._call("GET", "list", resource, query=query) or {}
             except Gone as error:
-                if query is first:
+                if not {"limit", "continue"} <= query.keys():
                     raise ClusterDown(f"Kubernetes does not list {resource}: {error}") from None
-                items, query = [], first
+                items, query = [], selectors
                 continue
             items += page.get("items") or []
             metadata = page.get("metadata") or {}
@@ -163,7 +164,7 @@ class Cluster:
 
     def version(self) -> tuple[int, int]:
         """The API server's version, as (1, 34)."""
-        answer = json.loads(self._transport.request("GET", "/version", {}, None).data)
+        answer = self._ask("GET", "/version", "get /version")
         return int(answer["major"]), int("".join(char for char in answer["minor"] if char.isdigit()))
 
     def may(self, verb: str, resource: str) -> bool:
@@ -172,17 +173,26 @@ class Cluster:
         name, _, subresource = rest.partition("/")
         attributes = {"namespace": self.namespace, "verb": verb, "group": group, "resource": name, "subresource": subresource}
         review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": {"resourceAttributes": attributes}}
-        answer = self._transport.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", {}, review)
-        return bool(json.loads(answer.data)["status"].get("allowed"))
+        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        return bool(self._ask("POST", path, "create selfsubjectaccessreviews", review)["status"].get("allowed"))
 
     def look(self, path: str) -> tuple[HTTPStatus, Object]:
         """Whether something beyond our own resources is there, by API path: (OK, it), (NOT_FOUND, {}), or (FORBIDDEN, {}) to ask."""
         try:
-            return HTTPStatus.OK, json.loads(self._transport.request("GET", path, {}, None).data)
+            response = self._transport.request("GET", path, {}, None)
         except Refused as error:
             if error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN):
                 return HTTPStatus(error.status), {}
             raise self._explained(error, f"get {path}") from None
+        return HTTPStatus.OK, self._parsed(response, f"get {path}")
+
+    def _ask(self, method: str, path: str, what: str, body: Object | None = None) -> Object:
+        """A call beyond our own resources, where every refusal is an error."""
+        try:
+            response = self._transport.request(method, path, {}, body)
+        except Refused as error:
+            raise self._explained(error, what) from None
+        return self._parsed(response, what)
 
     def _call(
         self,
@@ -208,11 +218,17 @@ class Cluster:
                 raise Gone(error.message) from None
             name = name or str((body or {}).get("metadata", {}).get("name", ""))
             raise self._explained(error, f"{verb} {resource} {name}".strip()) from None
+        return self._parsed(response, f"{verb} {resource}")
+
+    def _parsed(self, response: urllib3.BaseHTTPResponse, what: str) -> Object:
+        """The document that an answer is. Raises ClusterDown where it is another page than the API server's."""
         try:
-            document: Object = json.loads(response.data)
+            document = json.loads(response.data)
         except ValueError:
+            document = None
+        if not isinstance(document, dict):
             host = self._transport.connection.host
-            raise ClusterDown(f"what answers at {host} to {verb} {resource} is no JSON; is there a proxy before the API server?") from None
+            raise ClusterDown(f"what answers at {host} to {what} is no JSON object; is there a proxy before the API server?")
         return document
 
     def _open(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -115,23 +115,54 @@ def test_long_lists_come_in_pages(server: Server) -> None:
     }
 
 
-def test_a_page_that_has_grown_too_old_begins_the_list_anew(server: Server) -> None:
-    half = (200, {"items": [1, 2], "metadata": {"resourceVersion": "5", "continue": "more"}})
-    server.answers = [
-        half,
-        status(410, "Expired", "continue parameter is too old"),
-        (200, {"items": [3], "metadata": {"resourceVersion": "9"}}),
-    ]
-    assert server.cluster().list("pods") == ([3], "9")
-    server.answers = [status(410, "Expired")]
-    with pytest.raises(ClusterDown):
+HALF = (200, {"items": [1, 2], "metadata": {"resourceVersion": "5", "continue": "more"}})
+TOO_OLD = status(410, "Expired", "continue parameter is too old")
+
+
+def test_a_list_whose_pages_grow_too_old_is_read_in_one_piece(server: Server) -> None:
+    server.answers = [HALF, TOO_OLD, (200, {"items": [3], "metadata": {"resourceVersion": "9"}})]
+    assert server.cluster().list("pods", "a=b") == ([3], "9")
+    assert server.requests[2][2] == {"labelSelector": "a=b"}
+
+
+@pytest.mark.parametrize("answers", [[TOO_OLD], [HALF, TOO_OLD, TOO_OLD], [HALF, TOO_OLD, HALF, TOO_OLD]])
+def test_a_list_that_is_too_old_again_and_again_is_given_up(server: Server, answers: list[Any]) -> None:
+    server.answers = [*answers, (200, {"items": []})]
+    with pytest.raises(ClusterDown, match="does not list pods: continue parameter is too old"):
         server.cluster().list("pods")
 
 
-def test_a_page_of_a_proxy_is_no_answer(server: Server) -> None:
-    server.answers = [b"<html>Sign in</html>"]
-    with pytest.raises(ClusterDown, match="list pods is no JSON"):
-        server.cluster().list("pods")
+CALLS: dict[str, Callable[[Cluster], Any]] = {
+    "list pods": lambda cluster: cluster.list("pods"),
+    "get /version": Cluster.version,
+    "create selfsubjectaccessreviews": lambda cluster: cluster.may("create", "batch/jobs"),
+    "get /apis": lambda cluster: cluster.look("/apis"),
+}
+
+
+@pytest.mark.parametrize("answer", [b"<html>Sign in</html>", b'["sign", "in"]'])
+@pytest.mark.parametrize("what", CALLS)
+def test_a_page_of_a_proxy_is_no_answer(server: Server, what: str, answer: bytes) -> None:
+    server.answers = [answer]
+    with pytest.raises(ClusterDown, match=f"to {what} is no JSON object; is there a proxy"):
+        CALLS[what](server.cluster())
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_credentials_that_never_worked_are_a_setting(server: Server, what: str) -> None:
+    server.answers = [status(401, "Unauthorized"), status(401, "Unauthorized")]
+    with pytest.raises(ConfigError, match="refuses the credentials"):
+        CALLS[what](server.cluster())
+
+
+@pytest.mark.parametrize("code", [403, 404])
+def test_a_look_answers_what_is_missing_or_forbidden(server: Server, code: int) -> None:
+    server.answers = [status(code), status(422, "Invalid", "odd"), (200, POD)]
+    cluster = server.cluster()
+    assert cluster.look("/apis/a") == (code, {})
+    with pytest.raises(ConfigError, match="refuses to get /apis/a in namespace here: odd"):
+        cluster.look("/apis/a")
+    assert cluster.look("/apis/a") == (200, POD)
 
 
 def test_an_expired_token_is_read_again_once(server: Server) -> None:
@@ -139,12 +170,6 @@ def test_an_expired_token_is_read_again_once(server: Server) -> None:
     server.answers = [status(401, "Unauthorized"), (200, POD)]
     assert server.cluster().get("pods", "a") == POD
     assert [request[3] for request in server.requests] == ["Bearer old", "Bearer new"]
-
-
-def test_credentials_that_never_worked_are_a_setting(server: Server) -> None:
-    server.answers = [status(401, "Unauthorized"), status(401, "Unauthorized")]
-    with pytest.raises(ConfigError, match="refuses the credentials"):
-        server.cluster().get("pods", "a")
 
 
 def test_credentials_that_worked_before_are_waited_for(server: Server) -> None:
