@@ -17,6 +17,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 import urllib3
+import yaml
 
 from itool.cluster.api_answers import ClusterDown, Gone, Refused, watch_error
 from itool.cluster.api_transport import READ_SECONDS, Connection, Transport
@@ -282,7 +283,10 @@ def connect() -> Connection:
             _, context = kubernetes.config.list_kube_config_contexts()
             namespace = context["context"].get("namespace") or "default"
     except (kubernetes.config.ConfigException, OSError, ValueError) as error:
-        raise ConfigError(f"no Kubernetes cluster is configured: {error}", remedy="Set KUBECONFIG, or use runtime.backend local") from None
+        raise _unconfigured(str(error)) from None
+    except (yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
+        file = kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION
+        raise _unconfigured(f"{file} is no kubeconfig: {type(error).__name__}: {error}") from None
     pool: urllib3.PoolManager = kubernetes.client.ApiClient(configuration).rest_client.pool_manager
 
     def headers() -> dict[str, str]:
@@ -290,6 +294,10 @@ def connect() -> Connection:
         return {setting["key"]: setting["value"] for setting in settings if setting["in"] == "header" and setting["value"]}
 
     return Connection(configuration.host, pool, headers, namespace)
+
+
+def _unconfigured(what: str) -> ConfigError:
+    return ConfigError(f"no Kubernetes cluster is configured: {' '.join(what.split())}", remedy="Set KUBECONFIG, or use runtime.backend local")
 
 
 def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:

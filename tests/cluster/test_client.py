@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -315,3 +316,24 @@ def test_without_a_cluster_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("KUBECONFIG", str(tmp_path_factory.mktemp("none") / "config"))
     with pytest.raises(ConfigError, match=r"no Kubernetes cluster is configured: .*Set KUBECONFIG"):
         connect()
+
+
+ODD_KUBECONFIGS = {
+    "broken YAML": "a: [\n",
+    "text": "just text\n",
+    "a list": "- apiVersion: v1\n",
+    "a context that is a word": "current-context: x\ncontexts: [{name: x, context: here}]\nclusters: []\nusers: []\n",
+    "a context without a cluster": "current-context: x\ncontexts: [{name: x}]\nclusters: []\nusers: []\n",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("case", ODD_KUBECONFIGS)
+def test_a_file_that_is_no_kubeconfig_is_a_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: str) -> None:
+    file = tmp_path / "config"
+    file.write_text(ODD_KUBECONFIGS[case])
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))  # read when it is imported
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    with pytest.raises(ConfigError, match=rf"^no Kubernetes cluster is configured: .*{file}.*Set KUBECONFIG") as caught:
+        connect()
+    assert "\n" not in str(caught.value)
