@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from itool.cluster.api_answers import Gone
+from itool.cluster.api_answers import ClusterDown, Gone
 from itool.cluster.client import Cluster
 from itool.cluster.objects import Object
 from itool.errors import ItoolError
@@ -35,7 +35,7 @@ class View:
     _items: dict[str, Object] = field(default_factory=dict)
     _version: str = ""
     _listed_at: float = float("-inf")
-    _error: Exception | None = None
+    _error: ItoolError | None = None
     _written: set[str] = field(default_factory=set)
 
 
@@ -102,22 +102,25 @@ class Cache:
                 self._stopping.wait(PAUSE_SECONDS)
 
     def _look(self, view: View) -> None:
-        """List when it is time, watch until the server ends that. What goes wrong is kept for whoever asks for the items."""
+        """List when it is time, watch until the server ends that. What goes wrong is an outage for whoever asks, until the next list."""
         try:
             if not view._version or self._clock() - view._listed_at >= LIST_AGAIN_SECONDS:
                 self._list(view)
             self._watch(view)
         except Gone:
             view._version = ""
+        except ItoolError as error:
+            self._fail(view, error)
         except Exception as error:  # a thread that ends unseen would leave a picture that never changes again
-            if view._error is None:
-                log.warning(
-                    "cluster cannot be watched", resource=view.resource, error=str(error), exc_info=not isinstance(error, ItoolError)
-                )
-            view._version = ""
-            with self._changed:
-                view._error = error
-                self._notify()
+            self._fail(view, ClusterDown(f"the watch of {view.resource} failed: {type(error).__name__}: {error}"), traceback=True)
+
+    def _fail(self, view: View, error: ItoolError, *, traceback: bool = False) -> None:
+        if view._error is None:
+            log.warning("cluster cannot be watched", resource=view.resource, error=str(error), exc_info=traceback)
+        view._version = ""
+        with self._changed:
+            view._error = error
+            self._notify()
 
     def _list(self, view: View) -> None:
         view._written.clear()

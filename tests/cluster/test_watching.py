@@ -95,10 +95,10 @@ def test_while_the_server_is_away_nothing_old_is_shown() -> None:
     assert names(cache) == ["b"]
 
 
-def test_a_mistake_of_ours_is_shown_to_whoever_asks_instead_of_an_old_picture() -> None:
+def test_an_event_that_nobody_foresaw_is_an_outage_until_the_next_list() -> None:
     cache, _ = made([[item("a", 1)], [item("b", 2)]], [KeyError("metadata")])
     cache.look()
-    with pytest.raises(KeyError):
+    with pytest.raises(ClusterDown, match="^the watch of pods failed: KeyError: 'metadata'$"):
         cache.items("pods")
     cache.look()
     assert names(cache) == ["b"]
