@@ -20,15 +20,12 @@ from itool.cluster.job_facts import VERDICT, hopeless, is_over, shards_done, tas
 from itool.cluster.manifests import job_name, stage_job, workers_service
 from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, RUN_LABEL, Object
 from itool.cluster.pod_logs import PodLogs
-from itool.cluster.pod_states import JobState, PodState, events_by_object, job_state, pod_state
+from itool.cluster.pod_states import FIRST_POD, NEXT_POD, JobState, PodState, event_time, events_by_object, job_state, pod_state
 from itool.cluster.pods import config_object, owner_name, owner_object, taken_name
 from itool.cluster.runner import Attempt, Attempts, Task
 from itool.cluster.watching import Cache, View
 from itool.config import RunConfig
 from itool.errors import ConfigError, DependencyError, Interrupted
-from itool.logs import get_logger
-
-log = get_logger(__name__)
 
 RELEASE_VARIABLE = "ITOOL_RELEASE_CONFIGMAP"
 EVENTS_SECONDS = 5.0
@@ -54,7 +51,7 @@ class KubernetesRunner:
     _events_at: float = float("-inf")
     _config_map: tuple[str, str] = ("", "")
     _podless_since: dict[str, float] = field(default_factory=dict)
-    _spoken: dict[str, str] = field(default_factory=dict)
+    _spoken: dict[str, tuple[float, str]] = field(default_factory=dict)
     _failed_since: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -169,15 +166,15 @@ class KubernetesRunner:
     def _job_state(self, job: Object, states: Sequence[PodState]) -> JobState:
         """What a Job does, where what its pods have said before fills the gaps between one pod and the next."""
         name = job["metadata"]["name"]
-        found = job_state(job, states, self._events.get(name, ()))
+        spoken_at, spoken = self._spoken.get(name, (0.0, ""))
+        events = [event for event in self._events.get(name, ()) if states or event_time(event) >= spoken_at]  # a pod ends a refusal
+        found = job_state(job, states, events)
         if states:
-            self._spoken[name] = found.reason
+            self._spoken[name] = (self.clock(), found.reason)
         if found.phase == "failed" and verdict_on(job) is None and name not in self._past and self._waits_for_culprit(name, states):
             return replace(found, phase="running", reason="is ending")
-        if found.phase != "pending" or states:
-            return found
-        if name in self._spoken:
-            return replace(found, reason=f"waits for its next pod; the last one: {self._spoken[name]}")
+        if not states and name in self._spoken and found.reason in (FIRST_POD, NEXT_POD):
+            return replace(found, reason=f"{NEXT_POD}; the last one: {spoken}" if spoken else NEXT_POD)
         return found
 
     def _waits_for_culprit(self, name: str, states: Sequence[PodState]) -> bool:

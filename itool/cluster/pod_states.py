@@ -19,6 +19,7 @@ from itool.cluster.runner import Phase
 
 SHARD_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 LONGEST_REASON = 300
+FIRST_POD, NEXT_POD = "waits for its first pod", "waits for its next pod"
 _SCHEDULER_AFTERTHOUGHT = re.compile(r"\.? (?:preemption:|no new claims)")
 _STARTING = ("ContainerCreating", "PodInitializing")
 _START_TROUBLE = ("FailedMount", "FailedAttachVolume", "FailedMapVolume", "FailedCreatePodSandBox", "NetworkNotReady", "FailedSync")
@@ -85,7 +86,7 @@ def job_state(job: Object, states: Sequence[PodState], events: Sequence[Object] 
         code, reason = _job_failure(failed, states)
         return JobState(name, "failed", one_line(reason), code, started_at, seconds(failed.get("lastTransitionTime")))
     phase: Phase = "running" if any(state.phase == "running" for state in states) else "pending"
-    if not states and _has_begun(status):
+    if not states and _has_begun(job):
         return JobState(name, "running", "", None, started_at)  # between a pod's end and the Job's
     return JobState(name, phase, one_line(_job_reason(job, states, events)), None, started_at)
 
@@ -151,7 +152,7 @@ def _failure(pod: Object) -> str:
 
 
 def _ending(pod: Object) -> dict[str, Any]:
-    """The state of the container that decided how the pod ended (the first that failed, else the first of all), with its name."""
+    """The state of the container that decided how the pod ended (the first that failed, else the last of all), with its name."""
     ended = [
         {**found["state"]["terminated"], "container": found["name"]}
         for found in _all_statuses(pod.get("status") or {})
@@ -217,9 +218,17 @@ def _running_trouble(pod: Object, events: Sequence[Object]) -> str:
     return f"not ready: {', '.join(unready)}" if unready else ""
 
 
-def _has_begun(status: Object) -> bool:
-    """Whether pods of a Job run or have ended well, as far as Kubernetes has counted."""
-    return bool(status.get("active") or status.get("succeeded") or (status.get("uncountedTerminatedPods") or {}).get("succeeded"))
+def _has_begun(job: Object) -> bool:
+    """Whether pods of a Job run, or all have ended well, as far as Kubernetes has counted."""
+    completions = (job.get("spec") or {}).get("completions") or 1
+    return bool((job.get("status") or {}).get("active")) or _ended_well(job) >= completions
+
+
+def _ended_well(job: Object) -> int:
+    """How many of a Job's pods have succeeded."""
+    status = job.get("status") or {}
+    uncounted = (status.get("uncountedTerminatedPods") or {}).get("succeeded") or []
+    return int(status.get("succeeded") or 0) + len(uncounted)
 
 
 def _job_failure(failed: Object, states: Sequence[PodState]) -> tuple[int | None, str]:
@@ -250,7 +259,7 @@ def _job_reason(job: Object, states: Sequence[PodState], events: Sequence[Object
     if last is not None:
         code = f"exit code {last.exit_code}"
         return f"pod {last.name} ended with {code}{': ' + last.reason if last.reason != code else ''}; the next one follows after a pause"
-    return "waits for its first pod"
+    return NEXT_POD if _ended_well(job) else FIRST_POD
 
 
 def _condition(item: Object, kind: str) -> Object:

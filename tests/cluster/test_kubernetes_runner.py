@@ -203,6 +203,23 @@ def test_a_pod_that_fills_its_disk_is_not_repeated_for_ever() -> None:
     assert len(cluster.script["score"]) >= 45
 
 
+def test_shards_that_are_refused_a_pod_after_others_are_done_fail_the_run_and_say_why() -> None:
+    one_by_one = {"parallel_shards": 1, "pending_seconds": 20.0}
+    cluster = made_cluster(made_config(kubernetes=one_by_one), generate=[0, "unschedulable", "no pod"])
+    controller = open_controller(cluster)
+    tick = controller.sleep
+
+    def sleep(seconds: float) -> None:
+        """The second shard's pod waits for a moment, then somebody removes it."""
+        for name in [name for name, pod in cluster.objects["pods"].items() if "Unschedulable" in str(pod["status"])]:
+            cluster._remove("pods", name)
+        tick(seconds)
+
+    controller.sleep = sleep
+    with pytest.raises(StageFailed, match=r"could not start within 20 s .*: no pod can be created: pods are forbidden: exceeded quota"):
+        controller.run()
+
+
 def test_a_jobs_failure_that_is_heard_of_before_its_pods_waits_for_the_reason() -> None:
     cluster = made_cluster(prepare=[65])
     controller = open_controller(cluster)

@@ -161,6 +161,27 @@ def test_a_job_without_pods_says_why() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("status", "phase", "reason"),
+    [
+        ({"succeeded": 3}, "pending", "no pod can be created: exceeded quota: gpus"),
+        ({"succeeded": 3, "active": 1}, "running", ""),
+        ({"succeeded": 3, "uncountedTerminatedPods": {"succeeded": ["a", "b"]}}, "pending", "no pod can be created: exceeded quota: gpus"),
+        ({"succeeded": 6, "uncountedTerminatedPods": {"succeeded": ["a", "b"]}}, "running", ""),
+        ({"succeeded": 8}, "running", ""),
+    ],
+)
+def test_shards_that_are_refused_a_pod_wait_though_others_are_done(status: dict[str, Any], phase: str, reason: str) -> None:
+    given = job(completions=8, parallelism=2) | {"status": status}
+    state = job_state(given, [], [event("j", "FailedCreate", "exceeded quota: gpus")])
+    assert (state.phase, state.reason) == (phase, reason)
+    assert job_state(given, []).reason == ("waits for its next pod" if phase == "pending" else "")
+
+
+def test_a_job_of_one_pod_that_has_succeeded_is_not_over_before_its_condition() -> None:
+    assert job_state(job() | {"status": {"succeeded": 1}}, []).phase == "running"
+
+
 def test_a_job_runs_when_any_pod_runs_and_says_what_another_waits_for() -> None:
     running = named("r", pod(phase="Running", containers=[container("running")], conditions=[condition("Ready")]))
     state = job_state(job(), [pod_state(running), pod_state(WAITING["no Secret"][0])])
