@@ -80,7 +80,7 @@ class Cluster:
         return self._call("GET", "get", resource, name, absent=True)
 
     def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[list[Object], str]:
-        """Every object that fits the selectors, and the version to watch from. Long lists come in pages; one too old is read in one piece."""
+        """Every object that fits the selectors, and the version to watch from. Long lists come in pages, or whole if these get too old."""
         items: list[Object] = []
         selectors = {"labelSelector": labels, "fieldSelector": fields}
         query = {**selectors, "limit": str(PAGE_OBJECTS)}
@@ -297,7 +297,9 @@ def connect() -> Connection:
 
 
 def _unconfigured(what: str) -> ConfigError:
-    return ConfigError(f"no Kubernetes cluster is configured: {' '.join(what.split())}", remedy="Set KUBECONFIG, or use runtime.backend local")
+    return ConfigError(
+        f"no Kubernetes cluster is configured: {' '.join(what.split())}", remedy="Set KUBECONFIG, or use runtime.backend local"
+    )
 
 
 def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:

@@ -111,7 +111,7 @@ class Cache:
             view._version = ""
         except ItoolError as error:
             self._fail(view, error)
-        except Exception as error:  # a thread that ends unseen would leave a picture that never changes again
+        except Exception as error:  # noqa: BLE001 - a thread that ends unseen would leave a picture that never changes again
             self._fail(view, ClusterDown(f"the watch of {view.resource} failed: {type(error).__name__}: {error}"), traceback=True)
 
     def _fail(self, view: View, error: ItoolError, *, traceback: bool = False) -> None:

@@ -98,7 +98,7 @@ def test_while_the_server_is_away_nothing_old_is_shown() -> None:
 def test_an_event_that_nobody_foresaw_is_an_outage_until_the_next_list() -> None:
     cache, _ = made([[item("a", 1)], [item("b", 2)]], [KeyError("metadata")])
     cache.look()
-    with pytest.raises(ClusterDown, match="^the watch of pods failed: KeyError: 'metadata'$"):
+    with pytest.raises(ClusterDown, match=r"^the watch of pods failed: KeyError: 'metadata'$"):
         cache.items("pods")
     cache.look()
     assert names(cache) == ["b"]
