@@ -76,16 +76,17 @@ class BarDisplay(PlainDisplay):
     def decided(self, action: Action) -> None:
         """A start becomes a bar; what is unusual becomes a line."""
         if isinstance(action, StartStage):
-            self._bars[action.task] = self.progress.add_task(action.task.label, total=None, figures="starting")
+            self._begin(action.task)
             if action.attempt == 1:
                 return
         super().decided(action)
 
     def progressed(self, task: Task, progress: Reported) -> None:
-        """Move the bar."""
-        if task in self._bars:
-            text = f"{progress.done:.0f}/{progress.total:.0f} {progress.unit}  {figures(progress)}"
-            self.progress.update(self._bars[task], completed=progress.done, total=progress.total, figures=text)
+        """Move the bar; an attempt that another controller started gets its bar here."""
+        if task not in self._bars:
+            self._begin(task)
+        text = f"{progress.done:.0f}/{progress.total:.0f} {progress.unit}  {figures(progress)}"
+        self.progress.update(self._bars[task], completed=progress.done, total=progress.total, figures=text)
 
     def ended(self, task: Task, attempt: Attempt) -> None:
         """The bar gives way to a line."""
@@ -96,6 +97,9 @@ class BarDisplay(PlainDisplay):
     def say(self, line: str) -> None:
         """A line above the bars."""
         self.progress.console.print(line, markup=False, highlight=False)
+
+    def _begin(self, task: Task) -> None:
+        self._bars[task] = self.progress.add_task(task.label, total=None, figures="starting")
 
 
 @contextmanager

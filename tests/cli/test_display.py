@@ -1,0 +1,33 @@
+"""What a person sees on a terminal: a bar for every attempt that works, whoever started it."""
+
+from __future__ import annotations
+
+from itool.cli.display import BarDisplay
+from itool.cluster.decide import StartStage, Wait
+from itool.cluster.progress import Progress
+from itool.cluster.runner import Attempt, Task
+from itool.stages import StageId
+
+TASK = Task(StageId(1, "score"), "0" * 16)
+
+
+def bars(display: BarDisplay) -> list[tuple[str, float, float | None]]:
+    return [(bar.description, bar.completed, bar.total) for bar in display.progress.tasks]
+
+
+def test_a_stage_has_one_bar_from_its_start_to_its_end() -> None:
+    display = BarDisplay()
+    display.decided(StartStage(TASK, 1, "has not run yet"))
+    assert bars(display) == [("i1-score", 0.0, None)]
+    display.progressed(TASK, Progress(3, 10, "examples"))
+    assert bars(display) == [("i1-score", 3.0, 10.0)]
+    display.ended(TASK, Attempt(1, "succeeded", 0))
+    assert bars(display) == []
+
+
+def test_a_job_that_another_controller_started_has_a_bar_too() -> None:
+    display = BarDisplay(stages_live_on=True)
+    display.decided(Wait("i1-score running"))
+    display.progressed(TASK, Progress(3, 10, "examples", {"rate": 2.0}))
+    display.progressed(TASK, Progress(4, 10, "examples"))
+    assert bars(display) == [("i1-score", 4.0, 10.0)]
