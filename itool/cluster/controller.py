@@ -223,7 +223,7 @@ def config_key(run: str) -> str:
 
 def require_reused_run(store: Store, config: RunConfig) -> None:
     """Raise InputError when `reuse_from` names a run that was never started: all would silently be made anew."""
-    if config.reuse_from and store.size(config_key(config.reuse_from)) is None:
+    if config.reuse_from and config.reuse_from != config.run and store.size(config_key(config.reuse_from)) is None:
         what = f"reuse_from = {config.reuse_from!r}: there is no such run in {store.root}"
         raise InputError(what, remedy="`itoolctl runs` lists them; or leave the setting out")
 

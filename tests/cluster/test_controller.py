@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from itool.artifacts.resolve import resolve
 from itool.artifacts.store import FolderStore
-from itool.cluster.controller import Controller, StageFailed
+from itool.cluster.controller import Controller, StageFailed, require_reused_run
 from itool.cluster.decide import Action, RetryRules, StartStage, Wait
 from itool.cluster.leases import FolderLease
 from itool.cluster.progress import NoWatcher
 from itool.config import RunConfig, RuntimeConfig, SearchConfig
-from itool.errors import DependencyError, Interrupted
+from itool.errors import DependencyError, InputError, Interrupted
 from itool.stages import StageId, stage_ids
 from tests.cluster.in_memory_runner import InMemoryRunner, Killed
 
@@ -50,6 +50,12 @@ def started(made: Controller) -> list[tuple[StageId, int, int]]:
 
 def digests(folder: Path, config: RunConfig = CONFIG) -> list[str]:
     return [found.manifest.digest for found in resolve(FolderStore(folder), config).values() if found.manifest]
+
+
+def test_a_run_that_names_itself_as_the_one_to_reuse_may_start(tmp_path: Path) -> None:
+    require_reused_run(FolderStore(tmp_path), CONFIG.model_copy(update={"reuse_from": CONFIG.run}))
+    with pytest.raises(InputError, match="reuse_from = 'absent': there is no such run"):
+        require_reused_run(FolderStore(tmp_path), CONFIG.model_copy(update={"reuse_from": "absent"}))
 
 
 def test_a_run_makes_every_artifact_in_order(tmp_path: Path) -> None:
