@@ -1,4 +1,4 @@
-"""Names that a configuration and the command line choose from. No pydantic here: `itoolctl` starts with them."""
+"""Names that a configuration and the command line choose from, and those of the stages. No pydantic here: `itoolctl` starts with them."""
 
 from __future__ import annotations
 

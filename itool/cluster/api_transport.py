@@ -16,7 +16,8 @@ from itool.cluster.api_answers import LONGEST_PAUSE_SECONDS, ClusterDown, refusa
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
-"""How long an answer may keep us waiting. All attempts together must end before the lease does, or another controller takes the run."""
+"""How long an answer may keep us waiting. A call with all its attempts may take a minute or more, longer than the lease has left: a
+controller that was that late learns at its next renewal whether it was replaced."""
 FIRST_PAUSE_SECONDS = 0.5
 
 

@@ -1,4 +1,4 @@
-"""Kubernetes objects as plain dicts, and the labels by which ours are found."""
+"""Kubernetes objects as plain dicts, the labels by which ours are found, and the port of the one that is asked."""
 
 from __future__ import annotations
 

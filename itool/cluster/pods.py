@@ -123,8 +123,10 @@ def taken_name(owner: Object, config: RunConfig) -> tuple[str, str] | None:
     root = str((owner.get("data") or {}).get("root", config.root))
     if root.rstrip("/") == config.root.rstrip("/"):
         return None
-    finding = f"run {config.run} exists in this namespace with root {root}, not {config.root}"
-    return finding, f"Choose another `run`, or end that one: kubectl delete configmap {owner['metadata']['name']}"
+    namespace = owner["metadata"].get("namespace")
+    where, option = (f"namespace {namespace}", f" -n {namespace}") if namespace else ("this namespace", "")
+    finding = f"run {config.run} exists in {where} with root {root}, not {config.root}"
+    return finding, f"Choose another `run`, or end that one: kubectl{option} delete configmap {owner['metadata']['name']}"
 
 
 def config_object(config: RunConfig, namespace: str, owner: Object) -> Object:

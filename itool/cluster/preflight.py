@@ -60,23 +60,24 @@ def require(cluster: Asks, config: RunConfig) -> None:
 
 def cluster_checks(cluster: Asks, config: RunConfig) -> Iterator[Check]:
     """Every finding; the later ones are only asked when the cluster, the namespace and the rights are there."""
-    for check in (_version, _namespace, _permissions):
+    for check in (_cluster, _namespace, _permissions):
         found = _explained(check, cluster, config)
         yield found
         if found.state == "missing":
             return
-    for check in (_run_name, _secret, _service_accounts, _priority_classes, _queue, _jobs):
+    for check in (_run_name, _credentials, _accounts, _priority, _queue, _dry_run):
         yield _explained(check, cluster, config)
 
 
 def _explained(check: Callable[[Asks, RunConfig], Check], cluster: Asks, config: RunConfig) -> Check:
+    """A check's finding; one that raises goes by the name of its function."""
     try:
         return check(cluster, config)
     except ItoolError as error:
         return Check(check.__name__.strip("_").replace("_", " "), "missing", str(error), exit_code=error.exit_code)
 
 
-def _version(cluster: Asks, _config: RunConfig) -> Check:
+def _cluster(cluster: Asks, _config: RunConfig) -> Check:
     version = cluster.version()
     text = "Kubernetes " + ".".join(str(part) for part in version)
     if version >= OLDEST_VERSION:
@@ -118,7 +119,7 @@ def _run_name(cluster: Asks, config: RunConfig) -> Check:
     return _wrong("run name", *taken) if taken else _seen("run name", config.run, [status])
 
 
-def _secret(cluster: Asks, config: RunConfig) -> Check:
+def _credentials(cluster: Asks, config: RunConfig) -> Check:
     name = config.kubernetes.credentials_secret
     if name is None:
         return Check("credentials", "ok", "no Secret named: pods use workload identity")
@@ -137,7 +138,7 @@ def _secret(cluster: Asks, config: RunConfig) -> Check:
     return Check("credentials", "ok", f"Secret {name}")
 
 
-def _service_accounts(cluster: Asks, config: RunConfig) -> Check:
+def _accounts(cluster: Asks, config: RunConfig) -> Check:
     wanted = {"job_service_account": config.kubernetes.job_service_account}
     if has_managed_serving(config):
         wanted["serving_service_account"] = config.kubernetes.serving_service_account
@@ -149,7 +150,7 @@ def _service_accounts(cluster: Asks, config: RunConfig) -> Check:
     return _seen("accounts", ", ".join(dict.fromkeys(wanted.values())), found.values())
 
 
-def _priority_classes(cluster: Asks, config: RunConfig) -> Check:
+def _priority(cluster: Asks, config: RunConfig) -> Check:
     pods = {"pods": config.kubernetes.pods, "serving": config.kubernetes.serving}
     pods |= {f"stages.{name}": pod for name, pod in config.kubernetes.stages.items()}
     named = {f"kubernetes.{key}.priority_class": pod.priority_class for key, pod in pods.items() if pod.priority_class}
@@ -178,7 +179,7 @@ def _queue(cluster: Asks, config: RunConfig) -> Check:
     return _seen("queue", f"Kueue's local queue {name}", [status])
 
 
-def _jobs(cluster: Asks, config: RunConfig) -> Check:
+def _dry_run(cluster: Asks, config: RunConfig) -> Check:
     """Let the API server say what it would not accept: quotas, admission policies, Pod Security, ill-formed volumes or affinities."""
     objects = list(dry_run_objects(config, cluster.namespace))
     pods_too = cluster.may("create", "pods")

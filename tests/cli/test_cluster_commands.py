@@ -12,6 +12,9 @@ import pytest
 from itool.cluster.controller import StageFailed
 from itool.cluster.job_facts import verdict_on
 from itool.cluster.leases import StoreLease
+from itool.cluster.preflight import cluster_checks
+from itool.config_kubernetes import StagePodConfig
+from itool.errors import DependencyError
 from tests.cli.cluster_scene import NAMESPACE, Scene
 
 Capture = pytest.CaptureFixture[str]
@@ -155,6 +158,7 @@ def test_doctor_finds_nothing_missing(scene: Scene, capsys: Capture) -> None:
     assert scene.cluster.objects["jobs"] == {}
 
 
+TAKEN = {"metadata": {"name": "itool-run-demo", "namespace": "here"}, "data": {"root": "s3://other/runs"}}
 BAD = {
     "old cluster": ({"released": (1, 27)}, {}, "Kubernetes 1.27 is too old: sidecar containers and retries per shard need 1.29"),
     "no namespace": ({}, {NAMESPACE: HTTPStatus.NOT_FOUND}, "kubernetes.namespace = 'here' does not exist"),
@@ -163,8 +167,9 @@ BAD = {
     "no key": ({}, {f"{NAMESPACE}/secrets/s3": {"data": {}}}, "kubernetes.credentials_secret = 's3' has no key AWS_ACCESS_KEY_ID"),
     "taken name": (
         {},
-        {f"{NAMESPACE}/configmaps/itool-run-demo": {"metadata": {"name": "itool-run-demo"}, "data": {"root": "s3://other/runs"}}},
-        "run demo exists in this namespace with root s3://other/runs, not s3://bucket/runs",
+        {f"{NAMESPACE}/configmaps/itool-run-demo": TAKEN},
+        "run demo exists in namespace here with root s3://other/runs, not s3://bucket/runs. Choose another `run`, or end that one: "
+        "kubectl -n here delete configmap itool-run-demo",
     ),
     "no account": ({}, {f"{NAMESPACE}/serviceaccounts/default": HTTPStatus.NOT_FOUND}, "kubernetes.job_service_account = 'default'"),
     "refused": ({"refuses": {"jobs": "quota gpus is exceeded"}}, {}, "prepare: quota gpus is exceeded"),
@@ -199,6 +204,26 @@ def test_a_queue_without_kueue_and_a_priority_class_without_an_object_are_named(
     assert "kubernetes.queue = 'gpus' does not exist in namespace here" in capsys.readouterr().out
     scene.cluster.lookable["/apis/kueue.x-k8s.io/v1beta2/namespaces/here/localqueues/gpus"] = {}
     assert scene.itoolctl("doctor", "--set", "kubernetes.queue=gpus") == 0
+
+
+def test_a_check_that_cannot_be_made_keeps_its_name(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise DependencyError("the API server is down")
+
+    look = scene.cluster.look
+    settings = scene.config.kubernetes.model_copy(update={"queue": "gpus", "pods": StagePodConfig(priority_class="high")})
+    config = scene.config.model_copy(update={"kubernetes": settings})
+    names = [check.name for check in cluster_checks(scene.cluster, config)]
+    monkeypatch.setattr(scene.cluster, "look", lambda path: look(path) if path == NAMESPACE else refuse())
+    monkeypatch.setattr(scene.cluster, "create", refuse)
+    checks = list(cluster_checks(scene.cluster, config))
+    assert [check.name for check in checks] == names
+    assert [check.state for check in checks] == ["ok"] * 3 + ["missing"] * 6
+    for position, question in enumerate(("version", "look", "may")):
+        with monkeypatch.context() as patch:
+            patch.setattr(scene.cluster, "look", look)
+            patch.setattr(scene.cluster, question, refuse)
+            assert [check.name for check in cluster_checks(scene.cluster, config)] == names[: position + 1]
 
 
 def test_a_store_or_a_cluster_that_does_not_answer_is_69(scene: Scene, capsys: Capture) -> None:
