@@ -71,6 +71,11 @@ class ServingConfig(PodConfig):
         """Whether the image holds vLLM's CPU build, which wants other flags and computes adapters in float32 too."""
         return self.device == "cpu" if self.device else self.image is None or self.gpus == 0
 
+    @property
+    def pod_gpus(self) -> int:
+        """GPUs of one vLLM pod: what `gpus` says, else one unless the image holds the CPU build."""
+        return int(not self.runs_on_cpu) if self.gpus is None else self.gpus
+
 
 class KubernetesConfig(Section):
     """Stages as Jobs. Credentials come from a Secret or from workload identity, never from here."""

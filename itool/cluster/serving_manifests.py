@@ -108,7 +108,7 @@ def change_to(deployment: Object) -> Object:
 
 def _vllm(config: RunConfig, context_tokens: int) -> Object:
     serving, on_cpu = config.kubernetes.serving, config.kubernetes.serving.runs_on_cpu
-    gpus = 1 if serving.gpus is None else serving.gpus
+    gpus = serving.pod_gpus
     arguments = server_arguments(
         MODEL_FOLDER, context_tokens, config.model, port=VLLM_PORT, max_requests=config.policy.max_requests, gpu=not on_cpu, host="0.0.0.0"
     )

@@ -27,7 +27,7 @@ from tests.cluster.test_controller import MEMORY, Clock
 def configured(gpu_sharing: str) -> RunConfig:
     document = {
         "iterations": 2, "root": "s3://bucket/runs", "runtime": {"backend": "kubernetes"}, "policy": {"backend": "vllm"},
-        "kubernetes": {"serving": {"gpu_sharing": gpu_sharing, "replicas": 2}},
+        "kubernetes": {"serving": {"gpu_sharing": gpu_sharing, "replicas": 2, "gpus": 1}},
     }  # fmt: skip
     return RunConfig.model_validate(document)
 

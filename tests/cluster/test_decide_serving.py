@@ -128,7 +128,7 @@ def test_exclusive_serving_stays_while_other_stages_train() -> None:
 
 
 def test_a_timeshared_gpu_is_given_back_before_a_stage_computes_on_it() -> None:
-    config = configured(sharing="timeshare")
+    config = configured(sharing="timeshare", gpus=1)
     for stage in (SCORE, DPO):
         assert decide(stage, serving(WARMUP, pod()), config=config) == [
             StopServing(f"{stage} needs the GPU"),
@@ -146,10 +146,11 @@ def test_what_takes_no_gpu_or_leaves_none_is_no_reason_to_stop_vllm() -> None:
     state = serving(WARMUP, pod())
     for config in (
         configured(sharing="timeshare", gpus=0),
-        configured(sharing="timeshare", kubernetes={"serving": {"gpu_sharing": "timeshare"}, "pods": {"gpus": 0}}),
+        configured(sharing="timeshare"),  # the CPU build
+        configured(sharing="timeshare", kubernetes={"serving": {"gpu_sharing": "timeshare", "gpus": 1}, "pods": {"gpus": 0}}),
     ):
         assert decide(SCORE, state, config=config) == [start(SCORE)]
-    by_pass_rate = configured(sharing="timeshare", select={"by": "pass_rate"})
+    by_pass_rate = configured(sharing="timeshare", gpus=1, select={"by": "pass_rate"})
     assert decide(SCORE, state, config=by_pass_rate) == [start(SCORE)]
 
 

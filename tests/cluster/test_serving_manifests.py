@@ -103,11 +103,20 @@ def test_the_grace_period_is_longer_than_leaving_and_draining() -> None:
     assert spec_of(configured())["terminationGracePeriodSeconds"] > leaving + draining
 
 
-def test_a_gpu_is_asked_for_unless_none_is_wanted() -> None:
-    for gpus, limit in ((None, "1"), (2, "2"), (0, None)):
-        resources = containers(configured({"gpus": gpus}))["vllm"]["resources"]
-        assert resources["limits"].get("nvidia.com/gpu") == limit
-        assert resources["requests"].get("nvidia.com/gpu") == limit
+def test_a_gpu_is_asked_for_unless_none_is_wanted_or_of_use() -> None:
+    cases: list[tuple[dict[str, Any], str | None]] = [
+        ({}, None),
+        ({"gpus": 2}, "2"),
+        ({"image": "vllm/vllm-openai@sha256:0"}, "1"),
+        ({"image": "vllm/vllm-openai@sha256:0", "gpus": 2}, "2"),
+        ({"image": "mirror/vllm-cpu@sha256:0", "device": "cpu"}, None),
+        ({"image": "mirror/vllm-cpu@sha256:0", "gpus": 0}, None),
+        ({"device": "cuda"}, "1"),
+    ]
+    for serving, limit in cases:
+        resources = containers(configured(serving))["vllm"]["resources"]
+        assert resources["limits"].get("nvidia.com/gpu") == limit, serving
+        assert resources["requests"].get("nvidia.com/gpu") == limit, serving
     assert "nvidia.com/gpu" not in containers(configured())["adapter-keeper"]["resources"]["limits"]
 
 
