@@ -128,7 +128,9 @@ def _failure(config: RunConfig, serving: ServingState, now: float) -> tuple[int,
 def _competes(config: RunConfig, stage: StageId) -> bool:
     """Whether the stage needs a GPU that vLLM holds although nobody asks it."""
     serving = config.kubernetes.serving
-    return serving.gpu_sharing == "timeshare" and serving.pod_gpus > 0 and computes_on_gpu(config, stage.name) and gpus_of(config, stage) > 0
+    return (
+        serving.gpu_sharing == "timeshare" and serving.pod_gpus > 0 and computes_on_gpu(config, stage.name) and gpus_of(config, stage) > 0
+    )
 
 
 def _stored(resolution: Resolution) -> StoredArtifact:
