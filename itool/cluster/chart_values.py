@@ -23,7 +23,7 @@ from pydantic.alias_generators import to_camel
 from itool.cluster.chart_network import CIDR, Cidr, EgressRule, Peer, Port
 from itool.config import RunConfig
 from itool.config_kubernetes import QUANTITY, Annotations, DnsName, Labels, MetadataKey
-from itool.config_section import Section
+from itool.config_section import URL, Section
 
 Amount = Annotated[float | str, WithJsonSchema({"type": ["number", "string"], "pattern": QUANTITY})]
 VariableName = Annotated[str, Field(pattern="^[-._A-Za-z][-._A-Za-z0-9]*$")]
@@ -46,7 +46,11 @@ WORDS = {
 }
 """What to write where Helm has read a string instead. `--set` makes strings of numbers with a point."""
 
-PATTERNS = {CIDR: "^an address range, like 10.0.0.0/8 or fd00::/8$", QUANTITY: "^a quantity, like 500m or 2Gi$"}
+PATTERNS = {
+    CIDR: "^an address range, like 10.0.0.0/8 or fd00::/8$",
+    QUANTITY: "^a quantity, like 500m or 2Gi$",
+    URL: "^an address, like http://minio:9000$",
+}
 """What Helm prints instead of a pattern that says too little."""
 
 TABLE = re.compile(r"(?<=<!-- values -->\n).*(?=<!-- end of values -->)", re.DOTALL)

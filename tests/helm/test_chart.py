@@ -169,6 +169,10 @@ def test_chart_program_and_doctor_agree_on_versions() -> None:
             {"controller": {"resources": {"limits": {"memory": "5XB"}}}},
             "- at '/controller/resources/limits/memory': '5XB' does not match pattern '^a quantity, like 500m or 2Gi$'",
         ),
+        (
+            {"run": {"store": {"endpoint_url": "http://minio:port"}}},
+            "- at '/run/store/endpoint_url': 'http://minio:port' does not match pattern '^an address, like http://minio:9000$'",
+        ),
         ({"controller": {"nodeSelector": {"zone": "a b"}}}, "- at '/controller/nodeSelector/zone': 'a b' does not match pattern"),
         ({"serviceAccounts": {"jobs": {"name": "My_Account"}}}, "- at '/serviceAccounts/jobs/name': 'My_Account' does not match pattern"),
         ({"podMonitor": {"peers": []}}, "- at '/podMonitor/peers': minItems: got 0, want 1"),
