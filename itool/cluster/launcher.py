@@ -183,8 +183,9 @@ def run_forked(request: dict[str, Any]) -> NoReturn:
     finally:
         threading._shutdown()  # type: ignore[attr-defined]  # joins threads, as every interpreter does at its end
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
         os._exit(code)
 
 
