@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from itool.artifacts.disk import storage_remedy
+from itool.artifacts.disk import storage_error, storage_remedy
 from itool.artifacts.store import Store
 from itool.errors import DependencyError, StorageError
 
@@ -77,7 +77,7 @@ def holder_document() -> dict[str, Any]:
 
 @dataclass
 class FolderLease:
-    """`<root>/<run>/controller.lock`."""
+    """`<root>/<run>/controller.lock`. What `sleep` raises ends the wait for a dead holder's stages."""
 
     path: Path
     sleep: Callable[[float], None] = time.sleep
@@ -91,16 +91,24 @@ class FolderLease:
         except OSError as error:
             remedy = storage_remedy(error) or "Give a writable --root"
             raise StorageError(f"folder {self.path.parent} cannot be written: {error.strerror}", remedy=remedy) from None
+        with contextlib.ExitStack() as unless_held:
+            unless_held.callback(os.close, descriptor)
+            self._wait_for_lock(descriptor)
+            try:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, json.dumps(holder_document()).encode(), 0)
+            except OSError as error:
+                raise storage_error(error, self.path) from None
+            unless_held.pop_all()
+            self._descriptor = descriptor
+
+    def _wait_for_lock(self, descriptor: int) -> None:
         deadline = time.monotonic() + ORPHAN_WAIT_SECONDS
         while not _try_lock(descriptor):
             holder = _parse(os.pread(descriptor, 4096, 0))
             if _lives(holder) or time.monotonic() > deadline:
-                os.close(descriptor)
                 raise _held(self.path.parent.name, holder)
             self.sleep(0.1)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(holder_document()).encode(), 0)
-        self._descriptor = descriptor
 
     def renew(self) -> bool:
         """A kernel lock needs no renewal, and `cancel` sends a signal."""

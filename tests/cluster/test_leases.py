@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,20 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "demo").write_text("a file")
     with pytest.raises(StorageError, match="demo"):
         FolderLease(tmp_path / "demo" / "lock").acquire()
+
+
+def test_a_lease_that_the_disk_does_not_take_is_given_back(tmp_path: Path) -> None:
+    lease, limits = FolderLease(tmp_path / "demo" / "lock"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=r"cannot use .*demo/lock"):
+            lease.acquire()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    lease.acquire()
+    lease.release()
 
 
 class Clock:
