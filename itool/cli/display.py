@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from itool.cli.tables import duration, size
 from itool.cluster.decide import Action, Fail, StartStage, StopStage, Wait
 from itool.cluster.progress import Progress as Reported
-from itool.cluster.runner import Attempt, Task
+from itool.cluster.runner import NOT_BEGUN, Attempt, Task
 from itool.config import RunConfig
 from itool.errors import Interrupted
 
@@ -120,6 +120,8 @@ def ending(task: Task, attempt: Attempt) -> str:
     if attempt.phase == "succeeded":
         memory = f", {size(attempt.peak_memory_bytes)}" if attempt.peak_memory_bytes else ""
         return f"{task.label}: done in {took}{memory}"
+    if attempt.reason == NOT_BEGUN:
+        return f"{task.label}: {NOT_BEGUN}"
     how = "stopped after a checkpoint" if attempt.exit_code == Interrupted.exit_code else f"exit code {attempt.exit_code}"
     return f"{task.label}: {how} after {took}{': ' + attempt.reason if attempt.reason else ''}"
 

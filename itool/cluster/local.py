@@ -22,9 +22,9 @@ from typing import Any
 from itool.artifacts.disk import storage_error, storage_remedy
 from itool.cluster.last_words import last_words
 from itool.cluster.log_names import LogName
-from itool.cluster.runner import Attempt, Attempts, Task
+from itool.cluster.runner import NOT_BEGUN, Attempt, Attempts, Task
 from itool.config import RunConfig
-from itool.errors import StorageError
+from itool.errors import Interrupted, ItoolError, StorageError
 from itool.logs import get_logger
 from itool.stages import STAGES, may_overlap
 
@@ -58,7 +58,8 @@ class LocalRunner:
     """One run's processes. `config_path` is the file that every job reads, `logs_path` the folder of the log files.
 
     `keep_open` are file descriptors that every stage inherits: the run's lock stays held until the last of them has ended.
-    `on_ended` is told of every ended attempt's log file (a store that is no folder gets a copy).
+    `on_ended` is told of every ended attempt's log file (a store that is no folder gets a copy). `while_stopping` is called again and
+    again until what `cancel` stops has ended.
     """
 
     config: RunConfig
@@ -68,6 +69,7 @@ class LocalRunner:
     keep_open: Sequence[int] = ()
     warm_modules: Sequence[str] = WARM_MODULES
     on_ended: Callable[[Task, int, Path], None] | None = None
+    while_stopping: Callable[[], None] = lambda: None
     _attempts: dict[Task, list[Attempt]] = field(default_factory=dict)
     _launchers: dict[bool, LauncherProcess] = field(default_factory=dict)
     _started_by: dict[str, tuple[Task, int, bool]] = field(default_factory=dict)
@@ -127,11 +129,11 @@ class LocalRunner:
         """Nothing that an earlier controller has left still runs here."""
 
     def cancel(self, grace_seconds: float) -> None:
-        """SIGTERM, wait, SIGKILL."""
+        """SIGTERM, wait, SIGKILL. What waits for a launcher that still imports has not begun, and ends as interrupted without a signal."""
         self.state()
         for warm in [warm for warm, launcher in self._launchers.items() if not launcher.ready]:
             self._launchers.pop(warm).close()
-            self._end_all_of(warm, "stopped before it began")
+            self._end_all_of(warm, NOT_BEGUN, status=Interrupted.exit_code)
         self._signal_all(signal.SIGTERM)
         if not self._wait_for_all(grace_seconds):
             self._signal_all(signal.SIGKILL)
@@ -167,7 +169,10 @@ class LocalRunner:
 
     def _launcher(self, warm: bool) -> LauncherProcess:
         if warm not in self._launchers:
-            self.logs_path.mkdir(parents=True, exist_ok=True)
+            try:
+                self.logs_path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise storage_error(error, self.logs_path) from None
             self._launchers[warm] = LauncherProcess.open(
                 self._modules() if warm else (), self.logs_path / LAUNCHER_LOG, self.keep_open, environment=self._environment()
             )
@@ -207,13 +212,22 @@ class LocalRunner:
             ended_at=time.time(),
             peak_memory_bytes=peak_memory_bytes,
         )
-        if self.on_ended is not None:
-            self.on_ended(task, number, self.log_path(task, number))
+        self._hand_over_log(task, number)
 
-    def _end_all_of(self, warm: bool, reason: str) -> None:
+    def _hand_over_log(self, task: Task, number: int) -> None:
+        """A store that is away loses nobody's end: the log then stays on this machine, where `logs` finds it too."""
+        if self.on_ended is None:
+            return
+        path = self.log_path(task, number)
+        try:
+            self.on_ended(task, number, path)
+        except ItoolError as error:
+            log.warning("log stays on this machine", path=str(path), error=str(error))
+
+    def _end_all_of(self, warm: bool, reason: str, *, status: int = -signal.SIGKILL) -> None:
         """Note the end of every attempt of a launcher that is no more."""
         for identity in [name for name, (_, _, by) in self._started_by.items() if by == warm]:
-            self._end(identity, -signal.SIGKILL, 0, reason)
+            self._end(identity, status, 0, reason)
 
     def _signal_all(self, number: int) -> None:
         for identity, (_, _, warm) in self._started_by.items():
@@ -223,8 +237,9 @@ class LocalRunner:
     def _wait_for_all(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
         while self._started_by and time.monotonic() < deadline:
-            self.state()
+            self.while_stopping()
             time.sleep(0.02)
+            self.state()
         return not self._started_by
 
 
@@ -254,9 +269,11 @@ class LauncherProcess:
                     start_new_session=True,
                 )
         except OSError as error:
+            ours.close()
             message = f"stages cannot be started with their logs in {log_path.parent}: {error}"
             raise StorageError(message, remedy=storage_remedy(error)) from None
-        theirs.close()
+        finally:
+            theirs.close()
         return cls(process, ours)
 
     def request(self, message: dict[str, Any]) -> None:

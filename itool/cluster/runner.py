@@ -14,6 +14,9 @@ from itool.stages import StageId
 
 Phase = Literal["pending", "running", "succeeded", "failed"]
 
+NOT_BEGUN = "stopped before it began"
+"""The reason of an attempt that was stopped while its process was still to come."""
+
 
 @dataclass(frozen=True, order=True)
 class Task:

@@ -9,14 +9,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from itool.cluster.local import LocalRunner, explain_end
+from itool.cli.display import ending
+from itool.cluster.local import LauncherProcess, LocalRunner, explain_end
 from itool.cluster.progress import ProgressTail
 from itool.cluster.runner import Attempt, Task
 from itool.config import RunConfig, RuntimeConfig
+from itool.errors import DependencyError, Interrupted, StorageError
 from itool.stages import StageId
 from tests.fakes.jobs_path import fake_jobs_environment
 
@@ -88,7 +92,69 @@ def test_a_launcher_that_still_imports_is_not_waited_for(started: bool, tmp_path
     assert time.monotonic() - begun < 15.0
     assert process.poll() is not None
     if started:
-        assert runner.state()[warmup][-1].reason == "stopped before it began"
+        attempt = runner.state()[warmup][-1]
+        assert (attempt.phase, attempt.exit_code) == ("failed", Interrupted.exit_code)
+        assert ending(warmup, attempt) == "i0-warmup: stopped before it began"
+
+
+@dataclass
+class ScriptedLauncher:
+    """Reports a batch of ended attempts at each look."""
+
+    batches: list[list[str]]
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    ready: bool = True
+    gone: bool = False
+
+    def events(self) -> list[dict[str, Any]]:
+        names = self.batches.pop(0) if self.batches else []
+        return [{"event": "ended", "id": name, "status": 75, "peak_memory_bytes": 0} for name in names]
+
+    def request(self, message: dict[str, Any]) -> None:
+        self.requests.append(message)
+
+
+def two_running_shards(folder: Path, batches: list[list[str]]) -> tuple[LocalRunner, ScriptedLauncher]:
+    """`i1-generate-0-1` and `i1-generate-1-1`."""
+    made, launcher = LocalRunner(RunConfig(), folder / "config.yaml", folder), ScriptedLauncher(batches)
+    made._launchers[True] = launcher  # type: ignore[assignment]
+    for task in (Task(StageId(1, "generate"), "key", shard, 2) for shard in (0, 1)):
+        made._started_by[f"{task.label}-1"] = (task, 1, True)
+        made._attempts[task] = [Attempt(1, "running")]
+    return made, launcher
+
+
+def store_is_away(*_log: object) -> None:
+    raise DependencyError("S3 does not answer")
+
+
+def test_a_log_that_the_store_does_not_take_loses_no_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made, _ = two_running_shards(tmp_path, [["i1-generate-0-1", "i1-generate-1-1"]])
+    made.on_ended = store_is_away
+    assert [attempts[-1].exit_code for attempts in made.state().values()] == [75, 75]
+    assert "i1-generate-1-1.log" in capsys.readouterr().out
+
+
+def test_a_stop_reaches_every_stage_while_the_store_is_away(tmp_path: Path) -> None:
+    made, launcher = two_running_shards(tmp_path, [["i1-generate-0-1"], ["i1-generate-1-1"]])
+    made.on_ended = store_is_away
+    made.detach(5.0)
+    assert [(request["id"], request["signal"]) for request in launcher.requests] == [("i1-generate-1-1", signal.SIGTERM)]
+    assert all(attempts[-1].over for attempts in made.state().values())
+
+
+def test_a_folder_for_logs_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "full").write_text("a file")
+    made = LocalRunner(RunConfig(), tmp_path / "config.yaml", tmp_path / "full" / "logs")
+    with pytest.raises(StorageError, match=r"cannot use .*/full/logs"):
+        made.start(PREPARE, 1)
+
+
+def test_a_launcher_that_cannot_be_started_leaves_no_socket(tmp_path: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(StorageError):
+        LauncherProcess.open((), tmp_path / "nowhere" / "launcher.log", (), {})
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_stage_runs_and_its_log_has_progress(runner: LocalRunner, tmp_path: Path) -> None:
