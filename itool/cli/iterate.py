@@ -47,6 +47,7 @@ def iterate(
     """
     from itool.cli.display import open_display  # noqa: PLC0415 - every import below costs time that --help does not have
     from itool.cli.report import result_text  # noqa: PLC0415
+    from itool.cluster.session import NotStarted  # noqa: PLC0415
     from itool.cluster.session import iterate as iterate_here  # noqa: PLC0415
     from itool.errors import Interrupted  # noqa: PLC0415
     from itool.operations.reports import find_report  # noqa: PLC0415
@@ -56,6 +57,8 @@ def iterate(
     try:
         with open_display(settings) as display:
             resolutions = iterate_here(settings, display, wait_lease_seconds=wait_lease)
+    except NotStarted:
+        raise
     except Interrupted:
         raise _interrupted(settings) from None
     seconds = time.monotonic() - started

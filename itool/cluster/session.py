@@ -6,13 +6,14 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from itool.artifacts.disk import storage_error
 from itool.artifacts.process import stop_signals
 from itool.artifacts.resolve import Resolution, resolve
 from itool.artifacts.store import FolderStore, Store, open_store
@@ -24,7 +25,7 @@ from itool.cluster.pods import has_managed_serving
 from itool.cluster.progress import NoWatcher, Watcher
 from itool.cluster.runner import Task
 from itool.config import RunConfig
-from itool.errors import Interrupted
+from itool.errors import Interrupted, ItoolError
 from itool.stages import StageId
 
 if TYPE_CHECKING:
@@ -34,12 +35,17 @@ CLUSTER_POLL_SECONDS = 1.0
 """The longest pause between two looks at a cluster; a change ends it at once."""
 
 
+class NotStarted(Interrupted):
+    """Stopped while somebody else still held the run."""
+
+
 def iterate(
     config: RunConfig, watcher: Watcher | None = None, *, package: str = "jobs", wait_lease_seconds: float = 0.0
 ) -> dict[StageId, Resolution]:
     """Make every artifact of the run that is missing. A finished run costs one look at the store.
 
-    Raises StageFailed, Interrupted (75) after Ctrl-C or SIGTERM, DependencyError when another controller holds the run.
+    Raises StageFailed, Interrupted (75) after Ctrl-C or SIGTERM (NotStarted while it waits for the run), DependencyError when another
+    controller holds the run.
     """
     store = open_store(config.root, config.store)
     resolutions = resolve(store, config)
@@ -50,8 +56,8 @@ def iterate(
     if cluster is not None:  # named, so that whoever looks at the run from elsewhere finds it
         named = config.kubernetes.model_copy(update={"namespace": cluster.namespace})
         config = config.model_copy(update={"kubernetes": named})
-    lease = open_lease(store, config.run)
     with controller_signals() as stop:
+        lease = open_lease(store, config.run, sleep=stop.sleep)
         acquire_within(lease, wait_lease_seconds, sleep=stop.sleep)
         try:
             store_config(store, config)
@@ -66,11 +72,18 @@ def _iterate_here(
     config: RunConfig, store: Store, lease: Lease, watcher: Watcher, *, stop: StopRequest, package: str
 ) -> dict[StageId, Resolution]:
     runner = local_runner(config, store, lease.inherited, package)
+    runner.while_stopping = partial(_keep, lease)
     stop.on_second = runner.kill
     try:
         return Controller(config, store, runner, lease, watcher, stop_requested=stop, rules=rules_of(config)).run()
     finally:
         runner.close()
+
+
+def _keep(lease: Lease) -> None:
+    """Stages that save their last checkpoint outlive a lease that is not renewed. Whoever has it now is no reason not to stop them."""
+    with suppress(ItoolError):
+        lease.renew()
 
 
 def checked_cluster(config: RunConfig) -> Cluster:
@@ -102,10 +115,10 @@ def _iterate_in_cluster(
         runner.close()
 
 
-def open_lease(store: Store, run: str) -> FolderLease | StoreLease:
+def open_lease(store: Store, run: str, *, sleep: Callable[[float], None] = time.sleep) -> FolderLease | StoreLease:
     """The lease of a run: the kernel's lock in a folder, an expiring object elsewhere."""
     if isinstance(store, FolderStore):
-        return FolderLease(store.path(f"{run}/controller.lock"))
+        return FolderLease(store.path(f"{run}/controller.lock"), sleep=sleep)
     return StoreLease(store, run)
 
 
@@ -117,8 +130,11 @@ def local_runner(config: RunConfig, store: Store, keep_open: tuple[int, ...], pa
         )
     folder = local_state(config)
     config_path = folder / "config.yaml"
-    folder.mkdir(parents=True, exist_ok=True)
-    config_path.write_text(config.as_yaml(), encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        config_path.write_text(config.as_yaml(), encoding="utf-8")
+    except OSError as error:
+        raise storage_error(error, config_path) from None
 
     def keep_log(_task: Task, _attempt: int, path: Path) -> None:
         store.upload(path, log_key(config.run, path.name))
@@ -149,10 +165,11 @@ class StopRequest:
             self.on_second()
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, and raise Interrupted when somebody has asked meanwhile."""
+        """Sleep while somebody else holds the run, and raise NotStarted when somebody has asked to stop meanwhile."""
         time.sleep(seconds)
         if self():
-            raise Interrupted("stopped before anything was started")
+            message = "stopped while waiting for the run's other controller, which is left alone; nothing was started"
+            raise NotStarted(message, remedy="`itoolctl status` says how the run fares")
 
 
 @contextmanager
