@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from itool.artifacts.manifest import Manifest
 from itool.artifacts.resolve import observe, resolve_observed
 from itool.artifacts.store import open_store
@@ -24,7 +26,7 @@ class FoundReport:
 
 
 def find_report(config: RunConfig) -> FoundReport:
-    """The run's report, or the newest older one. Raises InputError when it has none yet."""
+    """The run's report, or the newest older one. Raises InputError when it has none yet, or one that this version cannot read."""
     store = open_store(config.root, config.store)
     observed = observe(store, config)
     resolution = list(resolve_observed(config, observed).values())[-1]
@@ -35,10 +37,17 @@ def find_report(config: RunConfig) -> FoundReport:
         raise InputError(
             f"run {config.run} has no report yet", remedy="`itoolctl status` says how far it is; `itoolctl iterate` finishes it"
         )
-    text = store.read(manifest.file_key(prefix, "report.json")).decode()
+    key = manifest.file_key(prefix, "report.json")
+    text = store.read(key).decode()
+    try:
+        parsed = Report.model_validate_json(text)
+    except ValidationError:
+        first = f"`itoolctl artifacts rm {prefix}`, then " if resolution.done else ""
+        remedy = f"{first}`itoolctl iterate` makes it again"
+        raise InputError(f"{store.root}/{key} is of another version of itool", remedy=remedy) from None
     html_key = manifest.file_key(prefix, "report.html")
     html = str(store.local_path(html_key) or f"{store.root}/{html_key}")
-    return FoundReport(text, Report.model_validate_json(text), html, resolution.done)
+    return FoundReport(text, parsed, html, resolution.done)
 
 
 def _newest_report(run: str, manifests: Mapping[str, Manifest]) -> tuple[str | None, Manifest | None]:
