@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from itool.artifacts.store import FolderStore, Store, open_store
+from itool.artifacts.store import FolderStore, Store
 from itool.cluster.last_words import last_words
 from itool.cluster.log_names import LOGS_FOLDER, log_key, logs_prefix, parse_log_name
 from itool.cluster.progress import last_progress
@@ -75,9 +75,8 @@ def find_logs(config: RunConfig, store: Store, wanted: Wanted) -> list[AttemptLo
     return [logs[key] for key in wanted.choose(logs)]
 
 
-def last_word(config: RunConfig, stage: str, iteration: int) -> LastWord | None:
+def last_word(config: RunConfig, store: Store, stage: str, iteration: int) -> LastWord | None:
     """Progress and last message of a stage's newest attempts; None when it never started."""
-    store = open_store(config.root, config.store)
     logs = find_logs(config, store, Wanted(stage, iteration))
     if not logs:
         return None

@@ -92,7 +92,7 @@ class StatusReader:
 
     def _with_log(self, row: StageRow, active: bool) -> StageRow:
         """On this machine: a stage whose turn it is runs, with the progress of its log, or failed with its log's last word."""
-        word = last_word(self.config, row.name, row.iteration)
+        word = last_word(self.config, self.store, row.name, row.iteration)
         if word is None:
             return row
         if active:

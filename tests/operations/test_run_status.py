@@ -35,3 +35,13 @@ def test_stages_that_run_side_by_side_both_run(tmp_path: Path) -> None:
     stopped = StatusReader(config, store).read()
     assert [row.attempt for row in stopped.stages if row.attempt] == [1, 2]
     assert stopped.state == "stopped"
+
+
+def test_last_words_come_from_the_store_that_is_open(tmp_path: Path) -> None:
+    config, store = RunConfig(root=str(tmp_path / "elsewhere")), FolderStore(tmp_path / "here")
+    logs = store.path(f"{config.run}/logs")
+    logs.mkdir(parents=True)
+    (logs / "i0-prepare-1.log").write_text("error: row 3 has no tools\n")
+    row = StatusReader(config, store).read().stages[0]
+    assert (row.stage, row.attempt) == ("i0/prepare", 1)
+    assert row.reason.endswith("last attempt: row 3 has no tools")
