@@ -19,7 +19,7 @@ from itool.errors import ItoolError
 if TYPE_CHECKING:
     from itool.artifacts.store import Store
     from itool.config import RunConfig
-    from itool.operations.attempt_logs import AttemptKey, Wanted
+    from itool.operations.attempt_logs import AttemptKey, AttemptLog, Wanted
     from itool.operations.live_logs import ClusterLogs, PodText
 
 MOST_FOLLOWED = 32
@@ -91,7 +91,9 @@ class Printer:
         """A piece of a source's text; half a line waits for its other half, or for the last piece."""
         with self._lock:
             text = self._rest.pop(source, b"") + data
-            whole = len(text) if last else text.rfind(b"\n") + 1
+            if last and text and not text.endswith(b"\n"):
+                text += b"\n"
+            whole = text.rfind(b"\n") + 1
             self._rest[source] = text[whole:]
             if not text[:whole]:
                 return
@@ -114,15 +116,20 @@ def _show_local(settings: RunConfig, store: Store, wanted: Wanted, printer: Prin
     from itool.operations.attempt_logs import find_logs  # noqa: PLC0415
 
     offsets: dict[str, int] = {}
+    open_logs: list[AttemptLog] = []
     while True:
-        active = _is_held(settings, store)
+        active = follow and _is_held(settings, store)
         found = find_logs(settings, store, wanted)
         printer.announce(len(found))
+        for log in open_logs:
+            if log not in found:  # a newer attempt has taken its place
+                printer.write(log.name, log.key, b"", last=True)
+        open_logs = found
         for log in found:
             data = log.read(store, settings.run, offsets.get(log.name, 0))
             offsets[log.name] = offsets.get(log.name, 0) + len(data)
-            printer.write(log.name, log.key, data)
-        if not follow or not active:
+            printer.write(log.name, log.key, data, last=not active)
+        if not active:
             return bool(found)
         time.sleep(LOOK_AGAIN_SECONDS / 5)
 
@@ -156,7 +163,7 @@ def _follow_all(logs: ClusterLogs, texts: Sequence[PodText], printer: Printer) -
         with places:
             try:
                 _copy(logs, text, printer, follow=True)
-            except ItoolError as error:
+            except (ItoolError, OSError) as error:  # a closed pipe ends the command from the main thread alone
                 errors.put(error)
 
     if len(texts) > MOST_FOLLOWED:
