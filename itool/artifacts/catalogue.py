@@ -40,23 +40,21 @@ def find_artifact(store: Store, name: str) -> str:
     name = name.strip("/")
     if store.size(manifest_key(name)) is not None:
         return name
-    found = _beginning_with(name, manifest_prefixes(store.list(name.partition("/")[0])))
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise InputError(f"no artifact {name!r} in {store.root}", remedy="See `itoolctl artifacts ls`")
-    raise InputError(f"{name!r} fits {len(found)} artifacts: {', '.join(found[:4])}", remedy="Give the key too")
+    return _only(_beginning_with(name, manifest_prefixes(store.list(name.partition("/")[0]))), store, name)
 
 
 def find_remains(store: Store, name: str) -> str:
     """As `find_artifact`, of folders of artifacts and shards with or without a manifest, so that damaged ones can be removed too."""
     name = name.strip("/")
     folders = _folders(store.list(name.partition("/")[0]))
-    found = [name] if name in folders else sorted(folder for folder in _beginning_with(name, folders) if "/shards/" not in folder)
-    if len(found) != 1:
-        remedy = "See `itoolctl artifacts ls`" if not found else f"Give the key too: {', '.join(found[:4])}"
-        raise InputError(f"{name!r} names {len(found)} artifacts", remedy=remedy)
-    return found[0]
+    if name in folders:
+        return name
+    return _only(sorted(folder for folder in _beginning_with(name, folders) if "/shards/" not in folder), store, name)
+
+
+def no_such_artifact(store: Store, name: str) -> InputError:
+    """The error about an artifact that is not there."""
+    return InputError(f"there is no artifact {name!r} in {store.root}", remedy="See `itoolctl artifacts ls`")
 
 
 def verify_artifact(store: Store, prefix: str, on_file: Callable[[str], None] = lambda _: None) -> list[str]:
@@ -85,7 +83,7 @@ def get_artifact(store: Store, prefix: str, target: Path, names: list[str] | Non
     """
     manifest = read_manifest(store, prefix)
     if manifest is None:
-        raise InputError(f"no artifact {prefix!r} in {store.root}", remedy="See `itoolctl artifacts ls`")
+        raise no_such_artifact(store, prefix)
     for name in names or []:
         if not any(path == name or (name.endswith("/") and path.startswith(name)) for path in manifest.files):
             raise InputError(f"artifact {prefix} has no {name!r}; it has {', '.join(manifest.files)}")
@@ -103,6 +101,14 @@ def remove_artifact(store: Store, prefix: str) -> int:
     store.delete(manifest_key(prefix))
     delete_tree(store, prefix)
     return len(keys)
+
+
+def _only(found: list[str], store: Store, name: str) -> str:
+    if not found:
+        raise no_such_artifact(store, name)
+    if len(found) > 1:
+        raise InputError(f"{name!r} fits {len(found)} artifacts: {', '.join(found[:4])}", remedy="Give the key too")
+    return found[0]
 
 
 def _beginning_with(name: str, prefixes: Iterable[str]) -> list[str]:

@@ -152,16 +152,19 @@ def exit_code_of(error: BaseException) -> int:
     return known.exit_code
 
 
-def as_itool_error(error: BaseException) -> ItoolError:
-    """Any error as one of ours: a full disk or a read-only folder is a StorageError, what nobody foresaw an ItoolError with its type."""
+def as_itool_error(error: BaseException, place: str = "the staging folder") -> ItoolError:
+    """Any error as one of ours: a full disk or a read-only folder is a StorageError, what nobody foresaw an ItoolError with its type.
+
+    `place` is named where the error itself names no file.
+    """
     if isinstance(error, ItoolError):
         return error
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("stopped at once by a second Ctrl-C", remedy="Run the same command again to resume")
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
-        return storage_error(error, Path(error.filename or "the staging folder"))
+        return storage_error(error, Path(place))
     if (number := _wrapped_errno(str(error))) is not None:
-        return storage_error(OSError(number, os.strerror(number)), Path("the staging folder"))
+        return storage_error(OSError(number, os.strerror(number)), Path(place))
     return ItoolError(f"{type(error).__name__}: {error}", remedy="Set ITOOL_DEBUG=1 for the traceback")
 
 

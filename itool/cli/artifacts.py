@@ -91,7 +91,7 @@ def verify(
             f"{count} problem{'s' if count > 1 else ''} in {len(damaged)} of {len(prefixes)} artifacts",
             remedy=f"Remove with `itoolctl artifacts rm {damaged[0]}`{', and so on,' if len(damaged) > 1 else ''} and run again",
         )
-    note(f"{len(prefixes)} artifacts are whole.")
+    note("1 artifact is whole." if len(prefixes) == 1 else f"{len(prefixes)} artifacts are whole.")
 
 
 @app.command("get")
@@ -120,9 +120,9 @@ def rm(name: NameArgument, root: RootOption = None) -> None:
 
 
 def _list(store: Store, run: str, root: str | None) -> list[CatalogueEntry]:
-    from itool.artifacts.catalogue import list_artifacts  # noqa: PLC0415
+    from itool.artifacts.catalogue import list_artifacts, no_such_artifact  # noqa: PLC0415
 
     entries = list_artifacts(store, run)
     if run and not entries and not store.list(run):
-        raise no_such_run(run, root)
+        raise no_such_artifact(store, run) if "/" in run.strip("/") else no_such_run(run, root)
     return entries

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from itool.cli import artifacts, cancel, compare, doctor, iterate, logs, plan, report, runs, stages, status
-from itool.errors import ItoolError
+from itool.errors import ItoolError, StorageError
 
 app = typer.Typer(
     name="itoolctl",
@@ -70,10 +70,12 @@ def main() -> None:
         app()
     except ItoolError as error:
         _leave(str(error), error.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except Exception as error:  # noqa: BLE001 - the CLI's boundary: an unforeseen error is one line too
+        from itool.artifacts.process import as_itool_error  # noqa: PLC0415 - only a failing command needs it
+
+        known = as_itool_error(error, place="the disk or standard output")
+        if isinstance(known, StorageError):
+            _leave(str(known), known.exit_code)
         said = str(error).rstrip(".")
         _leave(f"unforeseen {type(error).__name__}: {said}. Please report it with the traceback that ITOOL_DEBUG=1 shows", 1)
 

@@ -64,13 +64,9 @@ def build_config(
     if run is not None:
         check_run_name(run)
     named = {"run": run, "root": root, "iterations": n, "method": method, "runtime.backend": backend}
-    overrides = [*(sets or []), *(f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None)]
+    overrides = _overrides(sets, named)
     stored = _stored_document(run, root) if config is None and run is not None else None
-    if stored is None:
-        return load_config(config, overrides)
-    from itool.config import merge_config  # noqa: PLC0415
-
-    return merge_config(stored, [f"root={json.dumps(root or DEFAULT_ROOT)}", *overrides], origin=f"stored configuration of run {run}")
+    return load_config(config, overrides) if stored is None or run is None else _continued(stored, run, root, overrides)
 
 
 def existing_config(
@@ -79,10 +75,15 @@ def existing_config(
     """The configuration of a run that exists. Raises InputError when there is no such run."""
     if config is not None:
         return build_config(config, sets, run=run, root=root, backend=backend)
+    from itool.config import check_run_name  # noqa: PLC0415
+
     name = run or _only_run(root)
-    if _stored_document(name, root) is None:
+    stored = _stored_document(name, root)
+    if stored is None:
         raise no_such_run(name, root)
-    return build_config(None, sets, run=name, root=root, backend=backend)
+    check_run_name(name)
+    named = {"run": name, "root": root, "runtime.backend": backend}
+    return _continued(stored, name, root, _overrides(sets, named))
 
 
 def no_such_run(name: str, root: str | None) -> InputError:
@@ -132,6 +133,17 @@ def _only_run(root: str | None) -> str:
     if len(names) > 1:
         raise ConfigError(f"{root or DEFAULT_ROOT} holds {len(names)} runs: {', '.join(names)}", remedy="Name one")
     return names[0]
+
+
+def _overrides(sets: list[str] | None, named: dict[str, Any]) -> list[str]:
+    """--set in order, then the short options that were given."""
+    return [*(sets or []), *(f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None)]
+
+
+def _continued(stored: dict[str, Any], run: str, root: str | None, overrides: list[str]) -> RunConfig:
+    from itool.config import merge_config  # noqa: PLC0415
+
+    return merge_config(stored, [f"root={json.dumps(root or DEFAULT_ROOT)}", *overrides], origin=f"stored configuration of run {run}")
 
 
 def _stored_document(run: str, root: str | None) -> dict[str, Any] | None:

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 def runs(root: RootOption = None, output: OutputOption = Output.text) -> None:
     """List the runs under a root: state, iterations, best accuracy so far, who works on them."""
-    lines = [_line(name, root) for name in run_names(root)]
+    names = run_names(root)
+    lines = [line for name in names if (line := _line(name, root))]
     if output is Output.json:
         print_json([asdict(line) for line in lines])
         return
-    if not lines:
+    if not names:
         note("There is no run yet. Start one with `itoolctl iterate`.")
+    if not lines:
         return
     shown = [
         [
@@ -43,13 +45,19 @@ def runs(root: RootOption = None, output: OutputOption = Output.text) -> None:
             note(f"{line.run}: {line.problem}")
 
 
-def _line(name: str, root: str | None) -> RunLine:
+def _line(name: str, root: str | None) -> RunLine | None:
+    """None, and a note, where the stored configuration or artifacts are of no use: one run shall not hide the others."""
     from itool.artifacts.store import open_store  # noqa: PLC0415
     from itool.cluster.client import open_cluster  # noqa: PLC0415
+    from itool.errors import ConfigError, InputError  # noqa: PLC0415
     from itool.operations.run_list import run_line  # noqa: PLC0415
 
-    settings = existing_config(name, root)
-    return run_line(settings, open_store(settings.root, settings.store), partial(open_cluster, settings.kubernetes.namespace))
+    try:
+        settings = existing_config(name, root)
+        return run_line(settings, open_store(settings.root, settings.store), partial(open_cluster, settings.kubernetes.namespace))
+    except (ConfigError, InputError) as error:
+        note(f"{name} is left out: {error}")
+        return None
 
 
 def _who(holder: dict[str, Any] | None) -> str:

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,14 @@ from pathlib import Path
 import pytest
 
 from itool.artifacts.manifest import code_version
+from itool.artifacts.store import FolderStore
+from itool.cli import display, options  # noqa: F401 - imported before a command is given a second
 from itool.cli.main import main
+from itool.cluster.controller import Controller
+from itool.cluster.leases import FolderLease
+from itool.config import RunConfig
+from tests.cluster.in_memory_runner import InMemoryRunner
+from tests.fakes.counted_store import CountedStore
 from tests.fakes.jobs_path import fake_jobs_environment
 
 Within = Callable[..., tuple[object, str, str]]
@@ -129,6 +137,8 @@ def test_version_is_that_of_the_manifests(itoolctl: Itoolctl) -> None:
         (["compare", "one"], 64, "compare needs at least two runs"),
         (["logs", "training"], 64, "'training' is no stage"),
         (["artifacts", "ls", "nope"], 65, "there is no run nope in runs. Start one with"),
+        (["artifacts", "ls", "nope/i9"], 65, "there is no artifact 'nope/i9' in "),
+        (["artifacts", "rm", "nope/i9/dpo"], 65, "there is no artifact 'nope/i9/dpo' in "),
         (["artifacts", "verify", "nope"], 65, "there is no run nope in runs. Start one with"),
         (["artifacts", "show", "demo/i9/dpo"], 65, "no artifact 'demo/i9/dpo'"),
         (["plan", "--root", "ftp://somewhere"], 64, "unknown kind of store"),
@@ -141,6 +151,73 @@ def test_an_error_is_one_line_with_its_exit_code(within: Within, arguments: list
     ended_with, output, errors = within(*arguments)
     assert (ended_with, output) == (code, "")
     assert words in one_line(errors)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_code_74_wherever_it_is_met(itoolctl: Itoolctl) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            itoolctl._command(("stages",)), env=itoolctl.environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 74
+    assert one_line(done.stderr).startswith("itoolctl: cannot use the disk or standard output: No space left on device. Free some space")
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(itoolctl: Itoolctl) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        itoolctl._command(("schema",)), env=itoolctl.environment, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_ctrl_c_while_another_controller_works_does_not_call_its_run_stopped(within: Within) -> None:
+    other = FolderLease(Path("runs/demo/controller.lock"))
+    other.acquire()
+    ctrl_c = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    ctrl_c.start()
+    code, _, errors = within("iterate", "--wait-lease", "30")
+    ctrl_c.cancel()
+    other.release()
+    assert code == 75
+    assert one_line(errors).startswith("itoolctl: stopped while waiting for the run's other controller, which is left alone; nothing was")
+
+
+def test_runs_that_cannot_be_read_do_not_hide_the_others(within: Within) -> None:
+    for name, text in {"good": "run: good", "old": "run: old\nno_longer_known: 1", "My_Project": "x: 1"}.items():
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "config.yaml").write_text(text)
+    code, output, errors = within("runs")
+    assert (code, [line.split()[0] for line in output.splitlines()]) == (0, ["run", "good"])
+    assert [line.partition(": ")[0] for line in errors.splitlines()] == ["My_Project is left out", "old is left out"]
+    code, output, _ = within("runs", "-o", "json")
+    assert (code, [run["run"] for run in json.loads(output)]) == (0, ["good"])
+
+
+def test_the_last_line_of_a_log_needs_no_line_end(within: Within) -> None:
+    Path("runs/demo/logs").mkdir(parents=True)
+    Path("runs/demo/config.yaml").write_text("run: demo")
+    Path("runs/demo/logs/i0-prepare-1.log").write_text("first\nkilled in the midd")
+    assert within("logs", "prepare")[:2] == (0, "first\nkilled in the midd\n")
+
+
+def test_one_artifact_is_whole(within: Within) -> None:
+    config, store = RunConfig(root="runs"), FolderStore(Path("runs"))
+    runner = InMemoryRunner(store, config)
+    controller = Controller(config, store, runner, FolderLease(Path("lock")))
+    while len(runner.started) < 2:
+        controller.step()
+    assert within("artifacts", "verify") == (0, "", "1 artifact is whole.\n")
+
+
+def test_a_stored_configuration_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CountedStore(tmp_path)
+    store.write("demo/config.yaml", b"run: demo\nseed: 7\n")
+    monkeypatch.setattr(options, "open_root", lambda _root: store)
+    assert options.existing_config("demo", str(tmp_path)).seed == 7
+    assert store.asked.count("read demo/config.yaml") == 1
 
 
 def test_an_error_is_the_exit_code_of_the_process(itoolctl: Itoolctl) -> None:
