@@ -7,6 +7,7 @@ endpoint that does not answer, throttling and 5xx are a dependency that is down 
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,7 +70,8 @@ class S3Store:
         self.root = f"s3://{bucket}/{prefix}".rstrip("/")
         self._bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-        self._endpoint = config.endpoint_url or "AWS"
+        named = (os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
+        self._endpoint = config.endpoint_url or next(filter(None, named), "AWS")
         self._attempts = attempts
         with self._explained("connect"):
             self._client = _client(config, attempts)

@@ -63,9 +63,10 @@ def test_a_root_without_a_proper_bucket_is_a_configuration_error(s3_config: Stor
 
 
 @pytest.mark.parametrize("endpoint", ["nonsense", "127.0.0.1:9000"])
-def test_an_endpoint_that_is_no_url_is_a_configuration_error(endpoint: str) -> None:
-    with pytest.raises(ConfigError):
-        S3Store("s3://bucket/x", StoreConfig(endpoint_url=endpoint))
+def test_an_endpoint_that_is_no_url_is_a_configuration_error(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(ConfigError, match=f"s3://bucket/x at {endpoint}: Invalid endpoint"):
+        S3Store("s3://bucket/x", StoreConfig())
 
 
 def test_an_endpoint_that_does_not_answer_is_a_dependency_error() -> None:
