@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -18,10 +19,12 @@ from itool.search.generate import pairs_of, search_examples
 from jobs.policy import model_folder, open_stage_policy
 
 TREES, DROPPED = "trees.jsonl", "dropped.json"
+SEARCH_PER_SAVE = 20.0
+"""A checkpoint holds all trees so far; the next one waits until the search has taken this many times what the last one cost."""
 
 
 def generate(stage: Stage) -> None:
-    """Search this shard's part of the selected examples; a finished block of trees is a checkpoint."""
+    """Search this shard's part of the selected examples, with a checkpoint after finished blocks of trees."""
     hard = {score.example_id for score in stage.read(Score, "scores", "scores.jsonl") if score.selected}
     selected = [example for example in stage.read(Example, "data", "buffer.jsonl") if example.id in hard]
     examples = selected[stage.shard :: stage.shards]
@@ -45,6 +48,7 @@ async def _search(stage: Stage, examples: Sequence[Example]) -> tuple[list[Searc
     """The trees in the order of the examples, and the reason of each example that has none; continues where a checkpoint stands."""
     config, tokenizer = stage.config, load_tokenizer(model_folder(stage))
     trees, dropped = _resume(stage.latest_checkpoint())
+    next_save = 0.0
     async with open_stage_policy(stage) as policy:
         stage.working()
         done: Collection[str] = trees.keys() | dropped.keys()
@@ -54,8 +58,14 @@ async def _search(stage: Stage, examples: Sequence[Example]) -> tuple[list[Searc
             dropped |= block.dropped
             finished = len(trees) + len(dropped)
             stage.progress(finished, len(examples), "trees")
-            if finished < len(examples):
+            if finished == len(examples):
+                continue
+            stopping, began = stage.should_stop(), time.monotonic()
+            if stopping or began >= next_save:
                 _save(stage, trees, dropped, finished)
+                ended = time.monotonic()
+                next_save = ended + SEARCH_PER_SAVE * (ended - began)
+            if stopping:
                 stage.raise_if_stopped()
     return [trees[example.id] for example in examples if example.id in trees], dropped
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from itool.data.chat import render_prompt
 from itool.data.selection import quotas_of
 from itool.errors import Interrupted
 from itool.records import Node, SearchTree
+from itool.stages import StageId
 from jobs import evaluate, generate, score
 from tests.fakes.byte_tokenizer import byte_tokenizer
 from tests.fakes.scripted_policy import ScriptedPolicy
@@ -63,6 +65,58 @@ def test_evaluate_stops_while_it_measures_pass_at_k() -> None:
     stage: Any = StoppedStage()
     with pytest.raises(Interrupted):
         asyncio.run(evaluate._pass_at_k(stage, a_policy(), byte_tokenizer(), EXAMPLES))
+
+
+class SlowStore(StoppedStage):
+    """A stage whose search takes three seconds per block and whose checkpoints take one each; the clock is its own."""
+
+    config = parse_config({"search": {"trees_in_flight": 1, "simulations": 1, "root_samples": 2}})
+    id = StageId(1, "generate")
+
+    def __init__(self, scratch: Path, *, stop_after: int = 99) -> None:
+        self.scratch, self.stop_after = scratch, stop_after
+        self.clock, self.found = 100.0, 0
+        self.saved: list[int] = []
+
+    def latest_checkpoint(self) -> None: ...
+
+    def progress(self, done: int, *_: Any) -> None:
+        self.found, self.clock = done, self.clock + 3
+
+    def should_stop(self) -> bool:
+        return self.found >= self.stop_after
+
+    def save_checkpoint(self, _folder: Path, update: int) -> None:
+        self.saved.append(update)
+        self.clock += 1
+
+
+def search_with(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    @asynccontextmanager
+    async def policy_of(_stage: Any) -> AsyncIterator[ScriptedPolicy]:
+        yield a_policy()
+
+    monkeypatch.setattr(generate, "open_stage_policy", policy_of)
+    monkeypatch.setattr(generate, "model_folder", lambda _stage: None)
+    monkeypatch.setattr(generate, "load_tokenizer", lambda _folder: byte_tokenizer())
+    monkeypatch.setattr(generate, "time", SimpleNamespace(monotonic=lambda: stage.clock))
+    trees, dropped = asyncio.run(generate._search(stage, EXAMPLES))
+    assert len(trees) == len(EXAMPLES)
+    assert not dropped
+
+
+def test_a_search_saves_its_trees_when_that_is_a_small_part_of_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each checkpoint holds all trees: one after every block would cost more the longer the search is."""
+    stage = SlowStore(tmp_path)
+    search_with(stage, monkeypatch)
+    assert stage.saved == [1, 8, 15]
+
+
+def test_a_search_that_is_stopped_saves_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = SlowStore(tmp_path, stop_after=4)
+    with pytest.raises(Interrupted):
+        search_with(stage, monkeypatch)
+    assert stage.saved == [1, 4]
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\x85", "\x1d"])
