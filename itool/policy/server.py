@@ -57,7 +57,7 @@ class LocalVllmServer:
     Raises ConfigError for float32 on a GPU: vLLM's kernels for LoRA there know half precision only.
     """
 
-    def __init__(self, folder: ModelFolder, log_path: Path, *, model: ModelConfig, policy: PolicyConfig, threads: int = 0) -> None:
+    def __init__(self, folder: ModelFolder, log_path: Path, *, model: ModelConfig, policy: PolicyConfig) -> None:
         if has_gpu() and model.dtype == "float32":
             raise ConfigError(
                 "model.dtype = 'float32': vLLM computes adapters on a GPU in bfloat16 only",
@@ -66,7 +66,7 @@ class LocalVllmServer:
         self._python = find_vllm_python()
         self._startup_seconds = policy.startup_seconds
         self._log_path = log_path
-        self._threads = threads
+        self._environment = server_environment(dict(os.environ), python=self._python)
         self._process: subprocess.Popen[bytes] | None = None
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
@@ -84,10 +84,9 @@ class LocalVllmServer:
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         guard = [sys.executable, "-I", guard_program.__file__, str(os.getpid())]
         command = [*guard, str(self._python), "-m", "vllm.entrypoints.openai.api_server", *self.arguments]
-        environment = server_environment(dict(os.environ), threads=self._threads, python=self._python)
         with self._log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment, start_new_session=True
             )
         started = time.monotonic()
         try:
@@ -173,15 +172,12 @@ def server_arguments(
     return arguments
 
 
-def server_environment(environment: dict[str, str], *, threads: int, python: Path) -> dict[str, str]:
+def server_environment(environment: dict[str, str], *, python: Path) -> dict[str, str]:
     """The server's environment: the caller's, without its Python paths, with what vLLM needs."""
     for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"):
         environment.pop(name, None)
     environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
-    environment |= {**SERVER_SETTINGS, "PATH": f"{python.parent}{os.pathsep}{environment.get('PATH', os.defpath)}"}
-    if threads:
-        environment["OMP_NUM_THREADS"] = str(threads)
-    return environment
+    return environment | SERVER_SETTINGS | {"PATH": f"{python.parent}{os.pathsep}{environment.get('PATH', os.defpath)}"}
 
 
 def last_meaningful_line(log_path: Path) -> str:

@@ -87,7 +87,9 @@ def start_server(folders: Folders, log_path: Path) -> LocalVllmServer:
     except DependencyError as error:
         pytest.skip(str(error))
     folder = read_model_folder(folders.model, context_tokens=CONTEXT)
-    server = LocalVllmServer(folder, log_path, model=SERVED, policy=PolicyConfig(), threads=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        server = LocalVllmServer(folder, log_path, model=SERVED, policy=PolicyConfig())
     if has_gpu():
         server.arguments += ["--gpu-memory-utilization", "0.3"]  # some tests start a second one beside the session's
     return server

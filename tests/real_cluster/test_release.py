@@ -193,7 +193,9 @@ def a_vllm_here(site: Site) -> Iterator[str]:
     """A vLLM on this machine for both stages that ask one: each would start its own, which takes most of a minute."""
     model = ModelConfig(**SMALL["model"])
     folder = read_model_folder(base_model_path(), context_tokens=model.context_tokens)
-    server = LocalVllmServer(folder, site.folder / "vllm.log", model=model, policy=PolicyConfig(startup_seconds=600), threads=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        server = LocalVllmServer(folder, site.folder / "vllm.log", model=model, policy=PolicyConfig(startup_seconds=600))
     with running(server) as url:
         yield url
 
