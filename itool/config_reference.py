@@ -6,6 +6,7 @@ A test fails when the file is stale; `make reference` writes it.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,9 +19,9 @@ HEAD = """\
 
 Written by `make reference` from `itool/config.py` and `itool/config_kubernetes.py`; edit there.
 
-One YAML file describes a run, `--set section.key=value` overrides it, and the chart takes the same document under `run:`. What is left out has its default.
-Paths count from the working directory of the command, not from the file. `itoolctl schema` prints the same as a JSON Schema; `itoolctl stages -o json` says
-which stage reads what, and so what a change runs again.
+One YAML file describes a run, `--set section.key=value` overrides it, and the chart takes the same document under `run:`. What is left
+out has its default. Paths count from the working directory of the command, not from the file. `itoolctl schema` prints the same as a
+JSON Schema; `itoolctl stages -o json` says which stage reads what, and so what a change runs again.
 """
 # Bounds above 1 only catch slips of the pen.
 _BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
@@ -67,4 +68,4 @@ def _values(schema: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    print(reference(), end="")
+    sys.stdout.write(reference())
