@@ -6,6 +6,7 @@ and only one of them creates the manifest; the other finds its work already done
 
 from __future__ import annotations
 
+import hashlib
 import random
 import shutil
 import tempfile
@@ -72,6 +73,19 @@ def fetch(store: Store, key: str, expected_sha256: str, target: Path) -> None:
     """Copy one object to a local file and check its content. Raises ArtifactError when it is not what its manifest says."""
     store.download(key, target)
     check_file(target, expected_sha256, f"{store.root}/{key}")
+
+
+def read_file(store: Store, prefix: str, manifest: Manifest, path: str) -> bytes:
+    """One file of an artifact, checked. Raises ArtifactError when it is gone or not what the manifest says."""
+    key = manifest.file_key(prefix, path)
+    remedy = f"Remove it with `itoolctl artifacts rm {prefix}` and run again"
+    try:
+        data = store.read(key)
+    except ArtifactError as error:
+        raise ArtifactError(str(error), remedy=remedy) from None
+    if hashlib.sha256(data).hexdigest() != manifest.files[path].sha256:
+        raise ArtifactError(f"{store.root}/{key} was altered: its SHA-256 is not the manifest's", remedy=remedy)
+    return data
 
 
 def check_file(path: Path, expected_sha256: str, origin: str) -> None:

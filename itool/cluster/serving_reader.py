@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from itool.artifacts.commit import read_manifest
+from itool.artifacts.commit import read_file, read_manifest
 from itool.artifacts.store import Store
 from itool.cluster.decide_serving import ServingPod, ServingState
 from itool.cluster.last_words import last_words
@@ -139,7 +139,7 @@ def _model_config(store: Store, model: StoredArtifact) -> dict[str, Any]:
     manifest = read_manifest(store, model.prefix)
     if manifest is None:
         raise ArtifactError(f"{store.root}/{model.prefix} does not exist", remedy="Run `itoolctl iterate` again")
-    document: dict[str, Any] = json.loads(store.read(manifest.file_key(model.prefix, "model/config.json")))
+    document: dict[str, Any] = json.loads(read_file(store, model.prefix, manifest, "model/config.json"))
     return document
 
 

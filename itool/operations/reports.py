@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from itool.artifacts.commit import read_file
 from itool.artifacts.manifest import Manifest
 from itool.artifacts.resolve import observe, resolve_observed
-from itool.artifacts.store import open_store
+from itool.artifacts.store import Store, open_store
 from itool.config import RunConfig
-from itool.errors import InputError
+from itool.errors import ArtifactError, InputError
 from itool.evaluate.report_schema import Report
 
 
@@ -26,10 +27,15 @@ class FoundReport:
 
 
 def find_report(config: RunConfig) -> FoundReport:
-    """The run's report, or the newest older one. Raises InputError when it has none yet, or one that this version cannot read."""
+    """The run's report, or the newest older one.
+
+    Raises InputError when it has none yet, or one that this version cannot read, and ArtifactError when it was damaged.
+    """
     store = open_store(config.root, config.store)
     observed = observe(store, config)
     resolution = list(resolve_observed(config, observed).values())[-1]
+    if resolution.state == "damaged":
+        raise ArtifactError(resolution.reason)
     prefix, manifest = resolution.prefix, resolution.manifest
     if not resolution.done or prefix is None or manifest is None:
         prefix, manifest = _newest_report(config.run, observed.manifests)
@@ -37,17 +43,25 @@ def find_report(config: RunConfig) -> FoundReport:
         raise InputError(
             f"run {config.run} has no report yet", remedy="`itoolctl status` says how far it is; `itoolctl iterate` finishes it"
         )
-    key = manifest.file_key(prefix, "report.json")
-    text = store.read(key).decode()
+    text = read_file(store, prefix, manifest, "report.json").decode()
     try:
         parsed = Report.model_validate_json(text)
     except ValidationError:
         first = f"`itoolctl artifacts rm {prefix}`, then " if resolution.done else ""
         remedy = f"{first}`itoolctl iterate` makes it again"
+        key = manifest.file_key(prefix, "report.json")
         raise InputError(f"{store.root}/{key} is of another version of itool", remedy=remedy) from None
-    html_key = manifest.file_key(prefix, "report.html")
-    html = str(store.local_path(html_key) or f"{store.root}/{html_key}")
-    return FoundReport(text, parsed, html, resolution.done)
+    return FoundReport(text, parsed, _checked_page(store, prefix, manifest), resolution.done)
+
+
+def _checked_page(store: Store, prefix: str, manifest: Manifest) -> str:
+    """Where report.html lies. One on this machine is what the manifest says; one elsewhere is only pointed at, not read."""
+    key = manifest.file_key(prefix, "report.html")
+    local = store.local_path(key)
+    if local is None:
+        return f"{store.root}/{key}"
+    read_file(store, prefix, manifest, "report.html")
+    return str(local)
 
 
 def _newest_report(run: str, manifests: Mapping[str, Manifest]) -> tuple[str | None, Manifest | None]:

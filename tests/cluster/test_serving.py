@@ -17,6 +17,7 @@ from itool.cluster.serving import KubernetesServing
 from itool.cluster.serving_reader import serving_pod
 from itool.cluster.wish import Proof, StoredArtifact, Wish, read_proof, read_wish, write_proof
 from itool.config import RunConfig
+from itool.errors import ArtifactError
 from tests.cluster.serving_scenes import store_adapter, store_model
 
 RUN = "demo"
@@ -204,6 +205,13 @@ def test_serving_writes_the_wish_and_makes_service_and_deployment(scene: Scene) 
     assert command[command.index("--max-model-len") + 1] == "256"  # the model's own limit, from its config.json
     state = made.state()
     assert (state.wish, state.replicas, state.current) == (wish, 2, True)
+
+
+def test_an_altered_base_model_is_not_served(scene: Scene) -> None:
+    [file] = Path(scene.store.root).rglob("model/config.json")
+    file.write_bytes(file.read_bytes().replace(b"256", b"512"))
+    with pytest.raises(ArtifactError, match=r"config\.json was altered: .* Remove it with `itoolctl artifacts rm demo/i0/prepare/"):
+        scene.controller().serve(scene.serve)
 
 
 def test_applied_again_after_any_step_it_ends_the_same(scene: Scene) -> None:
