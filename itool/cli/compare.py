@@ -21,5 +21,6 @@ def compare(
 
     if len(runs) < 2:
         raise ConfigError("compare needs at least two runs", remedy="`itoolctl runs` lists them")
-    comparison = compare_runs([find_report(existing_config(run, root)).report for run in runs])
+    found = {run: find_report(existing_config(run, root)) for run in runs}
+    comparison = compare_runs([found[run].report for run in runs], outdated=[run for run in found if not found[run].current])
     typer.echo(comparison.as_json() if output is Output.json else comparison.as_text())

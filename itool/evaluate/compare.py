@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -114,8 +114,8 @@ class _Entry:
     arm: str
 
 
-def compare_runs(reports: Sequence[Report], *, at: At = "kept") -> Comparison:
-    """Set runs side by side; the first is what the others are measured against.
+def compare_runs(reports: Sequence[Report], *, at: At = "kept", outdated: Collection[str] = ()) -> Comparison:
+    """Set runs side by side; the first is what the others are measured against. `outdated` names runs that have changed since their report.
 
     Raises InputError for a run without a held-out evaluation.
     """
@@ -125,7 +125,7 @@ def compare_runs(reports: Sequence[Report], *, at: At = "kept") -> Comparison:
     by_arm = {arm: [entry for entry in entries if entry.arm == arm] for arm in dict.fromkeys(arms)}
     first = next(iter(by_arm.values()), [])
     table = [_arm_row([row for row in rows if row.arm == arm], own, [] if own is first else first) for arm, own in by_arm.items()]
-    return Comparison(at=at, runs=rows, arms=table, notes=_notes(rows, table))
+    return Comparison(at=at, runs=rows, arms=table, notes=[*_outdated(outdated), *_notes(rows, table)])
 
 
 def arm_names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -229,6 +229,12 @@ def _notes(rows: Sequence[RunRow], arms: Sequence[ArmRow]) -> list[str]:
     if doubled:
         notes.append(f"a seed occurs more than once, so the spread is too small: {', '.join(doubled)}")
     return notes
+
+
+def _outdated(runs: Collection[str]) -> list[str]:
+    if not runs:
+        return []
+    return [f"changed since the report that is compared (`itoolctl plan` says what is missing): {', '.join(runs)}"]
 
 
 def _uneven(rows: Sequence[RunRow], name: str, budget: Callable[[RunRow], int]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from itool.artifacts.commit import commit
 from itool.artifacts.resolve import resolve
 from itool.artifacts.store import FolderStore
 from itool.cli.compare import compare
+from itool.cli.options import Output
 from itool.cli.report import report
 from itool.cluster.controller import Controller, config_key
 from itool.cluster.leases import FolderLease
@@ -97,3 +99,14 @@ def test_report_and_compare_print_no_altered_number(tmp_path: Path, report_json:
     with pytest.raises(ArtifactError, match=r"report\.json was altered"):
         compare(["two", "one"], root=str(tmp_path))
     assert not capsys.readouterr().out
+
+
+def test_compare_says_which_report_a_run_has_outgrown(tmp_path: Path, report_json: str, capsys: pytest.CaptureFixture[str]) -> None:
+    finish(tmp_path, report_json, "one")
+    config, _ = finish(tmp_path, report_json, "two")
+    compare(["one", "two"], root=str(tmp_path), output=Output.json)
+    before = json.loads(capsys.readouterr().out)["notes"]
+    FolderStore(tmp_path).write(config_key("two"), retrain(config).as_yaml().encode())
+    compare(["one", "two"], root=str(tmp_path), output=Output.json)
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert notes == ["changed since the report that is compared (`itoolctl plan` says what is missing): two", *before]
