@@ -128,7 +128,7 @@ STAGES: dict[StageName, StageSpec] = {
             ("run", "method", "iterations"),
             ("report.json", "report.html"),
             gpu=False,
-            version=2,
+            version=3,
         ),
     )
 }

@@ -1,6 +1,8 @@
 // The tree explorer: choose an iteration and a tree, read its example, open its nodes, follow the pairs it gave.
 
-const [PARENT, TEXT, PRIOR, VISITS, VALUE, OUTCOME, CONFIDENCE, TERMINAL, CORRECT, INJECTED] = Array(10).keys();
+const [PARENT, TEXT, PRIOR, VISITS, VALUE, OUTCOME, CONFIDENCE, MARKS] = Array(8).keys();
+const [TERMINAL, CORRECT, INJECTED] = [1, 2, 4];
+const is = (node, mark) => (node[MARKS] & mark) !== 0;
 const COLUMNS = [["Q", VALUE, "value of the step"], ["N", VISITS, "visits"], ["p", PRIOR, "prior"], ["O", OUTCOME, "outcome"], ["C", CONFIDENCE, "self-evaluation"]];
 
 function treeExplorer(explorer) {
@@ -14,6 +16,8 @@ function treeExplorer(explorer) {
   const back = el("button", { type: "button", on: { click: () => go({ tree: state.tree - 1 }) } }, "Previous");
   const next = el("button", { type: "button", on: { click: () => go({ tree: state.tree + 1 }) } }, "Next");
   const left = el("p", { class: "hint" });
+
+  const artifact = (part) => `trees.jsonl of i${part.iteration}/generate (itoolctl artifacts get)`;
 
   function matches(tree) {
     if (state.filter === "pairs" && !tree.pairs.length) return false;
@@ -46,9 +50,9 @@ function treeExplorer(explorer) {
     back.disabled = state.tree === 0;
     next.disabled = state.tree >= found.length - 1;
     left.textContent = part.trees_left_out
-      ? `${plural(part.trees.length, "tree")} of this iteration are in this page; ${integer(part.trees_left_out)} more are in the artifact of its generate stage (trees.jsonl).`
+      ? `${plural(part.trees.length, "tree")} of this iteration are in this page; ${integer(part.trees_left_out)} more did not fit and are in ${artifact(part)}.`
       : `All ${plural(part.trees.length, "tree")} of this iteration are in this page.`;
-    view.replaceChildren(...(found.length ? oneTree(found[state.tree], explorer.examples[found[state.tree].example_id]) : [el("p", { class: "note" }, "No tree matches. Choose another filter or clear the search.")]));
+    view.replaceChildren(...(found.length ? oneTree(found[state.tree], explorer, artifact(part)) : [el("p", { class: "note" }, "No tree matches. Choose another filter or clear the search.")]));
   }
 
   const labelled = (name, control, className) => el("label", { class: className }, name, control);
@@ -60,7 +64,8 @@ function treeExplorer(explorer) {
   ];
 }
 
-function oneTree(tree, example) {
+function oneTree(tree, explorer, artifact) {
+  const example = explorer.examples[tree.example_id];
   const grid = treeGrid(tree);
   const pairs = tree.pairs.map((pair, i) => {
     const button = el("button", { type: "button", "aria-pressed": "false", on: { click: () => {
@@ -77,7 +82,7 @@ function oneTree(tree, example) {
   });
   const list = el("ul", { class: "pair-list" }, pairs);
   return [
-    exampleCard(tree, example),
+    exampleCard(tree, example, explorer.tools),
     tree.pairs.length > 0 && el("h3", {}, `${plural(tree.pairs.length, "preference pair")} from this tree`),
     tree.pairs.length > 0 && list,
     el("div", { class: "tree-tools" },
@@ -86,15 +91,15 @@ function oneTree(tree, example) {
         el("button", { type: "button", id: "expand-all", on: { click: () => grid.expandAll(true) } }, "Expand all"),
         el("button", { type: "button", id: "collapse-all", on: { click: () => grid.expandAll(false) } }, "Collapse all"))),
     grid.root,
-    tree.nodes_left_out > 0 && el("p", { class: "hint" }, `${plural(tree.nodes_left_out, "node")} with the fewest visits are left out here.`),
+    tree.nodes_left_out > 0 && el("p", { class: "hint" }, `${plural(tree.nodes_left_out, "node")} with the fewest visits did not fit; the whole tree is in ${artifact}.`),
     grid.state,
   ].filter(Boolean);
 }
 
-function exampleCard(tree, example) {
+function exampleCard(tree, example, allTools) {
   const row = (name, ...content) => [el("dt", {}, name), el("dd", {}, ...content)];
   const search = `${phrase(tree.stopped)}; ${plural(tree.simulations, "simulation")}, ${tree.correct_samples} of ${plural(tree.samples, "sample")} right, ${plural(tree.sampled_tokens, "sampled token")}`;
-  const tools = (example ? example.tools : []).map((tool) =>
+  const tools = (example ? example.tools : []).map((place) => allTools[place]).map((tool) =>
     el("details", {}, el("summary", {}, el("code", {}, tool.name), " ", el("span", { class: "role" }, tool.description)), el("pre", {}, JSON.stringify(tool.parameters, null, 2))));
   return el("div", { class: "example" }, el("dl", {},
     row("Example", el("code", {}, tree.example_id), example && example.difficulty ? ` (${example.difficulty})` : ""),
@@ -114,7 +119,7 @@ function treeGrid(tree) {
   children.forEach((list) => list.sort((a, b) => nodes[b][VISITS] - nodes[a][VISITS] || a - b));
   const below = nodes.map(() => [0, 0]);
   for (let i = nodes.length - 1; i >= 0; i -= 1) {
-    if (nodes[i][TERMINAL]) below[i][nodes[i][CORRECT] ? 0 : 1] += 1;
+    if (is(nodes[i], TERMINAL)) below[i][is(nodes[i], CORRECT) ? 0 : 1] += 1;
     const parent = nodes[i][PARENT];
     if (parent !== null) { below[parent][0] += below[i][0]; below[parent][1] += below[i][1]; }
   }
@@ -149,9 +154,9 @@ function treeGrid(tree) {
     return [
       roles.chosen.has(i) && el("span", { class: "tag good" }, "chosen"),
       roles.rejected.has(i) && el("span", { class: "tag bad" }, "rejected"),
-      node[INJECTED] && el("span", { class: "tag" }, "ground truth"),
-      node[TERMINAL] && el("span", { class: node[CORRECT] ? "good-text" : "bad-text" }, node[CORRECT] ? "✓ correct" : "✗ wrong"),
-      !node[TERMINAL] && sum(below[i]) > 0 && el("span", { class: "below" }, `${below[i][0]} ✓ ${below[i][1]} ✗`),
+      is(node, INJECTED) && el("span", { class: "tag" }, "ground truth"),
+      is(node, TERMINAL) && el("span", { class: is(node, CORRECT) ? "good-text" : "bad-text" }, is(node, CORRECT) ? "✓ correct" : "✗ wrong"),
+      !is(node, TERMINAL) && sum(below[i]) > 0 && el("span", { class: "below" }, `${below[i][0]} ✓ ${below[i][1]} ✗`),
     ];
   }
 

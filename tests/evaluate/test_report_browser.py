@@ -1,5 +1,6 @@
 """report.html in a real Chromium: no errors, fits a phone, follows the dark scheme, trees open by mouse and keyboard."""
 
+import re
 import shutil
 
 import pytest
@@ -114,7 +115,7 @@ def test_a_pair_is_marked_in_its_tree(page):
 def test_trees_are_chosen_by_iteration_reason_and_words(page):
     show(page)
     page.execute_script("const s = document.getElementById('tree-iteration'); s.value = '0'; s.dispatchEvent(new Event('change'));")
-    assert "8 more are in the artifact" in page.find_element("id", "trees").text
+    assert "All 48 trees of this iteration are in this page" in page.find_element("id", "trees").text
     page.execute_script(
         "const s = document.getElementById('tree-filter'); s.value = 'stop:hopeless'; s.dispatchEvent(new Event('change'));"
     )
@@ -123,6 +124,13 @@ def test_trees_are_chosen_by_iteration_reason_and_words(page):
     assert all("hopeless" in choice.text for choice in choices)
     page.find_element("id", "tree-query").send_keys("no such words")
     assert "No tree matches" in page.find_element("id", "tree-view").text
+
+
+def test_a_full_page_says_where_the_rest_is(page, tmp_path):
+    inputs = fake_inputs()
+    (tmp_path / "full.html").write_text(render_html(build_report(inputs), build_explorer(inputs, limit_bytes=20_000)), encoding="utf-8")
+    page.get((tmp_path / "full.html").as_uri())
+    assert re.search(r"\d+ more did not fit and are in trees.jsonl of i3/generate", page.find_element("id", "trees").text)
 
 
 def test_a_phone_needs_no_sideways_scrolling(page):

@@ -1,11 +1,12 @@
 """The page and its tree explorer, without a browser: what it holds, and that no data can become markup."""
 
+import itertools
 import json
 import re
 
 import pytest
 
-from itool.evaluate.explorer import build_explorer, locate_pair, most_visited, node_paths
+from itool.evaluate.explorer import MAX_NODES, build_explorer, locate_pair, most_visited, node_paths
 from itool.evaluate.report import build_report
 from itool.evaluate.report_html import embedded_json, render_html
 from itool.evaluate.report_inputs import ReportInputs
@@ -43,6 +44,19 @@ def pair(prefix, chosen, rejected, example_id="a"):
     )
 
 
+def search_tree(example_id, nodes):
+    return SearchTree(
+        example_id=example_id,
+        prompt_ids=[],
+        nodes=nodes,
+        stopped=mcts.SOLVED,
+        simulations=1,
+        sampled_tokens=1,
+        samples=1,
+        correct_samples=0,
+    )
+
+
 def test_the_page_holds_the_report_and_needs_no_network(inputs):
     report = build_report(inputs)
     page = render_html(report, build_explorer(inputs))
@@ -70,17 +84,62 @@ def test_a_run_without_anything_has_a_page():
     assert "<h1" in render_html(build_report(inputs), build_explorer(inputs))
 
 
-def test_trees_with_pairs_come_first_and_the_rest_is_counted(inputs):
-    explorer = build_explorer(inputs, limit=12)
-    first = explorer.iterations[0]
-    assert len(first.trees) == 12
-    assert first.trees_left_out == 48 - 12
-    assert [bool(tree.pairs) for tree in first.trees] == [True] * 9 + [False] * 3
+def test_every_tree_is_there_whole_while_the_page_has_room(inputs):
+    explorer = build_explorer(inputs)
+    for part in explorer.iterations:
+        searched = {tree.example_id: tree for tree in inputs.trees[part.iteration]}
+        assert {tree.example_id: len(tree.nodes) for tree in part.trees} == {name: len(tree.nodes) for name, tree in searched.items()}
+        assert part.trees_left_out == 0
+        assert [bool(tree.pairs) for tree in part.trees] == sorted((bool(tree.pairs) for tree in part.trees), reverse=True)
     assert set(explorer.examples) == {tree.example_id for part in explorer.iterations for tree in part.trees}
 
 
+def test_a_full_page_holds_as_much_of_every_iteration_and_counts_the_rest(inputs):
+    limit = 20_000
+    explorer = build_explorer(inputs, limit_bytes=limit)
+    assert 0.9 * limit < len(embedded_json(explorer.model_dump(mode="json"))) < 1.1 * limit
+    held = [len(part.trees) for part in explorer.iterations]
+    assert max(held) - min(held) <= 1
+    for part in explorer.iterations:
+        assert part.trees_left_out == len(inputs.trees[part.iteration]) - len(part.trees) > 0
+        fruitful = [bool(tree.pairs) for tree in part.trees]
+        assert fruitful == sorted(fruitful, reverse=True)
+        assert sum(fruitful) in range(3 * len(fruitful) // 4, 3 * len(fruitful) // 4 + 2), "one in four gave no pair"
+    assert set(explorer.examples) == {tree.example_id for part in explorer.iterations for tree in part.trees}
+
+
+def test_a_page_without_room_for_whole_trees_cuts_them_first():
+    deep = [node(None, []), *(node(i, [i], visits=1000 - i) for i in range(2 * MAX_NODES))]
+    trees = [search_tree(name, deep) for name in ("a", "b", "c")]
+    whole = build_explorer(ReportInputs(config=fake_config(), trees={1: trees}))
+    assert [tree.nodes_left_out for tree in whole.iterations[0].trees] == [0, 0, 0]
+    room = 2 * len(embedded_json(whole.model_dump(mode="json"))) // 3
+    cut = build_explorer(ReportInputs(config=fake_config(), trees={1: trees}), limit_bytes=room)
+    assert [(len(tree.nodes), tree.nodes_left_out) for tree in cut.iterations[0].trees] == [(MAX_NODES, MAX_NODES + 1)] * 3
+
+
+def test_token_ids_stay_out_of_the_page():
+    """A prompt of SmolLM2 has some 600 of them."""
+    example = fake_example(0)
+    prompt, steps = [40_000 + i for i in range(600)], [list(range(50_000 + 9 * i, 50_009 + 9 * i)) for i in range(50)]
+    nodes = [node(None, []), *(node(0, ids).model_copy(update={"text": "f(x=1)"}) for ids in steps)]
+    tree = search_tree(example.id, nodes).model_copy(update={"prompt_ids": prompt})
+    found = pair([], steps[0], steps[1], example.id).model_copy(update={"prompt_ids": prompt, "ending_ids": steps[2]})
+    inputs = ReportInputs(config=fake_config(), trees={1: [tree]}, pairs={1: [found]}, examples={example.id: example})
+    page = render_html(build_report(inputs), build_explorer(inputs))
+    [shown] = page_data(page)["explorer"]["iterations"][0]["trees"]
+    assert (len(shown["nodes"]), len(shown["pairs"])) == (51, 1)
+    assert not {str(number) for number in [*prompt, *itertools.chain(*steps)]} & set(re.findall(r"\d+", page))
+
+
+def test_a_tool_that_many_examples_offer_stands_once(inputs):
+    explorer = build_explorer(inputs)
+    assert [tool["name"] for tool in explorer.tools] == ["weather_forecast", "weather_history"]
+    assert all(example.tools == [0, 1] for example in explorer.examples.values())
+
+
 def test_every_pair_is_found_in_its_tree(inputs):
-    explorer = build_explorer(inputs, limit=1000)
+    explorer = build_explorer(inputs)
     for part in explorer.iterations:
         assert sum(len(tree.pairs) for tree in part.trees) == len(inputs.pairs[part.iteration])
         for tree in part.trees:
@@ -98,16 +157,7 @@ def test_a_pair_is_located_by_token_ids():
 def test_an_example_with_only_a_checker_shows_its_calls_as_a_response_would():
     calls = [ToolCall(name="f", arguments={"a": True, "b": "x"}), ToolCall(name="g")]
     example = fake_example(0).model_copy(update={"response": None, "calls": calls})
-    tree = SearchTree(
-        example_id=example.id,
-        prompt_ids=[],
-        nodes=[node(None, [])],
-        stopped="solved",
-        simulations=1,
-        sampled_tokens=1,
-        samples=1,
-        correct_samples=0,
-    )
+    tree = search_tree(example.id, [node(None, [])])
     explorer = build_explorer(ReportInputs(config=fake_config(), trees={1: [tree]}, examples={example.id: example}))
     assert explorer.examples[example.id].answer == '[f(a=true, b="x"), g()]'
 
@@ -116,8 +166,3 @@ def test_a_large_tree_keeps_its_most_visited_nodes_with_their_ancestors():
     nodes = [node(None, [], 100), node(0, [1], 60), node(0, [2], 39), node(1, [3], 50), node(2, [4], 1), node(4, [5], 1)]
     assert most_visited(nodes, set(), limit=3) == [0, 1, 3]
     assert most_visited(nodes, {5}, limit=4) == [0, 2, 4, 5]
-    tree = SearchTree(
-        example_id="a", prompt_ids=[], nodes=nodes, stopped=mcts.SOLVED, simulations=1, sampled_tokens=1, samples=1, correct_samples=0
-    )
-    explorer = build_explorer(ReportInputs(config=fake_config(), trees={1: [tree]}, pairs={1: [pair([2, 4], [5], [9])]}))
-    assert explorer.iterations[0].trees[0].nodes_left_out == 0
