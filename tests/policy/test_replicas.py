@@ -157,7 +157,6 @@ def test_a_conversation_without_an_end_of_turn_stays_with_its_server_too(pair: t
                 await draw(policy, [*prompt, *range(30, 30 + steps)])
             await policy.logprobs(prompt, [30, 31, 32])
             assert asked(first) - before in (0, 6)
-        assert 6 <= asked(first) <= 67  # both servers have some
 
     ask(Name(first, second), adapter, question)
 
