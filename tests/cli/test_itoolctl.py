@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from itool.cluster.leases import FolderLease
 from itool.config import RunConfig
 from tests.cluster.in_memory_runner import InMemoryRunner
 from tests.fakes.counted_store import CountedStore
+from tests.fakes.ctrl_c import ctrl_c_when_heard
 from tests.fakes.jobs_path import fake_jobs_environment
 
 Within = Callable[..., tuple[object, str, str]]
@@ -176,10 +176,8 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(itoolctl: Itoolctl) -> No
 def test_ctrl_c_while_another_controller_works_does_not_call_its_run_stopped(within: Within) -> None:
     other = FolderLease(Path("runs/demo/controller.lock"))
     other.acquire()
-    ctrl_c = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-    ctrl_c.start()
-    code, _, errors = within("iterate", "--wait-lease", "30")
-    ctrl_c.cancel()
+    with ctrl_c_when_heard():
+        code, _, errors = within("iterate", "--wait-lease", "30")
     other.release()
     assert code == 75
     assert one_line(errors).startswith("itoolctl: stopped while waiting for the run's other controller, which is left alone; nothing was")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,29 +18,19 @@ from itool.cluster.progress import NoWatcher
 from itool.cluster.session import NotStarted, StopRequest, _iterate_here, iterate, local_runner
 from itool.config import RunConfig, RuntimeConfig
 from itool.errors import DependencyError, Interrupted, StorageError
+from tests.fakes.ctrl_c import ctrl_c_when_heard
 from tests.fakes.jobs_path import fake_jobs_environment
 from tests.fakes.memory_store import MemoryStore
 
 
-@pytest.fixture
-def ctrl_c_soon() -> Iterator[None]:
-    """Half a second from now, to this process."""
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    yield
-    timer.cancel()
-
-
-@pytest.mark.usefixtures("ctrl_c_soon")
 def test_ctrl_c_while_another_controller_works_leaves_it_alone(tmp_path: Path) -> None:
     other = FolderLease(tmp_path / "demo" / "controller.lock")
     other.acquire()
-    with pytest.raises(NotStarted, match="other controller, which is left alone; nothing was started"):
+    with ctrl_c_when_heard(), pytest.raises(NotStarted, match="other controller, which is left alone; nothing was started"):
         iterate(RunConfig(root=str(tmp_path)), wait_lease_seconds=30.0)
     other.release()
 
 
-@pytest.mark.usefixtures("ctrl_c_soon")
 def test_ctrl_c_is_heard_while_stages_of_a_dead_controller_still_stop(tmp_path: Path) -> None:
     dead = FolderLease(tmp_path / "demo" / "controller.lock")
     dead.acquire()
@@ -50,7 +38,7 @@ def test_ctrl_c_is_heard_while_stages_of_a_dead_controller_still_stop(tmp_path: 
     dead.release()
     dead.path.write_text(json.dumps({"pid": 2**22 + 1, "host": os.uname().nodename}))
     before = len(list(Path("/proc/self/fd").iterdir()))
-    with pytest.raises(NotStarted):
+    with ctrl_c_when_heard(), pytest.raises(NotStarted):
         iterate(RunConfig(root=str(tmp_path)))
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     stage.kill()
