@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from itool.cluster import pod_logs
 from itool.cluster.api_answers import ClusterDown
@@ -132,7 +133,7 @@ def test_a_pod_that_is_being_deleted_is_read_to_its_end() -> None:
     logs.close(0.0)
 
 
-def test_a_store_that_is_down_delays_the_log_and_a_refusal_gives_it_up() -> None:
+def test_a_store_that_is_down_delays_the_log() -> None:
     logs, store, _ = made([FIRST])
     store.down = True
     logs.look(JOB, [pod(phase="Failed", code=1)])
@@ -141,11 +142,21 @@ def test_a_store_that_is_down_delays_the_log_and_a_refusal_gives_it_up() -> None
     store.down = False
     wait_until_kept(logs, JOB)
     logs.close(0.0)
-    refused, _, _ = made([ConfigError("not allowed to get pods/log")])
-    refused.look(JOB, [pod(phase="Failed", code=1)])
-    time.sleep(0.05)
-    assert not refused.are_kept(JOB)
-    refused.close(0.0)
+
+
+def test_a_refusal_gives_a_log_up() -> None:
+    logs, _, cluster = made([ConfigError("not allowed to get pods/log")])
+    with capture_logs() as said:
+        logs.look(JOB, [pod(phase="Failed", code=1)])
+        deadline = time.monotonic() + 10
+        while not said:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    assert [(line["event"], line["error"]) for line in said] == [("log cannot be kept", "not allowed to get pods/log")]
+    time.sleep(5 * pod_logs.PAUSE_SECONDS)
+    assert len(cluster.asked) == 1
+    assert not logs.are_kept(JOB)
+    logs.close(0.0)
 
 
 def test_a_pod_that_left_nothing_leaves_no_file() -> None:
