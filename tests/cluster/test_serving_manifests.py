@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from itool.cluster.adapter_keeper import KeeperSettings
-from itool.cluster.serving_manifests import change_to, pod_template, serving_deployment, serving_service, template_of
+from itool.cluster.serving_manifests import change_to, serving_deployment, serving_service, template_of
 from itool.cluster.wish import StoredArtifact
 from itool.config import RunConfig
 
@@ -212,4 +212,3 @@ def test_a_change_removes_what_is_no_longer_there() -> None:
 def test_everything_is_plain_data() -> None:
     made = deployment(configured({"tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}], "env": {"A": "b"}}))
     assert json.loads(json.dumps(made)) == made
-    assert pod_template(configured(), MODEL, 512, "training") == pod_template(configured(), MODEL, 512, "training")

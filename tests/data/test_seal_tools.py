@@ -88,6 +88,6 @@ def test_the_real_seal_tools_load_without_a_drop() -> None:
     assert (len(loaded.examples), len(loaded.held_out), loaded.dropped) == (700, 700, {})
     examples: list[Example] = [*loaded.examples, *loaded.held_out]
     assert {len(e.calls) for e in examples} == {1, 2, 3, 4, 5, 6}
-    assert all(len(e.calls) <= len(e.tools) <= 7 or len({c.name for c in e.calls}) <= len(e.tools) for e in examples)
+    assert all(len({c.name for c in e.calls}) <= len(e.tools) <= 6 for e in examples)
     for example in examples:
         assert parse_calls(example.response or "", example.tools) == example.calls

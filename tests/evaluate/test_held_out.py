@@ -91,7 +91,6 @@ def test_predictions_come_in_order_with_their_verdicts() -> None:
     assert progress == [(done, 6) for done in range(1, 7)]
     assert policy.most_in_flight == 4
     assert {temperature for _, temperature, _ in policy.asked} == {0.0}
-    assert {temperature for _, temperature, _ in policy.asked} == {0.0}
 
 
 def test_a_prompt_that_fills_the_context_counts_as_wrong_and_truncated() -> None:
