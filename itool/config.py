@@ -106,7 +106,7 @@ class SelectConfig(Section):
         "perplexity", description="hard is what has a high perplexity (paper), or what few samples get right"
     )
     alpha: Fraction = Field(0.2, description="hardest share of the buffer, within each stratum (paper: 0.2)")
-    samples: Samples = Field(8, description="samples per example for pass_rate and pass@k")
+    samples: Samples = Field(8, description="samples per example for pass_rate")
     batch_tokens: Padded = Field(8192, description="most padded tokens in one forward pass")
 
 
@@ -139,7 +139,7 @@ class DpoConfig(OptimizerConfig):
     beta: Weight = Field(0.1, description="strength of the preference term")
     simpo_gamma: Weight = Field(0.5, description="target margin of SimPO")
     length_normalised: bool = Field(True, description="SimPO: mean (paper) or sum of log-probabilities (a plain margin loss)")
-    nll_weight: Weight = Field(0.1, description="weight of the chosen side's negative log-likelihood")
+    nll_weight: Weight = Field(0.1, description="weight of the chosen side's negative log-likelihood; with loss orpo it is always 1")
     nll_on: Literal["step", "answer"] = Field(
         "step", description="what that term covers: the chosen step, or the whole right answer that it belongs to"
     )
@@ -215,13 +215,17 @@ class RuntimeConfig(Section):
     """How and where stages run. Changes no result and causes no re-run."""
 
     backend: Backend = Field("local", description="processes on this machine, or Jobs in a cluster")
-    threads: Annotated[CountOrZero, Field(le=4096)] = Field(0, description="CPU threads of a stage; 0 = all cores")
-    warm_start: bool = Field(True, description="fork stages from one process that has imported torch already")
+    threads: Annotated[CountOrZero, Field(le=4096)] = Field(
+        0, description="CPU threads of the stages that run side by side, in a cluster of a pod; 0 = all cores, of a pod cpu_limit or cpu"
+    )
+    warm_start: bool = Field(True, description="local: fork stages from one process that has imported torch already")
     overlap_evaluation: bool = Field(False, description="evaluate an iteration while the next one scores and searches; needs room for both")
-    max_attempts: Annotated[Count, Field(le=1000)] = Field(3, description="tries per stage when its exit code says that a retry can help")
+    max_attempts: Annotated[Count, Field(le=1000)] = Field(
+        3, description="local: tries per stage when its exit code says that a retry can help; in a cluster see kubernetes.backoff_limit"
+    )
     worker_timeout_seconds: Rate = Field(1800.0, description="longest wait of training processes for each other before they end with 69")
     log_format: Literal["auto", "json", "console"] = Field(
-        "auto", description="log lines of stages; auto: json unless standard error is a terminal; in a cluster json"
+        "auto", description="a stage's log lines; auto: console on a terminal, else json. Pods write json always"
     )
 
 
