@@ -222,18 +222,15 @@ def settings_of(config: RunConfig, name: StageName) -> dict[str, Any]:
     return values
 
 
-def artifact_key(
-    config: RunConfig, stage: StageId, inputs: dict[str, str], *, code_version: int | None = None, settings: dict[str, Any] | None = None
-) -> str:
+def artifact_key(config: RunConfig, stage: StageId, inputs: dict[str, str], *, settings: dict[str, Any] | None = None) -> str:
     """Content address of a stage's result: 16 hex digits over its settings and the content digests of its inputs, by role.
 
     `settings` are `settings_of` the stage, where the caller has them already.
     """
-    spec = STAGES[stage.name]
     recipe = {
         "stage": stage.name,
         "iteration": stage.iteration,
-        "version": spec.version if code_version is None else code_version,
+        "version": STAGES[stage.name].version,
         "settings": settings_of(config, stage.name) if settings is None else settings,
         "inputs": inputs,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def no_such_artifact(store: Store, name: str) -> InputError:
     return InputError(f"there is no artifact {name!r} in {store.root}", remedy="See `itoolctl artifacts ls`")
 
 
-def verify_artifact(store: Store, prefix: str, on_file: Callable[[str], None] = lambda _: None) -> list[str]:
+def verify_artifact(store: Store, prefix: str) -> list[str]:
     """Read every file of an artifact and compare size and SHA-256. Returns the problems, one line each; none when it is whole."""
     try:
         manifest = read_manifest(store, prefix)
@@ -68,7 +68,6 @@ def verify_artifact(store: Store, prefix: str, on_file: Callable[[str], None] = 
     problems = []
     with tempfile.TemporaryDirectory(prefix="itool-verify-") as folder:
         for path, entry in manifest.files.items():
-            on_file(path)
             try:
                 fetch(store, manifest.file_key(prefix, path), entry.sha256, Path(folder) / "file")
             except ArtifactError as error:

@@ -65,9 +65,9 @@ class Observed:
     broken: Mapping[str, str] = field(default_factory=dict)
 
 
-def resolve(store: Store, config: RunConfig, *, known: Observed | None = None) -> dict[StageId, Resolution]:
+def resolve(store: Store, config: RunConfig) -> dict[StageId, Resolution]:
     """Every stage of the run, in running order."""
-    return resolve_observed(config, observe(store, config, known=known))
+    return resolve_observed(config, observe(store, config))
 
 
 def resolve_one(store: Store, config: RunConfig, stage: StageId, key: str) -> dict[StageId, Resolution] | None:

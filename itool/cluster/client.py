@@ -20,7 +20,7 @@ import urllib3
 import yaml
 
 from itool.cluster.api_answers import ClusterDown, Gone, Refused, watch_error
-from itool.cluster.api_transport import READ_SECONDS, Connection, Transport
+from itool.cluster.api_transport import Connection, Transport
 from itool.cluster.objects import Object
 from itool.errors import ConfigError, ItoolError
 from itool.logs import get_logger
@@ -109,7 +109,7 @@ class Cluster:
             "fieldSelector": fields,
         }
         try:
-            response = self._open("GET", "watch", resource, query=query, read_seconds=WATCH_SECONDS + 5.0)
+            response = self._open("watch", resource, query=query, read_seconds=WATCH_SECONDS + 5.0)
         except Refused as error:
             raise ClusterDown(f"Kubernetes does not watch {resource}: {error}") from None
         try:
@@ -151,7 +151,7 @@ class Cluster:
             "timestamps": "true" if timestamps else "",
         }
         try:
-            response = self._open("GET", "get", "pods", name, "log", query=query, read_seconds=LOG_SECONDS)
+            response = self._open("get", "pods", name, "log", query=query, read_seconds=LOG_SECONDS)
         except Refused as error:
             if error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST):
                 return
@@ -233,20 +233,12 @@ class Cluster:
         return document
 
     def _open(
-        self,
-        method: str,
-        verb: str,
-        resource: str,
-        name: str = "",
-        subresource: str = "",
-        *,
-        query: Mapping[str, str],
-        read_seconds: float = READ_SECONDS,
+        self, verb: str, resource: str, name: str = "", subresource: str = "", *, query: Mapping[str, str], read_seconds: float
     ) -> urllib3.BaseHTTPResponse:
-        """A call whose answer is read piece by piece."""
+        """A GET whose answer is read piece by piece."""
         path = self._path(resource, name) + (f"/{subresource}" if subresource else "")
         try:
-            return self._transport.request(method, path, query, None, stream=True, read_seconds=read_seconds)
+            return self._transport.request("GET", path, query, None, stream=True, read_seconds=read_seconds)
         except Refused as error:
             if error.status == HTTPStatus.GONE:
                 raise Gone(error.message) from None

@@ -157,10 +157,11 @@ class PodLogs:
         for reading in self._jobs.pop(job, JobLogs(live=False)).logs.values():
             reading.close()
 
-    def close(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def close(self, seconds: float) -> None:
         """Wait until the logs of ended pods are stored, but not for ever: what is missing then is kept by the next controller."""
-        deadline = clock() + seconds
-        while clock() < deadline and any(one.ended and not one.kept for found in self._jobs.values() for one in found.logs.values()):
+        deadline = time.monotonic() + seconds
+        readings = [reading for found in self._jobs.values() for reading in found.logs.values()]
+        while time.monotonic() < deadline and any(reading.ended and not reading.kept for reading in readings):
             time.sleep(0.05)
         self._stopping.set()
         for job in list(self._jobs):

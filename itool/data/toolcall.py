@@ -85,17 +85,13 @@ def parse_calls(text: str, tools: Sequence[Tool] = ()) -> list[ToolCall]:
     return [ToolCall(name=call.name, arguments=call.arguments) for call in result.calls]
 
 
-def render_calls(calls: Sequence[ToolCall], *, compact: bool = False) -> str:
-    """Calls in the response syntax, values as JSON: `[f(a="x", b=3), g()]`, or without the spaces when compact.
+def render_calls(calls: Sequence[ToolCall]) -> str:
+    """Calls in the response syntax, values as JSON: `[f(a="x", b=3), g()]`.
 
     Raises InputError for a value that JSON has no literal for.
     """
-    comma = "," if compact else ", "
-    rendered = (
-        f"{call.name}({comma.join(f'{key}={render_value(value, compact=compact)}' for key, value in call.arguments.items())})"
-        for call in calls
-    )
-    return f"[{comma.join(rendered)}]"
+    rendered = (f"{call.name}({', '.join(f'{key}={render_value(value)}' for key, value in call.arguments.items())})" for call in calls)
+    return f"[{', '.join(rendered)}]"
 
 
 def render_value(value: Any, *, compact: bool = False) -> str:

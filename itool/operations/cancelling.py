@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from itool.artifacts.store import Store
 from itool.cluster.client import Cluster
@@ -68,14 +67,12 @@ def _stop_jobs(config: RunConfig, cluster: Cluster, store: Store) -> int:
     return open_jobs
 
 
-def _wait_until_free(
-    lease: FolderLease | StoreLease, run: str, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
-) -> None:
-    deadline = clock() + LEASE_SECONDS
+def _wait_until_free(lease: FolderLease | StoreLease, run: str) -> None:
+    deadline = time.monotonic() + LEASE_SECONDS
     while lease.holder() is not None:
-        if clock() > deadline:
+        if time.monotonic() > deadline:
             raise DependencyError(f"run {run} was asked to stop but its controller still runs", remedy="Wait, and see `itoolctl status`")
-        sleep(0.2)
+        time.sleep(0.2)
 
 
 def _name(job: Object) -> str:

@@ -6,7 +6,7 @@ Works from a laptop or in a pod, with or without a living controller; three list
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -38,7 +38,7 @@ class Reads(Readable, Protocol):
         """Chunks of a container's log."""
 
 
-def read_objects(cluster: Reads, store: Store, config: RunConfig, clock: Callable[[], float] = time.time) -> RunObjects:
+def read_objects(cluster: Reads, store: Store, config: RunConfig) -> RunObjects:
     """What there is now. Jobs before pods, so that the pods of every Job that is seen are seen too."""
     labels = f"{RUN_LABEL}={config.run}"
     jobs, _ = cluster.list("jobs", labels)
@@ -49,7 +49,7 @@ def read_objects(cluster: Reads, store: Store, config: RunConfig, clock: Callabl
         progress = dict(zip(running, pool.map(lambda name: _progress_of(cluster, name), running[:MOST_LOOKED_AT]), strict=False))
         proofs = dict(zip(serving, pool.map(lambda name: _proof(store, config.run, name), serving), strict=True))
     return RunObjects(
-        at=clock(),
+        at=time.time(),
         jobs=jobs,
         pods=pods,
         events=_events(cluster, jobs, pods),

@@ -76,10 +76,10 @@ class SearchTask:
 
 
 async def search_tree(
-    policy: Policy, reader: TokenReader, task: SearchTask, config: SearchConfig, *, granularity: Granularity | None = None
+    policy: Policy, reader: TokenReader, task: SearchTask, config: SearchConfig, *, granularity: Granularity
 ) -> SearchTree:
-    """Search one example to its end. `granularity` overrides the configured one (best-of-n: `response`)."""
-    search = TreeSearch(policy, reader, task, config, granularity or config.granularity)
+    """Search one example to its end. `granularity` is the configured one for mcts_dpo, else `response`."""
+    search = TreeSearch(policy, reader, task, config, granularity)
     while search.stopped is None:
         await search.simulate()
     return search.finish()
