@@ -2,7 +2,7 @@
 
 An *arm* is all runs whose configurations differ at most in the seed, among the settings that a stage's result depends on. Two runs on the
 same held-out examples are compared example by example (McNemar), else by their two proportions (Newcombe), and the table says which. A run
-is measured at the iteration that its validation set chose, unless the last is asked for.
+is measured at the iteration that its validation set chose.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -26,7 +26,6 @@ from itool.stages import STAGES, flatten
 
 OF_THE_ARM = {path for stage in STAGES.values() for path in stage.settings} - {"run", "seed"}
 """What a result depends on; not where and by how many pods it was computed."""
-At = Literal["kept", "last"]
 
 
 class Difference(Part):
@@ -85,7 +84,6 @@ class ArmRow(Part):
 class Comparison(Part):
     """The whole comparison. `notes` says what a reader must know before believing a difference."""
 
-    at: At
     runs: list[RunRow]
     arms: list[ArmRow]
     notes: list[str]
@@ -114,18 +112,18 @@ class _Entry:
     arm: str
 
 
-def compare_runs(reports: Sequence[Report], *, at: At = "kept", outdated: Collection[str] = ()) -> Comparison:
+def compare_runs(reports: Sequence[Report], *, outdated: Collection[str] = ()) -> Comparison:
     """Set runs side by side; the first is what the others are measured against. `outdated` names runs that have changed since their report.
 
     Raises InputError for a run without a held-out evaluation.
     """
     arms = arm_names([report.config for report in reports])
-    entries = [_Entry(report, _evaluation(report, at), arm) for report, arm in zip(reports, arms, strict=True)]
+    entries = [_Entry(report, _evaluation(report), arm) for report, arm in zip(reports, arms, strict=True)]
     rows = [_run_row(entry, _difference(entries[0], entry) if index else None) for index, entry in enumerate(entries)]
     by_arm = {arm: [entry for entry in entries if entry.arm == arm] for arm in dict.fromkeys(arms)}
     first = next(iter(by_arm.values()), [])
     table = [_arm_row([row for row in rows if row.arm == arm], own, [] if own is first else first) for arm, own in by_arm.items()]
-    return Comparison(at=at, runs=rows, arms=table, notes=[*_outdated(outdated), *_notes(rows, table)])
+    return Comparison(runs=rows, arms=table, notes=[*_outdated(outdated), *_notes(rows, table)])
 
 
 def arm_names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -152,10 +150,8 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     return tables
 
 
-def _evaluation(report: Report, at: At) -> EvaluationReport:
-    held_out = [e.iteration for e in report.evaluations if e.dataset == "held_out"]
-    iteration = report.best_iteration if at == "kept" else max(held_out, default=None)
-    evaluation = None if iteration is None else report.evaluation(iteration)
+def _evaluation(report: Report) -> EvaluationReport:
+    evaluation = None if report.best_iteration is None else report.evaluation(report.best_iteration)
     if evaluation is None:
         raise InputError(f"run {report.run} has no held-out evaluation to compare", remedy="Finish it with itoolctl iterate")
     return evaluation
@@ -255,7 +251,7 @@ def _table(title: str, names: Sequence[str], figures: Sequence[str]) -> Table:
 
 
 def _accuracy_table(comparison: Comparison) -> Table:
-    title = f"Held-out exact match in %, {comparison.at} iteration, 95 % interval"
+    title = "Held-out exact match in %, kept iteration, 95 % interval"
     table = _table(title, ("Run", "Arm"), ("Seed", "It.", "Exact", "", *(d.title() for d in DIFFICULTIES), "No call"))
     for row in comparison.runs:
         groups = (_percent(row.by_difficulty.get(name)) for name in DIFFICULTIES)

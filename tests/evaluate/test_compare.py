@@ -74,7 +74,7 @@ def test_an_uneven_budget_is_said(two):
     runs = compare_runs([two[0], result("short", gain=-0.1)])
     assert runs.runs[1].iteration < 3
     assert any("not an equal budget" in note for note in runs.notes)
-    assert compare_runs([two[0], two[0]], at="last").notes == ["a seed occurs more than once, so the spread is too small: mcts_dpo"]
+    assert compare_runs([two[0], two[0]]).notes == ["a seed occurs more than once, so the spread is too small: mcts_dpo"]
 
 
 def test_a_run_without_evaluation_cannot_be_compared(two):
