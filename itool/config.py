@@ -261,8 +261,11 @@ class RunConfig(Section):
         for name, count in (("count", self.data.count), ("held_out_count", self.data.held_out_count)):
             if self.data.source == "demo" and count is not None and count > MOST_DEMO_EXAMPLES:
                 raise ValueError(f"data.{name} = {count}: the demo generates at most {MOST_DEMO_EXAMPLES} examples")
-        if self.data.buffer_fraction + self.data.validation_fraction + self.data.held_out_fraction >= 1.0:
-            raise ValueError("data: buffer, validation and held-out fractions leave nothing for the warm-up; make their sum less than 1")
+        splits_held_out_off = self.data.source != "demo" and self.data.held_out_path is None
+        split_off = self.data.held_out_fraction if splits_held_out_off else 0.0
+        if self.data.buffer_fraction + self.data.validation_fraction + split_off >= 1.0:
+            names = "buffer, validation and held-out" if splits_held_out_off else "buffer and validation"
+            raise ValueError(f"data: {names} fractions leave nothing for the warm-up; make their sum less than 1")
         if self.model.max_response_tokens >= self.model.context_tokens:
             raise ValueError("model.max_response_tokens must be less than model.context_tokens")
         if self.data.buffer_labels == "checker" and (self.select.by == "perplexity" and self.method != "sft_continued"):
