@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from itool.config import RunConfig
-from itool.names import Method, StageName
+from itool.names import SFT_CONTROLS, Method, StageName
 
 
 class StageId(NamedTuple):
@@ -177,7 +177,7 @@ def inputs_of(config: RunConfig, stage: StageId) -> dict[str, StageId]:
         inputs["scores"] = StageId(k, "score")
     if stage.name == "dpo" and config.method != "sft_continued":
         inputs["pairs"] = StageId(k, "generate")
-    if stage.name == "dpo" and config.dpo.reference == "warmup":
+    if stage.name == "dpo" and config.dpo.reference == "warmup" and config.method not in SFT_CONTROLS:
         inputs["reference"] = adapter_stage(0)
     return inputs
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from itool.artifacts.stage import Stage
 from itool.data.chat import load_tokenizer
 from itool.logs import get_logger
+from itool.names import SFT_CONTROLS
 from itool.records import AcceptedSample, Example, PreferencePair
 from jobs.training import run_training, save_training, token_sequences, training_hooks
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from itool.train.sequences import TokenSequence
 
 Found = TypeVar("Found", PreferencePair, AcceptedSample)
-SFT_CONTROLS = ("sft_continued", "rejection_sampling")
 
 _log = get_logger(__name__)
 

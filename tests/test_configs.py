@@ -11,7 +11,7 @@ from itool.artifacts.resolve import resolve
 from itool.artifacts.store import FolderStore
 from itool.config import load_config, parse_config
 from itool.errors import ConfigError
-from itool.stages import STAGES, flatten, inputs_of, settings_of, stage_ids
+from itool.stages import STAGES, StageId, flatten, inputs_of, settings_of, stage_ids
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -67,6 +67,14 @@ def test_a_stage_reads_only_stages_before_it() -> None:
     for stage in stage_ids(config):
         assert {str(other) for other in inputs_of(config, stage).values()} <= seen
         seen.add(str(stage))
+
+
+@pytest.mark.parametrize(
+    ("method", "reads"), [("mcts_dpo", True), ("best_of_n", True), ("rejection_sampling", False), ("sft_continued", False)]
+)
+def test_only_training_on_pairs_reads_a_reference(method: str, reads: bool) -> None:
+    config = parse_config({"method": method, "dpo": {"reference": "warmup"}})
+    assert ("reference" in inputs_of(config, StageId(2, "dpo"))) is reads
 
 
 @pytest.mark.parametrize(
