@@ -196,7 +196,12 @@ class PolicyConfig(Section):
     @property
     def needs_weights(self) -> bool:
         """Whether whoever asks this policy needs the base model's weights; a server elsewhere has its own."""
-        return self.backend == "embedded" or self.url is None
+        return self.backend == "embedded" or self.starts_vllm
+
+    @property
+    def starts_vllm(self) -> bool:
+        """Whether a vLLM server is started for this policy: wanted, and not somewhere else already."""
+        return self.backend == "vllm" and self.url is None
 
 
 class StoreConfig(Section):
@@ -274,8 +279,7 @@ class RunConfig(Section):
             raise ValueError(
                 f"root = {self.root!r} is a folder, which pods do not share; use s3://bucket/prefix with runtime.backend kubernetes"
             )
-        serves = self.runtime.backend == "kubernetes" and self.policy.backend == "vllm" and self.policy.url is None
-        if serves and self.model.dtype == "float32" and not self.kubernetes.serving.runs_on_cpu:
+        if self.has_managed_serving and self.model.dtype == "float32" and not self.kubernetes.serving.runs_on_cpu:
             raise ValueError(
                 "model.dtype = 'float32': vLLM computes adapters on a GPU in bfloat16 only; "
                 "use bfloat16, or kubernetes.serving.device cpu with an image of vLLM's CPU build"
@@ -283,6 +287,11 @@ class RunConfig(Section):
         if self.data.buffer_labels == "checker" and self.method == "sft_continued":
             raise ValueError("method sft_continued needs ground-truth text; data.buffer_labels is checker")
         return self
+
+    @property
+    def has_managed_serving(self) -> bool:
+        """Whether the controller runs vLLM for this run, as a Deployment; on one machine each stage starts its own."""
+        return self.runtime.backend == "kubernetes" and self.policy.starts_vllm
 
     def as_yaml(self) -> str:
         """The configuration as a YAML document that `load_config` reads back to an equal object."""

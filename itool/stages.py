@@ -188,7 +188,7 @@ def may_overlap(config: RunConfig, stage: StageId) -> bool:
     Nothing in the loop reads an evaluation. Training waits for it, so that never more than one is behind. Stages stay alone where each
     starts a vLLM of its own, which takes a GPU's whole memory, and where vLLM and they take turns on a GPU.
     """
-    own_vllm = config.policy.backend == "vllm" and config.policy.url is None and config.runtime.backend == "local"
+    own_vllm = config.policy.starts_vllm and not config.has_managed_serving
     in_turns = config.runtime.backend == "kubernetes" and config.kubernetes.serving.gpu_sharing == "timeshare"
     if not config.runtime.overlap_evaluation or own_vllm or in_turns or config.method == "sft_continued":
         return False

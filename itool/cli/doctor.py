@@ -173,7 +173,7 @@ def _vllm(config: RunConfig) -> Check:
     from itool.errors import DependencyError  # noqa: PLC0415
     from itool.policy.server import find_vllm_python  # noqa: PLC0415
 
-    needed = config.policy.backend == "vllm" and config.policy.url is None
+    needed = config.policy.starts_vllm
     try:
         return Check("vllm", "ok", f"runs with {find_vllm_python()}")
     except DependencyError as error:

@@ -90,16 +90,11 @@ def serving_name(run: str) -> str:
     return f"{short_name(run, 40)}-vllm"
 
 
-def has_managed_serving(config: RunConfig) -> bool:
-    """Whether the controller runs vLLM for this run: wanted, in the cluster, and not somewhere else already."""
-    return config.runtime.backend == "kubernetes" and config.policy.backend == "vllm" and config.policy.url is None
-
-
 def pod_config(config: RunConfig, namespace: str) -> RunConfig:
     """The run's configuration as its pods see it: another S3 endpoint, the managed vLLM's address, and no runner of their own."""
     endpoint = config.kubernetes.store_endpoint_url or config.store.endpoint_url
     policy = config.policy
-    if has_managed_serving(config):
+    if config.has_managed_serving:
         url = f"http://{serving_name(config.run)}.{namespace}.svc:{VLLM_PORT}"
         patience = max(policy.startup_seconds, config.kubernetes.serving.startup_seconds)  # what a replaced vLLM pod may take
         policy = policy.model_copy(update={"url": url, "adapters": "wait", "startup_seconds": patience})

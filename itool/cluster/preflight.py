@@ -15,7 +15,7 @@ from itool.cluster.check import Check
 from itool.cluster.client import PERMISSIONS
 from itool.cluster.manifests import stage_job
 from itool.cluster.objects import Object
-from itool.cluster.pods import has_managed_serving, owner_name, taken_name
+from itool.cluster.pods import owner_name, taken_name
 from itool.cluster.serving_manifests import serving_deployment
 from itool.cluster.wish import StoredArtifact
 from itool.config import RunConfig
@@ -140,7 +140,7 @@ def _credentials(cluster: Asks, config: RunConfig) -> Check:
 
 def _accounts(cluster: Asks, config: RunConfig) -> Check:
     wanted = {"job_service_account": config.kubernetes.job_service_account}
-    if has_managed_serving(config):
+    if config.has_managed_serving:
         wanted["serving_service_account"] = config.kubernetes.serving_service_account
     found = {key: cluster.look(f"/api/v1/namespaces/{cluster.namespace}/serviceaccounts/{name}")[0] for key, name in wanted.items()}
     for key, name in wanted.items():
@@ -202,7 +202,7 @@ def dry_run_objects(config: RunConfig, namespace: str) -> Iterator[tuple[str, st
     for name in names:
         stage = StageId(int(name in loop_stages(config)), name)
         yield name, "jobs", stage_job(config, stage, "0" * 16, 0, config_map="dry-run", owner=NOBODY)
-    if has_managed_serving(config):
+    if config.has_managed_serving:
         model = StoredArtifact(prefix="dry-run", digest="0" * 64)
         yield "vllm", "deployments", serving_deployment(config, model, config.model.context_tokens, namespace=namespace, owner=NOBODY)
 

@@ -21,7 +21,6 @@ from itool.cluster.controller import Controller, config_key, require_reused_run,
 from itool.cluster.leases import FolderLease, Lease, StoreLease, acquire_within
 from itool.cluster.local import LocalRunner
 from itool.cluster.log_names import LOGS_FOLDER, log_key, logs_prefix
-from itool.cluster.pods import has_managed_serving
 from itool.cluster.progress import NoWatcher, Watcher
 from itool.cluster.runner import Task
 from itool.config import RunConfig
@@ -107,7 +106,7 @@ def _iterate_in_cluster(
     events = RunEvents(cluster, runner.ensure_owner, watcher)
     controller = Controller(config, store, runner, lease, events, stop_requested=stop, rules=rules_of(config))
     controller.poll_seconds, controller.sleep = CLUSTER_POLL_SECONDS, runner.cache.wait
-    if has_managed_serving(config):
+    if config.has_managed_serving:
         controller.serving = KubernetesServing(config, store, cluster, partial(runner.cache.items, "pods"), owner=runner.ensure_owner)
     try:
         return controller.run()

@@ -16,7 +16,6 @@ from itool.cluster.job_facts import is_over
 from itool.cluster.manifests import STAGE_CONTAINER
 from itool.cluster.objects import COMPONENT_LABEL, JOB_LABEL, RUN_LABEL, Object
 from itool.cluster.pod_states import pod_state
-from itool.cluster.pods import has_managed_serving
 from itool.cluster.progress import Progress, last_progress
 from itool.cluster.serving_reader import Readable, ServingReader
 from itool.cluster.wish import Proof, read_proof
@@ -55,7 +54,7 @@ def read_objects(cluster: Reads, store: Store, config: RunConfig) -> RunObjects:
         events=_events(cluster, jobs, pods),
         progress={name: found for name, found in progress.items() if found},
         proofs={name: found for name, found in proofs.items() if found},
-        serving=_serving(cluster, store, config, pods) if has_managed_serving(config) else None,
+        serving=_serving(cluster, store, config, pods) if config.has_managed_serving else None,
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from itool.artifacts.resolve import Observed, Resolution, observe, resolve_observed
 from itool.artifacts.store import Store
 from itool.cluster.decide import stages_in_turn
-from itool.cluster.pods import has_managed_serving
 from itool.cluster.session import open_lease
 from itool.config import RunConfig
 from itool.errors import ItoolError
@@ -68,7 +67,7 @@ class StatusReader:
             state=run_state(rows, active=holder is not None),
             controller=holder,
             stages=rows,
-            serving=component_rows("serving", objects) if has_managed_serving(self.config) else None,
+            serving=component_rows("serving", objects) if self.config.has_managed_serving else None,
             controller_pods=component_rows("controller", objects),
             problem=str(self.error) if self.error else None,
         )
