@@ -35,7 +35,7 @@ def write_checkpoint(
 def read_checkpoint(
     folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, schedule: Any, plan: str
 ) -> tuple[TrainingLog, dict[str, Any]]:
-    """Put model, optimiser and schedule back; returns the log and the random state for `restore_random_state`. Raises ArtifactError."""
+    """Put model, optimiser and schedule back; returns the log and the random state for `restore_random_state`. Raises InputError."""
     try:
         document = json.loads((folder / _LOG).read_text(encoding="utf-8"))
         state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)

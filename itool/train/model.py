@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from itool.config import ModelConfig
 from itool.errors import ArtifactError, InputError
-from itool.policy.model_folder import LINEAR_LAYERS
+from itool.policy.model_folder import LINEAR_LAYERS, check_adapter
 from itool.train.sequences import PASS_COST_TOKENS, Batch
 
 Dtype = Literal["float32", "bfloat16"]
@@ -72,8 +72,8 @@ def new_adapter(model: Any, config: ModelConfig, *, seed: int) -> PeftModel:
 
 
 def load_adapter(model: Any, adapter_dir: Path, *, trainable: bool = False) -> PeftModel:
-    """The model with a saved adapter on it. Raises ArtifactError when the adapter is missing or damaged."""
-    _check_adapter(adapter_dir)
+    """The model with a saved adapter on it. Raises InputError when the adapter is missing, damaged, or none of this model."""
+    check_adapter(adapter_dir)
     try:
         return PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -106,17 +106,11 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
 
 def load_adapter_weights(model: PeftModel, adapter_dir: Path, *, name: str = "default") -> None:
     """Overwrite the weights of the model's adapter with saved ones of the same shape."""
-    _check_adapter(adapter_dir)
+    check_adapter(adapter_dir)
     try:
         set_peft_model_state_dict(model, load_file(adapter_dir / ADAPTER_WEIGHTS), adapter_name=name)
     except (RuntimeError, SafetensorError) as error:
         raise ArtifactError(f"adapter {adapter_dir} does not fit the model's adapter: {error}") from None
-
-
-def _check_adapter(adapter_dir: Path) -> None:
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if not (adapter_dir / name).is_file():
-            raise ArtifactError(f"adapter {adapter_dir} has no {name}", remedy="Run the stage that writes it again")
 
 
 def pass_cost_tokens(model: Any, *, gradients: bool = True) -> int:

@@ -58,7 +58,7 @@ def test_a_folded_adapter_has_the_gradients_of_the_plain_one(tiny_base, adapter,
 
 
 def test_a_missing_or_damaged_adapter_is_named(tiny_base, adapter, tmp_path):
-    with pytest.raises(ArtifactError, match=r"has no adapter_config\.json"):
+    with pytest.raises(InputError, match=r"has no adapter_config\.json"):
         load_adapter(load_model(tiny_base), tmp_path)
     weights = adapter / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:200])
