@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,8 @@ def test_a_builder_that_does_not_answer_is_passed_over(tmp_path: Path) -> None:
     assert [build.split()[2:6] for build in builds] == [
         ["--target", target, "--tag", f"localhost/itool/{target}:test"] for target in TARGETS
     ]
-    assert all(" --build-arg VERSION=0.1.0 " in build and " --build-arg REVISION=" in build for build in builds)
+    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+    assert all(f" --build-arg VERSION={version} " in build and " --build-arg REVISION=" in build for build in builds)
     assert all("BASE_IMAGE" not in build for build in builds)  # the Dockerfile's own, pinned by digest
 
 
