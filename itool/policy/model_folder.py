@@ -52,7 +52,7 @@ def read_model_folder(path: Path, *, context_tokens: int, weights: bool = True) 
 
     Raises InputError when the folder is missing, incomplete or names no end-of-turn token.
     """
-    config = _read_json(path / "config.json", what="model folder")
+    config = read_json(path / "config.json")
     if weights and not any(path.glob("*.safetensors")):
         raise InputError(f"model folder {path} holds no .safetensors weights", remedy="Run the prepare stage again")
     stops = read_stop_ids(path)
@@ -64,9 +64,9 @@ def read_model_folder(path: Path, *, context_tokens: int, weights: bool = True) 
 def read_stop_ids(path: Path) -> tuple[int, ...]:
     """The end-of-turn ids that generation_config.json, config.json and the tokenizer name, in one sorted tuple; maybe none."""
     found: set[int] = set()
-    sources = [_read_json(path / "config.json", what="model folder")]
+    sources = [read_json(path / "config.json")]
     if (path / "generation_config.json").is_file():
-        sources.append(_read_json(path / "generation_config.json", what="model folder"))
+        sources.append(read_json(path / "generation_config.json"))
     for source in sources:
         value = source.get("eos_token_id")
         found.update(value if isinstance(value, list) else [] if value is None else [value])
@@ -81,7 +81,7 @@ def usable_context(config: Mapping[str, Any], context_tokens: int) -> int:
 
 def check_adapter(path: Path) -> None:
     """Raise InputError unless the folder holds a LoRA adapter as PEFT writes it."""
-    settings = _read_json(path / "adapter_config.json", what="adapter folder")
+    settings = read_json(path / "adapter_config.json", what="adapter folder")
     if settings.get("peft_type") != "LORA":
         raise InputError(f"adapter folder {path} holds a {settings.get('peft_type')} adapter; only LORA is supported")
     if not (path / "adapter_model.safetensors").is_file():
@@ -101,20 +101,21 @@ def _tokenizer_stop(path: Path) -> list[int]:
     """The id of the tokenizer's `eos_token`; [] when the folder does not say."""
     if not (path / "tokenizer_config.json").is_file() or not (path / "tokenizer.json").is_file():
         return []
-    token = _read_json(path / "tokenizer_config.json", what="model folder").get("eos_token")
+    token = read_json(path / "tokenizer_config.json").get("eos_token")
     text = token.get("content") if isinstance(token, dict) else token
-    added = _read_json(path / "tokenizer.json", what="model folder").get("added_tokens", [])
+    added = read_json(path / "tokenizer.json").get("added_tokens", [])
     return [int(entry["id"]) for entry in added if entry["content"] == text]
 
 
-def _read_json(path: Path, *, what: str) -> dict[str, Any]:
+def read_json(path: Path, *, what: str = "model folder") -> dict[str, Any]:
+    """The object in a JSON file of a model's or an adapter's folder. Raises InputError."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         missing = f"has no {path.name}" if path.parent.is_dir() else "does not exist"
         raise InputError(f"{what} {path.parent} {missing}", remedy="Run the stage that writes it again") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+        raise InputError(f"{path} is not readable JSON: {error}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not an object")
     return content

@@ -23,7 +23,7 @@ from itool.data.chat import require_tokenizer
 from itool.demo import base_model_path
 from itool.errors import DependencyError, InputError, StorageError
 from itool.logs import get_logger
-from itool.policy.model_folder import read_stop_ids
+from itool.policy.model_folder import read_json, read_stop_ids
 
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "*.tiktoken")
 TEMPLATE_FILE = "chat_template.jinja"
@@ -129,7 +129,7 @@ def _replace_chat_template(source: Path, target: Path) -> None:
     (target / TEMPLATE_FILE).write_text(template, encoding="utf-8")
     settings = target / "tokenizer_config.json"
     if settings.is_file():
-        document = _read_json(settings)
+        document = read_json(settings)
         if document.pop("chat_template", None) is not None:
             settings.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -144,7 +144,7 @@ def name_end_of_turn(folder: Path, token_id: int) -> None:
     if token_id in known:
         return
     stops, path = sorted({*known, token_id}), folder / GENERATION_FILE
-    document = (_read_json(path) if path.is_file() else {}) | {"eos_token_id": stops}
+    document = (read_json(path) if path.is_file() else {}) | {"eos_token_id": stops}
     try:
         path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
@@ -157,7 +157,7 @@ def check_model_folder(folder: Path, *, context_tokens: int, origin: str, templa
     name = f"base model {origin}" + (f" ({folder})" if str(folder) != origin else "")
     if not (folder / "config.json").is_file():
         raise InputError(f"{name} has no config.json", remedy="Give a folder in Hugging Face layout")
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if not isinstance(config.get("model_type"), str):
         raise InputError(f"{name}: config.json names no model_type", remedy="Give a folder in Hugging Face layout")
     _check_context(name, config, context_tokens)
@@ -176,7 +176,7 @@ def _check_context(name: str, config: dict[str, Any], context_tokens: int) -> No
 def _check_weights(name: str, folder: Path) -> None:
     found = sorted(path.name for path in folder.glob("*.safetensors"))
     for index in sorted(folder.glob("*.safetensors.index.json")):
-        listed = set(_read_json(index).get("weight_map", {}).values())
+        listed = set(read_json(index).get("weight_map", {}).values())
         if missing := sorted(listed - set(found)):
             raise InputError(f"{name} has no {missing[0]}, which {index.name} lists", remedy="Download the model again")
     if not found:
@@ -206,14 +206,4 @@ def _has_chat_template(folder: Path) -> bool:
     if (folder / TEMPLATE_FILE).is_file() or (folder / "chat_template.json").is_file():
         return True
     settings = folder / "tokenizer_config.json"
-    return settings.is_file() and bool(_read_json(settings).get("chat_template"))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not readable JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise InputError(f"{path} holds a {type(document).__name__}, not an object")
-    return document
+    return settings.is_file() and bool(read_json(settings).get("chat_template"))
