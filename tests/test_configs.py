@@ -119,6 +119,16 @@ def test_a_mistake_is_one_line_that_names_key_and_value(override: str, message: 
     assert "\n" not in str(caught.value)
 
 
+def test_the_held_out_fraction_counts_only_where_it_is_split_off() -> None:
+    fractions = {"buffer_fraction": 0.8, "validation_fraction": 0.1, "held_out_fraction": 0.2}
+    parse_config({"data": fractions})
+    parse_config({"data": {"source": "xlam", "path": "a", "held_out_path": "b", **fractions}})
+    with pytest.raises(ConfigError, match="data: buffer, validation and held-out fractions leave nothing for the warm-up"):
+        parse_config({"data": {"source": "xlam", "path": "a", **fractions}})
+    with pytest.raises(ConfigError, match="data: buffer and validation fractions leave nothing for the warm-up"):
+        parse_config({"data": {**fractions, "validation_fraction": 0.2}})
+
+
 def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("run: a\nwarmup:\n  epochs: 1\n  batch_examples: 8\n  epochs: 2\n")
