@@ -8,6 +8,7 @@ from typing import Any
 
 from itool.artifacts.stage import Stage, run_stage
 from itool.data.chat import load_tokenizer
+from itool.data.sources.load import pick
 from itool.evaluate.held_out import mean_pass_at_k, pass_counts, predict, summarise
 from itool.policy.protocol import Policy
 from itool.records import Example
@@ -39,24 +40,25 @@ async def _evaluate(stage: Stage) -> None:
             stage.write(f"{name}.jsonl", predictions)
             stage.tokens(sum(prediction.response_tokens for prediction in predictions))
             summaries[name] = summarise(predictions)
-        summaries["held_out"]["pass_at_k"] = await _pass_at_k(stage, policy, tokenizer, sets["held_out"])
+        summaries["held_out"] |= await _pass_at_k(stage, policy, tokenizer, sets["held_out"])
     stage.write_json("metrics.json", summaries)
     stage.count(incoming=total, kept=total)
     stage.metrics({name: summary["exact_match"] for name, summary in summaries.items()})
 
 
-async def _pass_at_k(stage: Stage, policy: Policy, tokenizer: Any, examples: list[Example]) -> dict[str, float]:
+async def _pass_at_k(stage: Stage, policy: Policy, tokenizer: Any, examples: list[Example]) -> dict[str, Any]:
+    """pass@k and of how many examples: by hash of the id, as a file may be sorted by difficulty, and the same in every iteration."""
     settings = stage.config.evaluate
-    chosen = examples[: settings.pass_examples]
+    chosen = pick(examples, settings.pass_examples)
     if not chosen:
-        return {}
+        return {"pass_at_k": {}, "pass_examples": 0}
     seed = stage.config.seed  # the same draws in every iteration: what differs is the policy
     samples = max(settings.pass_k)
     counts = await pass_counts(
         policy, tokenizer, chosen, stage.config, samples=samples, seed=seed, on_progress=lambda *_: stage.raise_if_stopped()
     )
     stage.tokens(sum(count.tokens for count in counts))
-    return mean_pass_at_k(counts, settings.pass_k)
+    return {"pass_at_k": mean_pass_at_k(counts, settings.pass_k), "pass_examples": len(counts)}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -56,9 +56,10 @@ function accuracy() {
       lineChart("All examples", { ...shared, series: whole, dodge: 10, ring: report.best_iteration, summary: `Exact match by iteration: ${held.map((e) => `${iterationName(e.iteration)} ${percent(e.exact_match)}`).join(", ")}` }),
       groups.length ? lineChart("Held-out, by difficulty and where no tool fits", { ...shared, series: groups, dodge: 7, summary: "Exact match by iteration for each difficulty; the table below has the numbers" }) : null));
   const ks = [...new Set(held.flatMap((e) => Object.keys(e.pass_at_k)))].sort((a, b) => a - b);
+  const sampled = Math.max(...held.map((e) => e.pass_examples));
   const cell = (g) => (g ? withInterval(g.exact_match, g.ci95) : "–");
   put("accuracy", table(
-    ["Adapter", "All", ...GROUPS.map(titled), ...(valid.length ? ["Validation"] : []), ...ks.map((k) => `pass@${k}`)],
+    ["Adapter", "All", ...GROUPS.map(titled), ...(valid.length ? ["Validation"] : []), ...ks.map((k) => `pass@${k} (n = ${integer(sampled)})`)],
     held.map((e) => [iterationName(e.iteration) + (e.iteration === report.best_iteration ? " (kept)" : ""), cell(e), ...GROUPS.map((g) => cell(e.groups[g])),
       ...(valid.length ? [cell(valid.find((v) => v.iteration === e.iteration))] : []), ...ks.map((k) => percent(e.pass_at_k[k]))]),
     { caption: `Held-out exact match with 95 % interval, ${plural(held[0].count, "example")}`, rowClass: (i) => (held[i].iteration === report.best_iteration ? "kept" : null) }));

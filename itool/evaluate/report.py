@@ -90,8 +90,7 @@ def evaluation_report(iteration: int, dataset: str, predictions: Sequence[Predic
         if group := _group([p for p in predictions if p.stratum == stratum]):
             groups[title] = group
     correct = sum(p.correct for p in predictions)
-    measured = metrics.get(dataset)
-    pass_at_k = measured.get("pass_at_k") if isinstance(measured, Mapping) else None
+    measured = metrics.get(dataset) or {}
     return EvaluationReport(
         iteration=iteration,
         dataset=cast(Literal["held_out", "validation"], dataset),
@@ -105,7 +104,8 @@ def evaluation_report(iteration: int, dataset: str, predictions: Sequence[Predic
         errors=_counted(p.error or "unknown" for p in predictions if not p.correct),
         truncated=sum(p.truncated for p in predictions),
         verdicts="".join("1" if p.correct else "0" for p in predictions),
-        pass_at_k={str(k): float(v) for k, v in (pass_at_k or {}).items()},
+        pass_at_k=_pass_at_k(measured),
+        pass_examples=measured.get("pass_examples", 0),
     )
 
 
@@ -170,7 +170,8 @@ def _iteration_report(inputs: ReportInputs, k: int, perplexity: list[float], gap
         trees=len(trees),
         pairs=len(pairs),
         injected_fraction=sum(pair.injected for pair in pairs) / len(pairs) if pairs else None,
-        pass_at_k={str(n): float(v) for n, v in (held_out.get("pass_at_k") or {}).items()},
+        pass_at_k=_pass_at_k(held_out),
+        pass_examples=held_out.get("pass_examples", 0),
         pass_rate=sum(tree.correct_samples for tree in trees) / samples if samples else None,
         sampled_tokens=sum(tree.sampled_tokens for tree in trees),
         simulations=sum(tree.simulations for tree in trees),
@@ -231,6 +232,10 @@ def _group(predictions: Sequence[Prediction]) -> Group | None:
     correct = sum(p.correct for p in predictions)
     share = correct / len(predictions)
     return Group(count=len(predictions), correct=correct, exact_match=share, ci95=wilson(correct, len(predictions)))
+
+
+def _pass_at_k(measured: Mapping[str, Any]) -> dict[str, float]:
+    return {str(k): float(v) for k, v in (measured.get("pass_at_k") or {}).items()}
 
 
 def _counted(reasons: Iterable[str]) -> dict[str, int]:

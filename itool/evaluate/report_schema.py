@@ -65,7 +65,8 @@ class EvaluationReport(Part):
     verdicts: str = Field(
         "", description="one digit per example in the order of the dataset, 1 right, 0 wrong; lets runs be compared pairwise"
     )
-    pass_at_k: dict[str, float] = Field(default_factory=dict, description="share of examples that one of k samples solves")
+    pass_at_k: dict[str, float] = Field(default_factory=dict, description="share of `pass_examples` that one of k samples solves")
+    pass_examples: int = Field(0, description="examples behind `pass_at_k`, chosen by hash of their ids; the same in every iteration")
 
 
 class Histogram(Part):
@@ -107,7 +108,8 @@ class IterationReport(Part):
     trees: int
     pairs: int
     injected_fraction: float | None = Field(description="share of pairs that needed the ground-truth step; null without pairs")
-    pass_at_k: dict[str, float] = Field(description="of this iteration's adapter on held-out examples")
+    pass_at_k: dict[str, float] = Field(description="of this iteration's adapter on `pass_examples` held-out examples")
+    pass_examples: int = 0
     pass_rate: float | None = Field(description="share of correct samples in this iteration's trees")
     sampled_tokens: int
     simulations: int

@@ -48,7 +48,7 @@ def fake_inputs(seed: int = 17, method: str = "mcts_dpo", run: str = "demo", gai
         config=config,
         stages=fake_stages(config, trees, pairs),
         predictions={(k, d): fake_predictions(seed, method, k, d, gain) for k in range(4) for d in ("held_out", "validation")},
-        metrics={k: {"held_out": {"pass_at_k": {"1": 0.52 + 0.02 * k, "8": 0.7 + 0.01 * k}}, "validation": {}} for k in range(4)},
+        metrics={k: fake_metrics(k) for k in range(4)},
         scores={k: fake_scores(rng, k) for k in (1, 2, 3)},
         trees=trees,
         pairs=pairs,
@@ -207,6 +207,11 @@ def fake_predictions(seed: int, method: str, k: int, dataset: str, gain: float) 
             )
         )
     return rows
+
+
+def fake_metrics(k: int) -> dict[str, Any]:
+    """The part of an evaluation's figures that the report does not count itself."""
+    return {"held_out": {"pass_at_k": {"1": 0.52 + 0.02 * k, "8": 0.7 + 0.01 * k}, "pass_examples": 60}, "validation": {}}
 
 
 def fake_scores(rng: random.Random, k: int) -> list[Score]:

@@ -59,7 +59,8 @@ def test_accuracy_is_counted_from_the_stored_predictions(report, inputs):
     assert warmup.groups["no_call"].count + warmup.groups["call"].count == HELD_OUT
     assert sum(warmup.errors.values()) == HELD_OUT - warmup.correct
     assert warmup.verdicts == "".join(str(int(p.correct)) for p in rows)
-    assert warmup.pass_at_k == {"1": 0.52, "8": 0.7}
+    assert (warmup.pass_at_k, warmup.pass_examples) == ({"1": 0.52, "8": 0.7}, 60)
+    assert (report.iterations[0].pass_at_k, report.iterations[0].pass_examples) == ({"1": 0.54, "8": 0.71}, 60)
 
 
 def test_an_iteration_counts_what_its_stages_stored(report, inputs):
