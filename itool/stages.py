@@ -121,7 +121,7 @@ STAGES: dict[StageName, StageSpec] = {
             ),
             ("held_out.jsonl", "validation.jsonl", "metrics.json"),
             gpu=True,
-            version=2,
+            version=3,
         ),
         StageSpec(
             "report",

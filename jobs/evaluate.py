@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import Any
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
+from itool.artifacts.inputs import read_records
+from itool.artifacts.save_pace import SavePace
 from itool.artifacts.stage import Stage, run_stage
 from itool.data.chat import load_tokenizer
 from itool.data.sources.load import pick
-from itool.evaluate.held_out import mean_pass_at_k, pass_counts, predict, summarise
+from itool.errors import DependencyError, Interrupted
+from itool.evaluate.held_out import OnProgress, PassCount, cut_blocks, examples_in_flight, mean_pass_at_k, pass_counts, predict, summarise
 from itool.policy.protocol import Policy
-from itool.records import Example
+from itool.records import Example, Prediction, Record
 from jobs.policy import model_folder, open_stage_policy
+
+PARTS: dict[str, type[Record]] = {"held_out": Prediction, "validation": Prediction, "pass_counts": PassCount}
+"""What is measured, in this order, one record per example."""
+
+Measured = TypeVar("Measured", bound=Record)
+Ask = Callable[[Sequence[Example], OnProgress], Awaitable[list[Measured]]]
 
 
 def evaluate(stage: Stage) -> None:
@@ -23,42 +35,115 @@ def evaluate(stage: Stage) -> None:
 async def _evaluate(stage: Stage) -> None:
     config, tokenizer = stage.config, load_tokenizer(model_folder(stage))
     sets = {name: stage.read(Example, "data", f"{name}.jsonl") for name in ("held_out", "validation")}
+    sampled = pick(sets["held_out"], config.evaluate.pass_examples)  # by hash, as a file may be sorted; the same in every iteration
     total = sum(map(len, sets.values()))
     summaries: dict[str, dict[str, Any]] = {}
-    done = 0
     async with open_stage_policy(stage) as policy:
+        measuring = _Measuring(stage, policy, tokenizer, total=total + len(sampled))
         stage.working()
         for name, examples in sets.items():
-            before = done
-
-            def show(finished: int, _: int, before: int = before) -> None:
-                stage.raise_if_stopped()
-                stage.progress(before + finished, total, "examples")
-
-            predictions = await predict(policy, tokenizer, examples, config, on_progress=show)
-            done += len(examples)
+            predictions = await measuring.predictions(name, examples)
             stage.write(f"{name}.jsonl", predictions)
-            stage.tokens(sum(prediction.response_tokens for prediction in predictions))
             summaries[name] = summarise(predictions)
-        summaries["held_out"] |= await _pass_at_k(stage, policy, tokenizer, sets["held_out"])
+        counts = await measuring.pass_counts(sampled)
+    summaries["held_out"] |= {"pass_at_k": mean_pass_at_k(counts, config.evaluate.pass_k), "pass_examples": len(counts)}
     stage.write_json("metrics.json", summaries)
     stage.count(incoming=total, kept=total)
     stage.metrics({name: summary["exact_match"] for name, summary in summaries.items()})
 
 
-async def _pass_at_k(stage: Stage, policy: Policy, tokenizer: Any, examples: list[Example]) -> dict[str, Any]:
-    """pass@k and of how many examples: by hash of the id, as a file may be sorted by difficulty, and the same in every iteration."""
-    settings = stage.config.evaluate
-    chosen = pick(examples, settings.pass_examples)
-    if not chosen:
-        return {"pass_at_k": {}, "pass_examples": 0}
-    seed = stage.config.seed  # the same draws in every iteration: what differs is the policy
-    samples = max(settings.pass_k)
-    counts = await pass_counts(
-        policy, tokenizer, chosen, stage.config, samples=samples, seed=seed, on_progress=lambda *_: stage.raise_if_stopped()
-    )
-    stage.tokens(sum(count.tokens for count in counts))
-    return {"pass_at_k": mean_pass_at_k(counts, settings.pass_k), "pass_examples": len(counts)}
+class _Measuring:
+    """Measures block by block and saves whole blocks, so that an attempt which is stopped leaves its work to the next one.
+
+    Blocks are cut from all examples, and before each the policy forgets: an answer is computed in the same company and from the same
+    cache, hence with the same rounding, whatever an earlier attempt has measured.
+    """
+
+    def __init__(self, stage: Stage, policy: Policy, tokenizer: Any, *, total: int) -> None:
+        self._stage, self._policy, self._tokenizer, self._total = stage, policy, tokenizer, total
+        self._found = _resume(stage.latest_checkpoint())
+        self._saved = self._done
+        self._pace = SavePace()
+
+    async def predictions(self, part: str, examples: Sequence[Example]) -> list[Prediction]:
+        """The greedy response to every example."""
+        config = self._stage.config
+
+        async def ask(block: Sequence[Example], show: OnProgress) -> list[Prediction]:
+            predictions = await predict(self._policy, self._tokenizer, block, config, on_progress=show)
+            self._stage.tokens(sum(prediction.response_tokens for prediction in predictions))
+            return predictions
+
+        return await self._measure(part, examples, examples_in_flight(config), ask)
+
+    async def pass_counts(self, examples: Sequence[Example]) -> list[PassCount]:
+        """How many of an example's samples are right. Their seed is the run's: the same draws in every iteration by another policy."""
+        config = self._stage.config
+        samples = max(config.evaluate.pass_k, default=1)
+
+        async def ask(block: Sequence[Example], show: OnProgress) -> list[PassCount]:
+            counts = await pass_counts(self._policy, self._tokenizer, block, config, samples=samples, seed=config.seed, on_progress=show)
+            self._stage.tokens(sum(count.tokens for count in counts))
+            return counts
+
+        return await self._measure("pass_counts", examples, examples_in_flight(config, samples), ask)
+
+    async def _measure(self, part: str, examples: Sequence[Example], size: int, ask: Ask[Measured]) -> list[Measured]:
+        """One record per example, in their order. A stop, or an engine that is gone, is raised after a checkpoint of the blocks before."""
+        found = self._found[part]
+        for block in cut_blocks(examples, size):
+            waiting = [example for example in block if example.id not in found]
+            if not waiting:
+                continue
+            self._policy.forget()
+            try:
+                records = await ask(waiting, self._show(self._done))
+            except (Interrupted, DependencyError):
+                self._save()
+                raise
+            found |= {example.id: record for example, record in zip(waiting, records, strict=True)}
+            self._after_block()
+        return [found[example.id] for example in examples]
+
+    @property
+    def _done(self) -> int:
+        return sum(map(len, self._found.values()))
+
+    def _show(self, before: int) -> OnProgress:
+        def show(finished: int, _: int) -> None:
+            self._stage.raise_if_stopped()
+            self._stage.progress(before + finished, self._total, "examples")
+
+        return show
+
+    def _after_block(self) -> None:
+        if self._done == self._total:
+            return
+        if self._stage.should_stop() or self._pace.due(time.monotonic()):
+            self._save()
+        self._stage.raise_if_stopped()
+
+    def _save(self) -> None:
+        """A checkpoint, unless the newest one holds as much."""
+        if self._done == self._saved:
+            return
+        began = time.monotonic()
+        folder = self._stage.scratch / f"checkpoint-{self._done}"
+        folder.mkdir()
+        for part, found in self._found.items():
+            lines = (f"{record.model_dump_json()}\n" for record in found.values())
+            (folder / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8")
+        self._stage.save_checkpoint(folder, self._done)
+        self._saved = self._done
+        self._pace.saved(began, time.monotonic())
+
+
+def _resume(folder: Path | None) -> dict[str, dict[str, Any]]:
+    """What an earlier attempt measured: its records by part and example."""
+    if folder is None:
+        return {part: {} for part in PARTS}
+    records: dict[str, list[Any]] = {part: read_records(folder / f"{part}.jsonl", kind) for part, kind in PARTS.items()}
+    return {part: {record.example_id: record for record in some} for part, some in records.items()}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,14 +19,13 @@ from itool.data.chat import render_prompt
 from itool.data.judge import judge
 from itool.evaluate.intervals import Interval, wilson
 from itool.policy.protocol import Policy, Sample
-from itool.records import DIFFICULTIES, Example, Prediction
+from itool.records import DIFFICULTIES, Example, Prediction, Record
 
 T = TypeVar("T")
 OnProgress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class PassCount:
+class PassCount(Record):
     """How many of an example's samples are right; `tokens` counts all sampled tokens."""
 
     example_id: str
@@ -54,6 +53,17 @@ class _Task:
     max_tokens: int
 
 
+def examples_in_flight(config: RunConfig, samples: int = 1) -> int:
+    """Of how many examples so many samples each are asked for at a time."""
+    return max(1, config.evaluate.batch_sequences // samples)
+
+
+def cut_blocks(examples: Sequence[Example], size: int) -> list[list[Example]]:
+    """The examples in blocks of similar length, longest first: what is measured together, and what an interrupted evaluation repeats."""
+    longest_first = sorted(examples, key=lambda example: -len(example.model_dump_json(include={"messages", "tools"})))
+    return [longest_first[start : start + size] for start in range(0, len(examples), size)]
+
+
 async def predict(
     policy: Policy, tokenizer: Any, examples: Sequence[Example], config: RunConfig, *, on_progress: OnProgress | None = None
 ) -> list[Prediction]:
@@ -70,7 +80,7 @@ async def predict(
         (sample,) = await policy.sample(task.prompt_ids, count=1, max_tokens=task.max_tokens, temperature=0.0, seed=0)
         return _judge(task.example, sample, tokenizer)
 
-    return await _run_all(_prepare(tokenizer, examples, config), answer, config.evaluate.batch_sequences, on_progress)
+    return await _run_all(_prepare(tokenizer, examples, config), answer, examples_in_flight(config), on_progress)
 
 
 async def pass_counts(
@@ -90,7 +100,7 @@ async def pass_counts(
 
     async def draw(task: _Task) -> PassCount:
         if task.max_tokens < 1:
-            return PassCount(task.example.id, samples, 0, 0)
+            return PassCount(example_id=task.example.id, samples=samples, correct=0, tokens=0)
         drawn = await policy.sample(
             task.prompt_ids,
             count=samples,
@@ -99,10 +109,10 @@ async def pass_counts(
             seed=_seed_of(seed, task.example.id),
         )
         correct = sum(_judge(task.example, sample, tokenizer).correct for sample in drawn)
-        return PassCount(task.example.id, samples, correct, sum(len(sample.token_ids) for sample in drawn))
+        tokens = sum(len(sample.token_ids) for sample in drawn)
+        return PassCount(example_id=task.example.id, samples=samples, correct=correct, tokens=tokens)
 
-    in_flight = max(1, config.evaluate.batch_sequences // samples)
-    return await _run_all(_prepare(tokenizer, examples, config), draw, in_flight, on_progress)
+    return await _run_all(_prepare(tokenizer, examples, config), draw, examples_in_flight(config, samples), on_progress)
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:

@@ -131,7 +131,8 @@ def test_pass_at_more_than_was_sampled_is_refused() -> None:
 
 
 def test_mean_pass_at_k_averages_examples() -> None:
-    assert mean_pass_at_k([PassCount("a", 2, 1, 9), PassCount("b", 2, 0, 9)], [2, 1]) == {"1": 0.25, "2": 0.5}
+    counts = [PassCount(example_id=name, samples=2, correct=correct, tokens=9) for name, correct in (("a", 1), ("b", 0))]
+    assert mean_pass_at_k(counts, [2, 1]) == {"1": 0.25, "2": 0.5}
     assert mean_pass_at_k([], [1]) == {}
 
 

@@ -1,14 +1,20 @@
-"""What `evaluate` measures, on a policy that answers from a script."""
+"""What `evaluate` measures, and what it keeps when it is stopped, on policies that answer from a script."""
 
 from __future__ import annotations
 
-import asyncio
-from types import SimpleNamespace
+import shutil
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from itool.config import parse_config
 from itool.data.chat import render_prompt
-from itool.records import ToolCall
+from itool.errors import DependencyError, Interrupted
+from itool.policy.protocol import Sample
+from itool.records import Example, ToolCall
 from jobs import evaluate
 from tests.fakes.byte_tokenizer import byte_tokenizer
 from tests.fakes.scripted_policy import ScriptedPolicy
@@ -16,16 +22,121 @@ from tests.search.scenes import WEATHER, weather_example
 
 EASY = [weather_example(id=f"easy-{number}") for number in range(20)]
 HARD = [example.model_copy(update={"id": f"hard-{number}", "calls": [ToolCall(name="get_weather")]}) for number, example in enumerate(EASY)]
+BLOCKS_OF_FOUR = {"batch_sequences": 4, "pass_k": [2], "pass_examples": 3}
 
 
-def a_policy() -> ScriptedPolicy:
-    return ScriptedPolicy(byte_tokenizer(), [WEATHER], prompt_tokens=len(render_prompt(byte_tokenizer(), EASY[0])))
+class FolderStage:
+    """A stage whose checkpoints lie in a folder that its attempts share; `stop_after` results it is asked to stop."""
+
+    def __init__(self, folder: Path, sets: dict[str, list[Example]], *, stop_after: int = 999, **settings: Any) -> None:
+        self.config = parse_config({"model": {"context_tokens": 2000, "max_response_tokens": 60}, "evaluate": settings})
+        self.checkpoint, self.sets, self.stop_after = folder / "saved", sets, stop_after
+        self.scratch = folder / f"attempt-{len(list(folder.iterdir()))}"
+        self.scratch.mkdir()
+        self.written: dict[str, Any] = {}
+        self.results = self.counted_tokens = 0
+
+    def read(self, _kind: Any, _role: str, name: str) -> list[Example]:
+        return self.sets[name.removesuffix(".jsonl")]
+
+    def write(self, name: str, records: Iterable[Any]) -> None:
+        self.written[name] = [record.model_dump_json() for record in records]
+
+    def write_json(self, name: str, document: Any) -> None:
+        self.written[name] = document
+
+    def working(self) -> None: ...
+
+    def count(self, **_: int) -> None: ...
+
+    def metrics(self, _figures: Any) -> None: ...
+
+    def tokens(self, count: int) -> None:
+        self.counted_tokens += count
+
+    def progress(self, *_: Any) -> None:
+        self.results += 1
+
+    def should_stop(self) -> bool:
+        return self.results >= self.stop_after
+
+    def raise_if_stopped(self) -> None:
+        if self.should_stop():
+            raise Interrupted("asked to stop")
+
+    def save_checkpoint(self, folder: Path, _update: int) -> None:
+        shutil.copytree(folder, self.checkpoint, dirs_exist_ok=True)
+        (self.checkpoint / "tokens").write_text(str(self.counted_tokens))
+
+    def latest_checkpoint(self) -> Path | None:
+        if not self.checkpoint.exists():
+            return None
+        self.counted_tokens = int((self.checkpoint / "tokens").read_text())
+        return self.checkpoint
 
 
-def test_pass_at_k_is_of_examples_from_all_over_the_file_and_says_of_how_many() -> None:
+class Sociable(ScriptedPolicy):
+    """Answers by how much it was asked since it last forgot: as the rounding of a batch depends on who else is in it."""
+
+    remembered = 0
+
+    async def sample(self, prompt_ids: Sequence[int], **asked: Any) -> list[Sample]:
+        self.remembered += 1
+        answers = await super().sample(prompt_ids, **asked)
+        return [Sample(answer.token_ids[: self.remembered], answer.logprobs[: self.remembered], finished=False) for answer in answers]
+
+    def forget(self) -> None:
+        self.remembered = 0
+
+
+def a_policy(kind: type[ScriptedPolicy] = ScriptedPolicy, **options: Any) -> ScriptedPolicy:
+    return kind(byte_tokenizer(), [WEATHER], prompt_tokens=len(render_prompt(byte_tokenizer(), EASY[0])), **options)
+
+
+def evaluate_with(stage: Any, policy: ScriptedPolicy, monkeypatch: pytest.MonkeyPatch) -> ScriptedPolicy:
+    @asynccontextmanager
+    async def policy_of(_stage: Any) -> AsyncIterator[ScriptedPolicy]:
+        yield policy
+
+    monkeypatch.setattr(evaluate, "open_stage_policy", policy_of)
+    monkeypatch.setattr(evaluate, "model_folder", lambda _stage: None)
+    monkeypatch.setattr(evaluate, "load_tokenizer", lambda _folder: byte_tokenizer())
+    evaluate.evaluate(stage)
+    return policy
+
+
+def test_pass_at_k_is_of_examples_from_all_over_the_file_and_says_of_how_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is sorted by difficulty would else give only its easy ones."""
-    config = parse_config({"evaluate": {"pass_k": [1], "pass_examples": 12}})
-    stage: Any = SimpleNamespace(config=config, tokens=lambda _count: None, raise_if_stopped=lambda: None)
-    found = asyncio.run(evaluate._pass_at_k(stage, a_policy(), byte_tokenizer(), [*EASY, *HARD]))
+    stage = FolderStage(tmp_path, {"held_out": [*EASY, *HARD], "validation": []}, pass_k=[1], pass_examples=12)
+    evaluate_with(stage, a_policy(), monkeypatch)
+    found = stage.written["metrics.json"]["held_out"]
     assert found["pass_examples"] == 12
     assert 0 < found["pass_at_k"]["1"] < 1
+
+
+@pytest.mark.parametrize("stop_after", range(1, 17))
+def test_a_stopped_evaluation_goes_on_as_if_it_had_not_been(stop_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = {"held_out": EASY[:9], "validation": HARD[:5]}
+    undisturbed = FolderStage(tmp_path, sets, **BLOCKS_OF_FOUR)
+    everything = evaluate_with(undisturbed, a_policy(Sociable), monkeypatch)
+    shutil.rmtree(undisturbed.checkpoint)
+    with pytest.raises(Interrupted):
+        evaluate_with(FolderStage(tmp_path, sets, stop_after=stop_after, **BLOCKS_OF_FOUR), a_policy(Sociable), monkeypatch)
+    resumed = FolderStage(tmp_path, sets, **BLOCKS_OF_FOUR)
+    rest = evaluate_with(resumed, a_policy(Sociable), monkeypatch)
+    assert (resumed.written, resumed.counted_tokens) == (undisturbed.written, undisturbed.counted_tokens)
+    assert len(rest.requests) < len(everything.requests) - stop_after + 4, "only the block in which it was stopped is measured again"
+
+
+def test_an_evaluation_whose_engine_is_gone_keeps_its_finished_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def break_down(_prompt: Sequence[int]) -> None:
+        asked.append(1)
+        if len(asked) > 10:
+            raise DependencyError("the engine is gone")
+
+    sets = {"held_out": EASY, "validation": []}
+    with pytest.raises(DependencyError):
+        evaluate_with(FolderStage(tmp_path, sets, batch_sequences=4), a_policy(before_sample=break_down), monkeypatch)
+    assert len(evaluate_with(FolderStage(tmp_path, sets, batch_sequences=4), a_policy(), monkeypatch).requests) == len(EASY) - 8

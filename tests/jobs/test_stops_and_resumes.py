@@ -18,7 +18,7 @@ from itool.data.selection import quotas_of
 from itool.errors import Interrupted
 from itool.records import Node, SearchTree
 from itool.stages import StageId
-from jobs import evaluate, generate, score
+from jobs import generate, score
 from tests.fakes.byte_tokenizer import byte_tokenizer
 from tests.fakes.scripted_policy import ScriptedPolicy
 from tests.search.scenes import WEATHER, weather_example
@@ -29,9 +29,7 @@ EXAMPLES = [weather_example(id=f"weather-{number}") for number in range(20)]
 class StoppedStage:
     """A stage that has been asked to stop."""
 
-    config = parse_config(
-        {"select": {"by": "pass_rate", "samples": 2}, "data": {"buffer_labels": "checker"}, "evaluate": {"pass_k": [2], "pass_examples": 4}}
-    )
+    config = parse_config({"select": {"by": "pass_rate", "samples": 2}, "data": {"buffer_labels": "checker"}})
     seed = 17
 
     def working(self) -> None: ...
@@ -59,12 +57,6 @@ def test_score_stops_while_it_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     stage: Any = StoppedStage()
     with pytest.raises(Interrupted):
         asyncio.run(score._pass_rates(stage, EXAMPLES, quotas_of(EXAMPLES, 0.5)))
-
-
-def test_evaluate_stops_while_it_measures_pass_at_k() -> None:
-    stage: Any = StoppedStage()
-    with pytest.raises(Interrupted):
-        asyncio.run(evaluate._pass_at_k(stage, a_policy(), byte_tokenizer(), EXAMPLES))
 
 
 class SlowStore(StoppedStage):
