@@ -83,6 +83,17 @@ class Score(Record):
     selected: bool = False
 
 
+class ExamplePerplexity(Record):
+    """Perplexity of an example's ground-truth response, over its `response_tokens` tokens. Eq. (4).
+
+    `perplexity` is None where prompt and response exceed the model's context.
+    """
+
+    example_id: str
+    perplexity: Annotated[float, Field(ge=1.0 - 1e-6)] | None
+    response_tokens: Annotated[int, Field(ge=1)]
+
+
 class Node(Record):
     """One state of a stored search tree: the step that leads to it and its statistics at the end of the search.
 

@@ -108,7 +108,7 @@ STAGES: dict[StageName, StageSpec] = {
         ),
         StageSpec(
             "evaluate",
-            "adapter -> predictions and accuracy",
+            "adapter -> predictions, accuracy, perplexity of the ground truth",
             (
                 "seed",
                 "model.dtype",
@@ -119,9 +119,9 @@ STAGES: dict[StageName, StageSpec] = {
                 "search.temperature",
                 "policy.backend",
             ),
-            ("held_out.jsonl", "validation.jsonl", "metrics.json"),
+            ("held_out.jsonl", "validation.jsonl", "perplexities.jsonl", "metrics.json"),
             gpu=True,
-            version=3,
+            version=4,
         ),
         StageSpec(
             "report",

@@ -1,4 +1,4 @@
-"""Evaluate: how good is an adapter? Reads held-out and validation sets, writes predictions, accuracy with intervals, and pass@k."""
+"""Evaluate: how good is an adapter? Reads held-out and validation sets, writes predictions, accuracy, pass@k, perplexities."""
 
 from __future__ import annotations
 
@@ -15,13 +15,33 @@ from itool.artifacts.stage import Stage, run_stage
 from itool.data.chat import load_tokenizer
 from itool.data.sources.load import pick
 from itool.errors import DependencyError, Interrupted
-from itool.evaluate.held_out import OnProgress, PassCount, cut_blocks, examples_in_flight, mean_pass_at_k, pass_counts, predict, summarise
+from itool.evaluate.held_out import (
+    PERPLEXITIES_AT_ONCE,
+    OnProgress,
+    PassCount,
+    cut_blocks,
+    examples_in_flight,
+    ground_truth_perplexities,
+    mean_pass_at_k,
+    pass_counts,
+    predict,
+    summarise,
+    summarise_perplexities,
+)
 from itool.policy.protocol import Policy
-from itool.records import Example, Prediction, Record
+from itool.records import Example, ExamplePerplexity, Prediction, Record
 from jobs.policy import model_folder, open_stage_policy
 
-PARTS: dict[str, type[Record]] = {"held_out": Prediction, "validation": Prediction, "pass_counts": PassCount}
+PARTS: dict[str, type[Record]] = {
+    "held_out": Prediction,
+    "validation": Prediction,
+    "pass_counts": PassCount,
+    "perplexities": ExamplePerplexity,
+}
 """What is measured, in this order, one record per example."""
+
+MOST_PERPLEXITIES = 200
+"""Validation examples whose ground truth is scored: enough for a histogram, and a small part of the stage's time."""
 
 Measured = TypeVar("Measured", bound=Record)
 Ask = Callable[[Sequence[Example], OnProgress], Awaitable[list[Measured]]]
@@ -36,18 +56,21 @@ async def _evaluate(stage: Stage) -> None:
     config, tokenizer = stage.config, load_tokenizer(model_folder(stage))
     sets = {name: stage.read(Example, "data", f"{name}.jsonl") for name in ("held_out", "validation")}
     sampled = pick(sets["held_out"], config.evaluate.pass_examples)  # by hash, as a file may be sorted; the same in every iteration
+    scored = pick([example for example in sets["validation"] if example.response is not None], MOST_PERPLEXITIES)
     total = sum(map(len, sets.values()))
     summaries: dict[str, dict[str, Any]] = {}
     async with open_stage_policy(stage) as policy:
-        measuring = _Measuring(stage, policy, tokenizer, total=total + len(sampled))
+        measuring = _Measuring(stage, policy, tokenizer, total=total + len(sampled) + len(scored))
         stage.working()
         for name, examples in sets.items():
             predictions = await measuring.predictions(name, examples)
             stage.write(f"{name}.jsonl", predictions)
             summaries[name] = summarise(predictions)
         counts = await measuring.pass_counts(sampled)
+        perplexities = await measuring.perplexities(scored)
     summaries["held_out"] |= {"pass_at_k": mean_pass_at_k(counts, config.evaluate.pass_k), "pass_examples": len(counts)}
-    stage.write_json("metrics.json", summaries)
+    stage.write("perplexities.jsonl", (found for found in perplexities if found.perplexity is not None))
+    stage.write_json("metrics.json", summaries | {"perplexity": summarise_perplexities(perplexities)})
     stage.count(incoming=total, kept=total)
     stage.metrics({name: summary["exact_match"] for name, summary in summaries.items()})
 
@@ -87,6 +110,16 @@ class _Measuring:
             return counts
 
         return await self._measure("pass_counts", examples, examples_in_flight(config, samples), ask)
+
+    async def perplexities(self, examples: Sequence[Example]) -> list[ExamplePerplexity]:
+        """How well the policy foresees the ground truth: the same examples in every iteration, the warm-up's and the last one's too."""
+
+        async def ask(block: Sequence[Example], show: OnProgress) -> list[ExamplePerplexity]:
+            found = await ground_truth_perplexities(self._policy, self._tokenizer, block, self._stage.config, on_progress=show)
+            self._stage.tokens(sum(one.response_tokens for one in found if one.perplexity is not None))
+            return found
+
+        return await self._measure("perplexities", examples, PERPLEXITIES_AT_ONCE, ask)
 
     async def _measure(self, part: str, examples: Sequence[Example], size: int, ask: Ask[Measured]) -> list[Measured]:
         """One record per example, in their order. A stop, or an engine that is gone, is raised after a checkpoint of the blocks before."""

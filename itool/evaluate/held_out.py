@@ -1,4 +1,4 @@
-"""How well does a policy answer examples that it was not trained on? Greedy predictions, samples for pass@k, and their summary.
+"""How well does a policy answer examples that it was not trained on? Greedy predictions, samples for pass@k, perplexity, and their summary.
 
 The verdict is `itool.data.judge`'s, the same that the search rewards. What the summary does not know: whether the examples are a fair
 sample of anything; its intervals are about their number alone.
@@ -9,20 +9,27 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import statistics
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from itool.config import RunConfig
-from itool.data.chat import render_prompt
+from itool.data.chat import render_prompt, response_ids
 from itool.data.judge import judge
 from itool.evaluate.intervals import Interval, wilson
 from itool.policy.protocol import Policy, Sample
-from itool.records import DIFFICULTIES, Example, Prediction, Record
+from itool.records import DIFFICULTIES, Example, ExamplePerplexity, Prediction, Record
 
 T = TypeVar("T")
 OnProgress = Callable[[int, int], None]
+
+PERPLEXITIES_AT_ONCE = 16
+"""Ground truths that are asked for together: with the embedded policy each brings a row of logits per token."""
+
+MOST_LOG_PERPLEXITY = 700.0
+"""What is above, of a response that the policy holds to be impossible, would overflow."""
 
 
 class PassCount(Record):
@@ -115,6 +122,22 @@ async def pass_counts(
     return await _run_all(_prepare(tokenizer, examples, config), draw, examples_in_flight(config, samples), on_progress)
 
 
+async def ground_truth_perplexities(
+    policy: Policy, tokenizer: Any, examples: Sequence[Example], config: RunConfig, *, on_progress: OnProgress | None = None
+) -> list[ExamplePerplexity]:
+    """The perplexity of every example's ground-truth response, Eq. (4), in the order of the examples. All must have a response."""
+
+    async def measure(task: _Task) -> ExamplePerplexity:
+        ids = response_ids(tokenizer, task.example)
+        found = None
+        if len(task.prompt_ids) + len(ids) <= config.model.context_tokens:
+            logprobs = await policy.logprobs(task.prompt_ids, ids)
+            found = math.exp(min(-math.fsum(logprobs) / len(logprobs), MOST_LOG_PERPLEXITY))
+        return ExamplePerplexity(example_id=task.example.id, perplexity=found, response_tokens=len(ids))
+
+    return await _run_all(_prepare(tokenizer, examples, config), measure, PERPLEXITIES_AT_ONCE, on_progress)
+
+
 def pass_at_k(samples: int, correct: int, k: int) -> float:
     """Unbiased estimate of the chance that one of k draws is right: 1 - C(n-c, k) / C(n, k). Chen et al. 2021, arXiv 2107.03374, Eq. (1).
 
@@ -153,6 +176,13 @@ def summarise(predictions: Sequence[Prediction]) -> dict[str, Any]:
         "truncated": sum(p.truncated for p in predictions),
         "response_tokens": sum(p.response_tokens for p in predictions),
     }
+
+
+def summarise_perplexities(found: Sequence[ExamplePerplexity]) -> dict[str, Any]:
+    """Figures as JSON. The mean is of the logarithms: one hopeless response would decide an arithmetic one. None of nothing."""
+    known = [one.perplexity for one in found if one.perplexity is not None]
+    mean = statistics.geometric_mean(known) if known else None
+    return {"count": len(known), "geometric_mean": mean, "too_long": len(found) - len(known)}
 
 
 def _prepare(tokenizer: Any, examples: Sequence[Example], config: RunConfig) -> list[_Task]:

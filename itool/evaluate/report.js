@@ -59,7 +59,7 @@ function accuracy() {
   const sampled = Math.max(...held.map((e) => e.pass_examples));
   const cell = (g) => (g ? withInterval(g.exact_match, g.ci95) : "–");
   put("accuracy", table(
-    ["Adapter", "All", ...GROUPS.map(titled), ...(valid.length ? ["Validation"] : []), ...ks.map((k) => `pass@${k} (n = ${integer(sampled)})`)],
+    ["Adapter", "All", ...GROUPS.map(titled), ...(valid.length ? ["Validation"] : []), ...ks.map((k) => el("span", {}, `pass@${k}`, el("br"), el("span", { class: "ci" }, `n = ${integer(sampled)}`)))],
     held.map((e) => [iterationName(e.iteration) + (e.iteration === report.best_iteration ? " (kept)" : ""), cell(e), ...GROUPS.map((g) => cell(e.groups[g])),
       ...(valid.length ? [cell(valid.find((v) => v.iteration === e.iteration))] : []), ...ks.map((k) => percent(e.pass_at_k[k]))]),
     { caption: `Held-out exact match with 95 % interval, ${plural(held[0].count, "example")}`, rowClass: (i) => (held[i].iteration === report.best_iteration ? "kept" : null) }));
@@ -96,20 +96,42 @@ function panelsOf(curves) {
 }
 
 function perplexity() {
+  const adapters = report.perplexities;
+  if (adapters.length) put("perplexity", adapterPerplexities(adapters));
+  else put("perplexity", nothing("No evaluation is finished yet, or no validation example has a ground-truth response."));
   const scored = report.iterations.filter((iteration) => iteration.perplexity);
-  if (!scored.length) { put("perplexity", nothing(report.config.select.by === "pass_rate" ? "This run selects by pass rate, and its model was not at hand to measure a perplexity." : "No buffer example is scored yet, or the method scores none.")); return; }
+  if (scored.length) put("perplexity", bufferPerplexities(scored));
+}
+
+function adapterPerplexities(adapters) {
+  const last = adapters[adapters.length - 1].iteration;
+  const kept = (k) => (k === report.best_iteration ? ", kept" : "");
+  const shown = adapters.filter((a) => [0, last, report.best_iteration].includes(a.iteration));
+  const top = Math.max(...shown.flatMap((a) => a.histogram.counts));
+  const place = (k) => (shown.length === 1 ? titled(iterationName(k)) : `${k === 0 ? "Before" : "After"}: ${iterationName(k)}`);
+  return [
+    el("p", { class: "hint" }, "Perplexity of the ground-truth response under an adapter, on the same validation examples for each. The scale is logarithmic and shared; the dotted line is the median."),
+    el("div", { class: "panels" }, shown.map((a) => histogramChart([el("b", {}, place(a.iteration)), `${kept(a.iteration)}, median ${decimal(a.median)}, n = ${integer(a.count)}`],
+      { ...a.histogram, top, line: a.median, logarithmic: true, xLabel: "perplexity", summary: `Perplexity of ${plural(a.count, "ground truth")} under ${iterationName(a.iteration)}: median ${decimal(a.median)}, 90th percentile ${decimal(a.p90)}` }))),
+    table(["Adapter", "Examples", "Too long", "Geometric mean", "Median", "90th percentile"], adapters.map((a) => [`${iterationName(a.iteration)}${a.iteration === report.best_iteration ? " (kept)" : ""}`, integer(a.count), integer(a.too_long), decimal(a.geometric_mean), decimal(a.median), decimal(a.p90)]),
+      { rowClass: (i) => (adapters[i].iteration === report.best_iteration ? "kept" : null) }),
+  ];
+}
+
+// What the charts above do not show: which part of the buffer is hard, and what of it was selected.
+function bufferPerplexities(scored) {
   const top = Math.max(...scored.flatMap((iteration) => iteration.perplexity.histogram.counts));
-  const last = scored.length - 1;
-  const place = (i) => (last === 0 ? "" : i === 0 ? "Before: " : i === last ? "After: " : "");
-  put("perplexity",
-    el("p", { class: "hint" }, "Perplexity of the ground-truth response, scored at the start of an iteration by the adapter of the one before. The scale is logarithmic and shared; the dark part was selected for search, the dotted line is the median."),
-    el("div", { class: "panels" }, scored.map((iteration, i) => {
+  return [
+    el("h3", {}, "The buffer, and what of it was selected for search"),
+    el("p", { class: "hint" }, "Scored at the start of an iteration by the adapter of the one before."),
+    el("div", { class: "panels" }, scored.map((iteration) => {
       const p = iteration.perplexity;
-      return histogramChart([el("b", {}, `${place(i)}${place(i) ? iterationName(iteration.iteration) : titled(iterationName(iteration.iteration))}`), `, scored by ${iterationName(iteration.iteration - 1)}, median ${decimal(p.median)}`],
-        { ...p.histogram, marked: p.selected.counts, top, line: p.median, logarithmic: true, xLabel: "perplexity", summary: `Perplexity before ${iterationName(iteration.iteration)}: median ${decimal(p.median)}, 90th percentile ${decimal(p.p90)}` });
+      return histogramChart([el("b", {}, titled(iterationName(iteration.iteration))), `, scored by ${iterationName(iteration.iteration - 1)}, median ${decimal(p.median)}, n = ${integer(p.count)}`],
+        { ...p.histogram, marked: p.selected.counts, top, line: p.median, logarithmic: true, xLabel: "perplexity", summary: `Perplexity of the buffer in ${iterationName(iteration.iteration)}: median ${decimal(p.median)}, 90th percentile ${decimal(p.p90)}` });
     })),
     legend([{ name: "not selected", colour: "--k1", box: true }, { name: "selected for search", colour: "--k3", box: true }]),
-    table(["Iteration", "Scored", "Selected", "Mean", "Median", "90th percentile"], scored.map((iteration) => [iteration.iteration, integer(iteration.scored), integer(iteration.selected), decimal(iteration.perplexity.mean), decimal(iteration.perplexity.median), decimal(iteration.perplexity.p90)])));
+    table(["Iteration", "Scored", "Selected", "Mean", "Median", "90th percentile"], scored.map((iteration) => [iteration.iteration, integer(iteration.scored), integer(iteration.selected), decimal(iteration.perplexity.mean), decimal(iteration.perplexity.median), decimal(iteration.perplexity.p90)])),
+  ];
 }
 
 function pairs() {

@@ -19,6 +19,7 @@ from itool.config import RunConfig
 from itool.evaluate.intervals import latest_of_the_best, paired_difference, wilson
 from itool.evaluate.report_inputs import DATASETS, ReportInputs, StageFacts
 from itool.evaluate.report_schema import (
+    AdapterPerplexity,
     EvaluationReport,
     Gain,
     Group,
@@ -59,6 +60,7 @@ def build_report(inputs: ReportInputs) -> Report:
         best_iteration=best,
         best_by=best_by,
         gain=_gain(inputs, best),
+        perplexities=_adapter_perplexities(inputs),
         training=[training_curve(k, stage, rows) for (k, stage), rows in sorted(inputs.training.items()) if rows],
     )
 
@@ -130,9 +132,9 @@ def histogram(values: Sequence[float], edges: Sequence[float]) -> Histogram:
     return Histogram(edges=list(edges), counts=counts)
 
 
-def perplexity_edges(scores: Iterable[Sequence[Score]]) -> list[float]:
+def perplexity_edges(perplexities: Iterable[float]) -> list[float]:
     """Bin edges that all iterations share: even in log perplexity, from 1 to the 99.5th percentile of them all."""
-    values = sorted(score.perplexity for part in scores for score in part if score.perplexity is not None)
+    values = sorted(perplexities)
     top = max(values[min(len(values) - 1, int(0.995 * len(values)))], 1.05) if values else 2.0
     return [round(math.exp(math.log(top) * i / HISTOGRAM_BINS), 6) for i in range(HISTOGRAM_BINS + 1)]
 
@@ -153,7 +155,7 @@ def _stage_report(stage: StageFacts) -> StageReport:
 
 def _iteration_reports(inputs: ReportInputs) -> list[IterationReport]:
     iterations = {stage.iteration for stage in inputs.stages if stage.iteration > 0}
-    perplexity = perplexity_edges(inputs.scores.values())
+    perplexity = perplexity_edges(score.perplexity for part in inputs.scores.values() for score in part if score.perplexity is not None)
     gaps = _gap_edges(inputs.pairs.values())
     return [_iteration_report(inputs, k, perplexity, gaps) for k in sorted(iterations)]
 
@@ -182,6 +184,24 @@ def _iteration_report(inputs: ReportInputs, k: int, perplexity: list[float], gap
     )
 
 
+def _adapter_perplexities(inputs: ReportInputs) -> list[AdapterPerplexity]:
+    measured = {k: sorted(e.perplexity for e in some if e.perplexity is not None) for k, some in sorted(inputs.perplexities.items())}
+    edges = perplexity_edges(value for values in measured.values() for value in values)
+    return [
+        AdapterPerplexity(
+            iteration=k,
+            count=len(values),
+            too_long=(inputs.metrics.get(k, {}).get("perplexity") or {}).get("too_long", 0),
+            geometric_mean=statistics.geometric_mean(values),
+            median=statistics.median(values),
+            p90=_p90(values),
+            histogram=histogram(values, edges),
+        )
+        for k, values in measured.items()
+        if values
+    ]
+
+
 def _perplexity_report(scores: Sequence[Score], edges: list[float]) -> PerplexityReport | None:
     values = sorted(score.perplexity for score in scores if score.perplexity is not None)
     if not values:
@@ -190,7 +210,7 @@ def _perplexity_report(scores: Sequence[Score], edges: list[float]) -> Perplexit
         count=len(values),
         mean=statistics.fmean(values),
         median=statistics.median(values),
-        p90=values[min(len(values) - 1, int(0.9 * len(values)))],
+        p90=_p90(values),
         histogram=histogram(values, edges),
         selected=histogram([s.perplexity for s in scores if s.selected and s.perplexity is not None], edges),
     )
@@ -232,6 +252,10 @@ def _group(predictions: Sequence[Prediction]) -> Group | None:
     correct = sum(p.correct for p in predictions)
     share = correct / len(predictions)
     return Group(count=len(predictions), correct=correct, exact_match=share, ci95=wilson(correct, len(predictions)))
+
+
+def _p90(ascending: Sequence[float]) -> float:
+    return ascending[min(len(ascending) - 1, int(0.9 * len(ascending)))]
 
 
 def _pass_at_k(measured: Mapping[str, Any]) -> dict[str, float]:

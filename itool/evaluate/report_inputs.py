@@ -18,7 +18,7 @@ from itool.artifacts.inputs import numbered_lines
 from itool.artifacts.manifest import Manifest
 from itool.config import RunConfig
 from itool.errors import ArtifactError
-from itool.records import Example, Prediction, PreferencePair, Record, Score, SearchTree
+from itool.records import Example, ExamplePerplexity, Prediction, PreferencePair, Record, Score, SearchTree
 from itool.stages import STAGES
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
@@ -49,6 +49,7 @@ class ReportInputs:
     stages: tuple[StageFacts, ...] = ()
     predictions: Mapping[tuple[int, str], list[Prediction]] = field(default_factory=dict)
     metrics: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    perplexities: Mapping[int, list[ExamplePerplexity]] = field(default_factory=dict)
     scores: Mapping[int, list[Score]] = field(default_factory=dict)
     trees: Mapping[int, list[SearchTree]] = field(default_factory=dict)
     pairs: Mapping[int, list[PreferencePair]] = field(default_factory=dict)
@@ -79,6 +80,7 @@ def load_inputs(
         stages=tuple(stage_facts(manifest) for manifest in finished),
         predictions=reader.predictions,
         metrics=reader.metrics,
+        perplexities=reader.perplexities,
         scores=reader.scores,
         trees=reader.trees,
         pairs=reader.pairs,
@@ -112,6 +114,7 @@ class _Reader:
         self._manifest: Manifest | None = None
         self.predictions: dict[tuple[int, str], list[Prediction]] = {}
         self.metrics: dict[int, dict[str, Any]] = {}
+        self.perplexities: dict[int, list[ExamplePerplexity]] = {}
         self.scores: dict[int, list[Score]] = {}
         self.trees: dict[int, list[SearchTree]] = {}
         self.pairs: dict[int, list[PreferencePair]] = {}
@@ -140,6 +143,7 @@ class _Reader:
             case "evaluate":
                 for dataset in DATASETS:
                     self.predictions[iteration, dataset] = self._records(Prediction, role, f"{dataset}.jsonl")
+                self.perplexities[iteration] = self._records(ExamplePerplexity, role, "perplexities.jsonl")
                 self.metrics[iteration] = self._document(role, "metrics.json")
 
     def _path(self, role: str, name: str) -> Path | None:

@@ -76,6 +76,18 @@ class Histogram(Part):
     counts: list[int]
 
 
+class AdapterPerplexity(Part):
+    """Ground-truth perplexity, Eq. (4), of one adapter on validation examples, the same in every iteration."""
+
+    iteration: int = Field(description="0 = after the warm-up")
+    count: int
+    too_long: int = Field(description="examples that were left out: prompt and response exceed the model's context")
+    geometric_mean: float
+    median: float
+    p90: float
+    histogram: Histogram
+
+
 class PerplexityReport(Part):
     """Ground-truth perplexity of the buffer, Eq. (4), scored by the adapter of the iteration before."""
 
@@ -158,6 +170,9 @@ class Report(Part):
     )
     best_by: Literal["validation", "last"] = Field(description="`last`: there was no validation set, so the last iteration stands")
     gain: Gain | None = None
+    perplexities: list[AdapterPerplexity] = Field(
+        default_factory=list, description="one per adapter; empty where no validation example has a ground-truth response"
+    )
     training: list[TrainingCurve] = Field(default_factory=list)
 
     def as_json(self) -> str:

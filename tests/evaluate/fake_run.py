@@ -11,6 +11,7 @@ from itool.evaluate.report_inputs import ReportInputs, StageFacts
 from itool.records import (
     DIFFICULTIES,
     Example,
+    ExamplePerplexity,
     Message,
     Node,
     Prediction,
@@ -49,6 +50,7 @@ def fake_inputs(seed: int = 17, method: str = "mcts_dpo", run: str = "demo", gai
         stages=fake_stages(config, trees, pairs),
         predictions={(k, d): fake_predictions(seed, method, k, d, gain) for k in range(4) for d in ("held_out", "validation")},
         metrics={k: fake_metrics(k) for k in range(4)},
+        perplexities={k: fake_perplexities(k) for k in range(4)},
         scores={k: fake_scores(rng, k) for k in (1, 2, 3)},
         trees=trees,
         pairs=pairs,
@@ -211,7 +213,15 @@ def fake_predictions(seed: int, method: str, k: int, dataset: str, gain: float) 
 
 def fake_metrics(k: int) -> dict[str, Any]:
     """The part of an evaluation's figures that the report does not count itself."""
-    return {"held_out": {"pass_at_k": {"1": 0.52 + 0.02 * k, "8": 0.7 + 0.01 * k}, "pass_examples": 60}, "validation": {}}
+    return {"held_out": {"pass_at_k": {"1": 0.52 + 0.02 * k, "8": 0.7 + 0.01 * k}, "pass_examples": 60}, "validation": {}} | {
+        "perplexity": {"count": VALIDATION - 3, "too_long": 3}
+    }
+
+
+def fake_perplexities(k: int) -> list[ExamplePerplexity]:
+    """Ground truths that every iteration foresees better; the first is 1.5 after the warm-up."""
+    values = (1.0 + 0.5 ** (k + 1) * (1 + i % 7) for i in range(VALIDATION - 3))
+    return [ExamplePerplexity(example_id=f"validation-{i}", perplexity=value, response_tokens=20) for i, value in enumerate(values)]
 
 
 def fake_scores(rng: random.Random, k: int) -> list[Score]:

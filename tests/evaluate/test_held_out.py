@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +18,17 @@ from itool.records import Example, Message, Prediction, Tool, ToolCall
 
 pytest.importorskip("transformers", reason="needs the train extra")
 from itool.data.chat import render_prompt
-from itool.evaluate.held_out import PassCount, accuracy, mean_pass_at_k, pass_at_k, pass_counts, predict, summarise
+from itool.evaluate.held_out import (
+    PassCount,
+    accuracy,
+    ground_truth_perplexities,
+    mean_pass_at_k,
+    pass_at_k,
+    pass_counts,
+    predict,
+    summarise,
+    summarise_perplexities,
+)
 from tests.fakes.byte_tokenizer import byte_tokenizer
 
 CONFIG = parse_config(
@@ -33,6 +44,7 @@ class Lookup:
         self.answers, self.gone = answers, gone
         self.in_flight = self.most_in_flight = 0
         self.asked: list[tuple[str, float, int]] = []
+        self.scored: list[list[int]] = []
 
     async def sample(self, prompt_ids: Sequence[int], *, count: int, max_tokens: int, temperature: float, seed: int) -> list[Sample]:
         self.in_flight += 1
@@ -50,7 +62,8 @@ class Lookup:
         return Sample(ids, (-0.1,) * len(ids), finished=ids[-1] == TOKENIZER.eos_token_id)
 
     async def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[float]:
-        raise NotImplementedError
+        self.scored.append(list(continuation_ids))
+        return [-0.5, *[-1.0] * (len(continuation_ids) - 1)]
 
     async def option_probabilities(self, prompt_ids: Sequence[int], option_ids: Sequence[int]) -> list[float]:
         raise NotImplementedError
@@ -114,6 +127,18 @@ def test_pass_counts_depend_on_seed_and_example_only() -> None:
     assert alone.asked[0] in policy.asked
     assert len({seed for _, _, seed in policy.asked}) == len(EXAMPLES)
     assert {temperature for _, temperature, _ in policy.asked} == {0.7}
+
+
+def test_the_perplexity_of_the_ground_truth_by_hand() -> None:
+    known = [number.model_copy(update={"response": text}) for number, text in ((EXAMPLES[0], "ab"), (EXAMPLES[1], "x" * 900))]
+    policy = Lookup({})
+    found = asyncio.run(ground_truth_perplexities(policy, TOKENIZER, known, CONFIG))
+    assert policy.scored == [[*TOKENIZER.encode("ab"), TOKENIZER.eos_token_id]]
+    tokens = len(policy.scored[0])
+    assert found[0].perplexity == pytest.approx(math.exp((tokens - 0.5) / tokens))
+    assert (found[1].example_id, found[1].perplexity) == ("e1", None)
+    assert summarise_perplexities(found) == {"count": 1, "geometric_mean": pytest.approx(found[0].perplexity), "too_long": 1}
+    assert summarise_perplexities([]) == {"count": 0, "geometric_mean": None, "too_long": 0}
 
 
 @pytest.mark.parametrize(

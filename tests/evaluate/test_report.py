@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from itool.errors import ArtifactError
 from itool.evaluate.report import CURVE_POINTS, build_report, choose_best, config_digest, histogram, training_curve
 from itool.evaluate.report_inputs import ReportInputs, load_inputs
 from itool.evaluate.report_schema import Report, schema_document
-from tests.evaluate.fake_run import BUFFER, HELD_OUT, fake_config, fake_inputs
+from tests.evaluate.fake_run import BUFFER, HELD_OUT, VALIDATION, fake_config, fake_inputs
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "report.schema.json"
 
@@ -75,6 +76,18 @@ def test_an_iteration_counts_what_its_stages_stored(report, inputs):
     assert first.sampled_tokens == sum(tree.sampled_tokens for tree in inputs.trees[1])
 
 
+def test_every_adapter_is_measured_on_the_same_ground_truths_the_last_one_too(report, inputs):
+    measured = report.perplexities
+    assert [one.iteration for one in measured] == [0, 1, 2, 3]
+    assert {(one.count, one.too_long, tuple(one.histogram.edges)) for one in measured} == {
+        (VALIDATION - 3, 3, tuple(measured[0].histogram.edges))
+    }
+    assert (measured[0].median, measured[3].median) == (3.0, 1.25)
+    values = [found.perplexity for found in inputs.perplexities[3]]
+    assert measured[3].geometric_mean == pytest.approx(math.exp(sum(map(math.log, values)) / len(values)))
+    assert sum(measured[3].histogram.counts) == VALIDATION - 3
+
+
 def test_the_kept_iteration_is_the_latest_within_a_standard_error_of_the_best_on_validation(report):
     def made(iteration, dataset, exact):
         return report.evaluation(0, dataset).model_copy(update={"iteration": iteration, "exact_match": exact, "count": 100})
@@ -130,6 +143,7 @@ def store(folder, inputs):
     for k in range(4):
         content["evaluate", k] = {f"{d}.jsonl": inputs.predictions[k, d] for d in ("held_out", "validation")}
         content["evaluate", k]["metrics.json"] = [inputs.metrics[k]]
+        content["evaluate", k]["perplexities.jsonl"] = inputs.perplexities[k]
     for k in (1, 2, 3):
         content["score", k] = {"scores.jsonl": inputs.scores[k]}
         content["generate", k] = {"trees.jsonl": inputs.trees[k], "pairs.jsonl": inputs.pairs[k]}

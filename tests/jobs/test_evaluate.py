@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -22,7 +24,7 @@ from tests.search.scenes import WEATHER, weather_example
 
 EASY = [weather_example(id=f"easy-{number}") for number in range(20)]
 HARD = [example.model_copy(update={"id": f"hard-{number}", "calls": [ToolCall(name="get_weather")]}) for number, example in enumerate(EASY)]
-BLOCKS_OF_FOUR = {"batch_sequences": 4, "pass_k": [2], "pass_examples": 3}
+BLOCKS_OF_FOUR: dict[str, Any] = {"batch_sequences": 4, "pass_k": [2], "pass_examples": 3}
 
 
 class FolderStage:
@@ -85,15 +87,22 @@ class Sociable(ScriptedPolicy):
         answers = await super().sample(prompt_ids, **asked)
         return [Sample(answer.token_ids[: self.remembered], answer.logprobs[: self.remembered], finished=False) for answer in answers]
 
+    async def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[float]:
+        self.remembered += 1
+        return [logprob * self.remembered for logprob in await super().logprobs(prompt_ids, continuation_ids)]
+
     def forget(self) -> None:
         self.remembered = 0
 
+    @property
+    def asked(self) -> int:
+        return len(self.requests) + len(self.logprob_requests)
 
-def a_policy(kind: type[ScriptedPolicy] = ScriptedPolicy, **options: Any) -> ScriptedPolicy:
-    return kind(byte_tokenizer(), [WEATHER], prompt_tokens=len(render_prompt(byte_tokenizer(), EASY[0])), **options)
+
+SCRIPT: dict[str, Any] = {"answers": [WEATHER], "prompt_tokens": len(render_prompt(byte_tokenizer(), EASY[0]))}
 
 
-def evaluate_with(stage: Any, policy: ScriptedPolicy, monkeypatch: pytest.MonkeyPatch) -> ScriptedPolicy:
+def evaluate_with(stage: Any, policy: ScriptedPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     @asynccontextmanager
     async def policy_of(_stage: Any) -> AsyncIterator[ScriptedPolicy]:
         yield policy
@@ -102,30 +111,40 @@ def evaluate_with(stage: Any, policy: ScriptedPolicy, monkeypatch: pytest.Monkey
     monkeypatch.setattr(evaluate, "model_folder", lambda _stage: None)
     monkeypatch.setattr(evaluate, "load_tokenizer", lambda _folder: byte_tokenizer())
     evaluate.evaluate(stage)
-    return policy
 
 
 def test_pass_at_k_is_of_examples_from_all_over_the_file_and_says_of_how_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is sorted by difficulty would else give only its easy ones."""
     stage = FolderStage(tmp_path, {"held_out": [*EASY, *HARD], "validation": []}, pass_k=[1], pass_examples=12)
-    evaluate_with(stage, a_policy(), monkeypatch)
+    evaluate_with(stage, ScriptedPolicy(byte_tokenizer(), **SCRIPT), monkeypatch)
     found = stage.written["metrics.json"]["held_out"]
     assert found["pass_examples"] == 12
     assert 0 < found["pass_at_k"]["1"] < 1
 
 
-@pytest.mark.parametrize("stop_after", range(1, 17))
+def test_the_ground_truths_of_the_validation_set_are_scored_where_there_are_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    too_long = EASY[1].model_copy(update={"response": WEATHER * 100})
+    checked = EASY[2].model_copy(update={"response": None})
+    stage = FolderStage(tmp_path, {"held_out": EASY[:3], "validation": [EASY[0], too_long, checked]})
+    evaluate_with(stage, Sociable(byte_tokenizer(), **SCRIPT), monkeypatch)
+    assert [json.loads(line)["example_id"] for line in stage.written["perplexities.jsonl"]] == ["easy-0"]
+    assert stage.written["metrics.json"]["perplexity"] == {"count": 1, "geometric_mean": pytest.approx(math.exp(0.1)), "too_long": 1}
+
+
+@pytest.mark.parametrize("stop_after", range(1, 22))
 def test_a_stopped_evaluation_goes_on_as_if_it_had_not_been(stop_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "PERPLEXITIES_AT_ONCE", 2)
     sets = {"held_out": EASY[:9], "validation": HARD[:5]}
     undisturbed = FolderStage(tmp_path, sets, **BLOCKS_OF_FOUR)
-    everything = evaluate_with(undisturbed, a_policy(Sociable), monkeypatch)
+    everything, some, rest = (Sociable(byte_tokenizer(), **SCRIPT) for _ in range(3))
+    evaluate_with(undisturbed, everything, monkeypatch)
     shutil.rmtree(undisturbed.checkpoint)
     with pytest.raises(Interrupted):
-        evaluate_with(FolderStage(tmp_path, sets, stop_after=stop_after, **BLOCKS_OF_FOUR), a_policy(Sociable), monkeypatch)
+        evaluate_with(FolderStage(tmp_path, sets, stop_after=stop_after, **BLOCKS_OF_FOUR), some, monkeypatch)
     resumed = FolderStage(tmp_path, sets, **BLOCKS_OF_FOUR)
-    rest = evaluate_with(resumed, a_policy(Sociable), monkeypatch)
+    evaluate_with(resumed, rest, monkeypatch)
     assert (resumed.written, resumed.counted_tokens) == (undisturbed.written, undisturbed.counted_tokens)
-    assert len(rest.requests) < len(everything.requests) - stop_after + 4, "only the block in which it was stopped is measured again"
+    assert rest.asked < everything.asked - stop_after + 4, "only the block in which it was stopped is measured again"
 
 
 def test_an_evaluation_whose_engine_is_gone_keeps_its_finished_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,6 +156,8 @@ def test_an_evaluation_whose_engine_is_gone_keeps_its_finished_blocks(tmp_path: 
             raise DependencyError("the engine is gone")
 
     sets = {"held_out": EASY, "validation": []}
+    breaking, lasting = (ScriptedPolicy(byte_tokenizer(), **SCRIPT, **hook) for hook in ({"before_sample": break_down}, {}))
     with pytest.raises(DependencyError):
-        evaluate_with(FolderStage(tmp_path, sets, batch_sequences=4), a_policy(before_sample=break_down), monkeypatch)
-    assert len(evaluate_with(FolderStage(tmp_path, sets, batch_sequences=4), a_policy(), monkeypatch).requests) == len(EASY) - 8
+        evaluate_with(FolderStage(tmp_path, sets, batch_sequences=4), breaking, monkeypatch)
+    evaluate_with(FolderStage(tmp_path, sets, batch_sequences=4), lasting, monkeypatch)
+    assert len(lasting.requests) == len(EASY) - 8
