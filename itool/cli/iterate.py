@@ -37,7 +37,10 @@ def iterate(
     root: RootOption = None,
     backend: BackendOption = None,
     wait_lease: Annotated[
-        float, typer.Option("--wait-lease", min=0, metavar="SECONDS", help="How long to wait for another controller to give up the run.")
+        float,
+        typer.Option(
+            "--wait-lease", min=0, metavar="SECONDS", help="How long to wait for another controller to give up the run; inf: no end."
+        ),
     ] = 0.0,
     output: OutputOption = Output.text,
 ) -> None:

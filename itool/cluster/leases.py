@@ -22,6 +22,9 @@ from typing import Any, Protocol
 from itool.artifacts.disk import storage_error, storage_remedy
 from itool.artifacts.store import Store
 from itool.errors import DependencyError, StorageError
+from itool.logs import get_logger
+
+log = get_logger(__name__)
 
 TTL_SECONDS = 60.0
 ORPHAN_WAIT_SECONDS = 45.0
@@ -59,14 +62,21 @@ class Lease(Protocol):
 def acquire_within(
     lease: Lease, seconds: float, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
 ) -> None:
-    """Take a lease, waiting for its holder to give it up or to be missed. Raises LeaseHeld when that takes longer."""
-    deadline = clock() + seconds
+    """Take a lease, waiting for its holder to give it up or to be missed. Raises LeaseHeld when that takes longer.
+
+    A wait that outlasts a dead holder's lease is told once: nothing else says what a controller that starts nothing is doing.
+    """
+    began, told = clock(), False
+    deadline = began + seconds
     while True:
         try:
             return lease.acquire()
-        except LeaseHeld:
+        except LeaseHeld as held:
             if clock() >= deadline:
                 raise
+            if not told and clock() - began > TTL_SECONDS:
+                told = True
+                log.info("waiting for another controller", reason=str(held))
         sleep(min(LOOK_AGAIN_SECONDS, max(deadline - clock(), 0.0)))
 
 

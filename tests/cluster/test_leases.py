@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from itool.artifacts.store import FolderStore
 from itool.cluster.leases import FolderLease, LeaseHeld, StoreLease, acquire_within
@@ -137,3 +139,22 @@ def test_a_controller_may_wait_for_the_lease_but_not_for_ever(tmp_path: Path) ->
     assert waits == [2.0, 2.0, 1.0]
     acquire_within(second, 300.0, clock, sleep)
     assert clock.now == pytest.approx(1061.0)
+
+
+def test_a_wait_without_an_end_is_told_once(tmp_path: Path) -> None:
+    store, clock = FolderStore(tmp_path), Clock()
+    first = StoreLease(store, "demo", clock=clock, identity={"pid": 1, "host": "a"})
+    first.acquire()
+    until = clock.now + 3000.0
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+        if clock.now < until:
+            first.renew()
+        else:
+            first.release()
+
+    with capture_logs() as said:
+        acquire_within(StoreLease(store, "demo", clock=clock), math.inf, clock, sleep)
+    assert clock.now == pytest.approx(until, abs=2.0)
+    assert [(line["event"], "process 1 on a" in line["reason"]) for line in said] == [("waiting for another controller", True)]

@@ -15,7 +15,7 @@ def job(changes: dict[str, Any] | None = None, *arguments: str) -> dict[str, Any
 def test_it_iterates_with_the_mounted_configuration() -> None:
     pod = job()["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    assert container["command"] == ["itoolctl", "iterate", "--config", "/etc/itool/config.yaml", "--wait-lease", "300"]
+    assert container["command"] == ["itoolctl", "iterate", "--config", "/etc/itool/config.yaml", "--wait-lease", "inf"]
     assert {"name": "config", "configMap": {"name": "demo-config"}} in pod["volumes"]
     assert {"name": "config", "mountPath": "/etc/itool", "readOnly": True} in container["volumeMounts"]
     assert pod["serviceAccountName"] == "demo-controller"
@@ -34,6 +34,11 @@ def test_a_revision_has_a_job_of_its_own_because_templates_are_immutable() -> No
 def test_another_configuration_shows_in_the_pod_template() -> None:
     digests = {job({"run": {"iterations": n}})["spec"]["template"]["metadata"]["annotations"]["itool/config-sha256"] for n in (3, 4, 4)}
     assert len(digests) == 2
+
+
+def test_no_outage_is_so_long_that_the_job_gives_up() -> None:
+    longest_pause_seconds, ten_years = 600, 10 * 365 * 86400
+    assert job()["spec"]["backoffLimit"] * longest_pause_seconds > ten_years
 
 
 def test_a_pod_is_replaced_unless_a_repetition_would_end_the_same_way() -> None:
