@@ -35,11 +35,16 @@ class Refused(Exception):  # noqa: N818 - says what happened, and never leaves t
             return self.reason != "AlreadyExists"
         return self.status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS) or self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
+    @property
+    def is_denied(self) -> bool:
+        """These credentials lack the right (a quota or an admission policy also answers 403, in other words)."""
+        return self.status == HTTPStatus.FORBIDDEN and " cannot " in self.message
+
     def explained(self, what: str, *, host: str, namespace: str) -> ItoolError:
         """What it means for whoever runs this; `what` is verb and resource, as in `create jobs demo`."""
         if self.status == HTTPStatus.UNAUTHORIZED:
             return ConfigError(f"the Kubernetes API at {host} refuses the credentials", remedy="Log in again, or check KUBECONFIG")
-        if self.status == HTTPStatus.FORBIDDEN and " cannot " in self.message:
+        if self.is_denied:
             text = f"not allowed to {what} in namespace {namespace}: {self.message}"
             return ConfigError(text, remedy="Use the chart's Role, or ask for these rights; `itoolctl doctor` lists what is missing")
         if self.status == HTTPStatus.NOT_FOUND and "namespaces" in self.message:

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import urllib3
 
-from itool.cluster.api_answers import LONGEST_PAUSE_SECONDS, ClusterDown, refusal_of, retry_after_seconds
+from itool.cluster.api_answers import LONGEST_PAUSE_SECONDS, ClusterDown, Refused, refusal_of, retry_after_seconds
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
@@ -32,7 +32,11 @@ class Connection:
 
 
 class Transport:
-    """A connection that lasts. Thread safe. `connect` gives one and is asked again after a 401."""
+    """A connection that lasts. Thread safe. `connect` gives one and is asked again after a 401.
+
+    `granted` holds the rights (`create jobs`) that the server has accepted once. An API server that has just started answers for some
+    seconds, before it knows everybody's rights, with 403; so a right that was there before is waited for, as the server itself is.
+    """
 
     def __init__(self, connect: Callable[[], Connection], attempts: int, sleep: Callable[[float], None]) -> None:
         self._connect = connect
@@ -40,6 +44,7 @@ class Transport:
         self._sleep = sleep
         self._lock = threading.Lock()
         self._accepted = False
+        self.granted: set[str] = set()
         self.connection = connect()
         self.calls = 0
 
@@ -50,36 +55,46 @@ class Transport:
         query: Mapping[str, str],
         body: dict[str, Any] | None,
         *,
+        right: str = "",
         stream: bool = False,
         read_seconds: float = READ_SECONDS,
     ) -> urllib3.BaseHTTPResponse:
-        """Ask, and ask again while the server is in trouble. Raises Refused or ClusterDown."""
-        reason, rebuilt = "", False
+        """Ask, and ask again while the server is in trouble. `right` is the verb and the resource, of our own resources. Raises Refused or
+        ClusterDown.
+        """
+        reason, rebuilt = "does not answer", False
         for attempt in range(self._attempts):
             connection = self.connection
             try:
                 response = self._send(connection, method, path, query, body, stream=stream, read_seconds=read_seconds)
             except urllib3.exceptions.HTTPError as error:
-                reason, pause = f"{type(error).__name__}: {error}", None
+                reason, pause = f"does not answer: {type(error).__name__}: {error}", None
                 if stream and isinstance(error, urllib3.exceptions.ReadTimeoutError):
                     break  # whoever reads a stream asks again by itself, from where it stands
             else:
                 if response.status < HTTPStatus.BAD_REQUEST:
                     self._accepted = True
+                    if right:
+                        self.granted.add(right)
                     return response
                 refusal = refusal_of(response)
                 if refusal.status == HTTPStatus.UNAUTHORIZED and not rebuilt:
                     rebuilt = True
                     self._reconnect(connection)
                     continue
-                if not refusal.is_worth_a_retry and not (refusal.status == HTTPStatus.UNAUTHORIZED and self._accepted):
+                if not self._may_pass(refusal, right):
                     raise refusal
-                reason, pause = f"{refusal.status} {refusal.message}", retry_after_seconds(response)
+                does = f"does not allow to {right} any more" if refusal.is_denied else "does not answer"
+                reason, pause = f"{does}: {refusal.status} {refusal.message}", retry_after_seconds(response)
             if attempt + 1 < self._attempts:
                 self._sleep(pause or min(FIRST_PAUSE_SECONDS * 2.0**attempt, LONGEST_PAUSE_SECONDS))
-        raise ClusterDown(
-            f"the Kubernetes API at {self.connection.host} does not answer: {reason}", remedy="Check the cluster, then run again"
-        )
+        raise ClusterDown(f"the Kubernetes API at {self.connection.host} {reason}", remedy="Check the cluster, then run again")
+
+    def _may_pass(self, refusal: Refused, right: str) -> bool:
+        """Whether the same call may be accepted later: the server is in trouble, or refuses what it has accepted before."""
+        if refusal.status == HTTPStatus.UNAUTHORIZED:
+            return self._accepted
+        return right in self.granted if refusal.is_denied else refusal.is_worth_a_retry
 
     def _send(
         self,

@@ -4,7 +4,8 @@ The `kubernetes` package finds the cluster and the credentials (kubeconfig with 
 themselves are JSON over its connection pool, since its models differ from version to version.
 
 Answers keep their meaning: 401 reads the credentials again, once; 409 on create means that the object exists; 410 on a watch means "list
-again"; 429, 5xx and no answer are tried again and then ClusterDown (69); 403 and other refusals are settings that no retry cures (64).
+again"; 429, 5xx and no answer are tried again and then ClusterDown (69), and so are 401 and 403 of what was accepted before; a first 403
+and other refusals are settings that no retry cures (64).
 """
 
 from __future__ import annotations
@@ -175,7 +176,10 @@ class Cluster:
         attributes = {"namespace": self.namespace, "verb": verb, "group": group, "resource": name, "subresource": subresource}
         review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": {"resourceAttributes": attributes}}
         path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-        return bool(self._ask("POST", path, "create selfsubjectaccessreviews", review)["status"].get("allowed"))
+        allowed = bool(self._ask("POST", path, "create selfsubjectaccessreviews", review)["status"].get("allowed"))
+        if allowed:
+            self._transport.granted.add(f"{verb} {rest}")
+        return allowed
 
     def look(self, path: str) -> tuple[HTTPStatus, Object]:
         """Whether something beyond our own resources is there, by API path: (OK, it), (NOT_FOUND, {}), or (FORBIDDEN, {}) to ask."""
@@ -209,7 +213,7 @@ class Cluster:
     ) -> Object | None:
         """A call whose answer is one document. None where `absent` or `exists` says that 404 or "AlreadyExists" is an answer."""
         try:
-            response = self._transport.request(method, self._path(resource, name), query or {}, body)
+            response = self._transport.request(method, self._path(resource, name), query or {}, body, right=f"{verb} {resource}")
         except Refused as error:
             if absent and error.status == HTTPStatus.NOT_FOUND:
                 return None
@@ -237,14 +241,15 @@ class Cluster:
     ) -> urllib3.BaseHTTPResponse:
         """A GET whose answer is read piece by piece."""
         path = self._path(resource, name) + (f"/{subresource}" if subresource else "")
+        right = f"{verb} {resource}{f'/{subresource}' if subresource else ''}"
         try:
-            return self._transport.request("GET", path, query, None, stream=True, read_seconds=read_seconds)
+            return self._transport.request("GET", path, query, None, right=right, stream=True, read_seconds=read_seconds)
         except Refused as error:
             if error.status == HTTPStatus.GONE:
                 raise Gone(error.message) from None
             if error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST):
                 raise
-            raise self._explained(error, f"{verb} {resource}{f'/{subresource}' if subresource else ''} {name}".strip()) from None
+            raise self._explained(error, f"{right} {name}".strip()) from None
 
     def _path(self, resource: str, name: str) -> str:
         path = f"{GROUPS[resource]}/namespaces/{self.namespace}/{resource}"

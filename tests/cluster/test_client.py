@@ -229,6 +229,59 @@ def test_a_missing_right_is_named_with_its_remedy(server: Server) -> None:
         server.cluster().create("jobs", {"metadata": {"name": "a"}})
 
 
+DENIED = status(
+    403, "Forbidden", 'jobs.batch is forbidden: User "u" cannot list resource "jobs" in API group "batch" in the namespace "here"'
+)
+LISTED = (200, {"items": [], "metadata": {"resourceVersion": "5"}})
+
+
+def test_a_right_that_was_there_is_waited_for_as_the_server_is(server: Server) -> None:
+    server.answers = [LISTED, DENIED, DENIED, LISTED]
+    cluster = server.cluster()
+    cluster.list("jobs")
+    assert cluster.list("jobs") == ([], "5")
+    assert server.sleeps == [0.5, 1.0]
+
+
+def test_a_right_that_an_access_review_has_confirmed_is_waited_for(server: Server) -> None:
+    server.answers = [(201, {"status": {"allowed": True}}), DENIED, LISTED]
+    cluster = server.cluster()
+    assert cluster.may("list", "batch/jobs")
+    assert cluster.list("jobs") == ([], "5")
+
+
+def test_a_right_that_was_taken_away_is_a_dependency_that_names_it(server: Server) -> None:
+    server.answers = [LISTED, *[DENIED] * 4]
+    cluster = server.cluster()
+    cluster.list("jobs")
+    with pytest.raises(ClusterDown, match=r'does not allow to list jobs any more: 403 .*User "u" cannot list resource "jobs"'):
+        cluster.list("jobs")
+
+
+def test_a_watch_whose_right_was_there_is_waited_for(server: Server) -> None:
+    server.answers = [b"", *[DENIED] * 4]
+    cluster = server.cluster()
+    assert list(cluster.watch("jobs", "1")) == []
+    with pytest.raises(ClusterDown, match="does not allow to watch jobs any more"):
+        list(cluster.watch("jobs", "1"))
+
+
+def test_another_right_than_the_one_that_was_there_is_a_setting(server: Server) -> None:
+    server.answers = [(200, POD), DENIED]
+    cluster = server.cluster()
+    cluster.get("jobs", "a")
+    with pytest.raises(ConfigError, match="not allowed to list jobs in namespace here"):
+        cluster.list("jobs")
+
+
+def test_a_quota_is_a_setting_whatever_was_accepted_before(server: Server) -> None:
+    server.answers = [(201, POD), status(403, "Forbidden", "jobs.batch b is forbidden: exceeded quota: jobs")]
+    cluster = server.cluster()
+    cluster.create("jobs", {"metadata": {"name": "a"}})
+    with pytest.raises(ConfigError, match="exceeded quota"):
+        cluster.create("jobs", {"metadata": {"name": "b"}})
+
+
 def test_a_refusal_that_is_no_right_says_what_the_server_says(server: Server) -> None:
     server.answers = [status(403, "Forbidden", "jobs.batch a is forbidden: exceeded quota: jobs"), status(422, "Invalid", "spec.x: bad")]
     with pytest.raises(ConfigError, match=r"refuses to create jobs a in namespace here: .*exceeded quota"):
