@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.helm.rendering import POD_MONITOR, refusal, render
 
@@ -77,3 +83,45 @@ def test_a_cluster_that_is_too_old_is_refused() -> None:
 )
 def test_what_agrees_is_accepted(changes: dict[str, Any], arguments: tuple[str, ...]) -> None:
     assert render(changes, *arguments)
+
+
+@contextmanager
+def cluster_with(*config_maps: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The arguments with which helm asks an API server that has these ConfigMaps in the release's namespace, and nothing else."""
+    kinds = [{"name": "configmaps", "kind": "ConfigMap", "namespaced": True}, {"name": "secrets", "kind": "Secret", "namespaced": True}]
+    answers: dict[str, Any] = {"/api/v1": {"kind": "APIResourceList", "groupVersion": "v1", "resources": kinds}}
+    answers |= {f"/api/v1/namespaces/training/configmaps/{item['metadata']['name']}": item for item in config_maps}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = answers.get(self.path.partition("?")[0])
+            body = json.dumps(found or {"kind": "Status", "apiVersion": "v1", "reason": "NotFound", "code": 404}).encode()
+            self.send_response(200 if found else 404)
+            for name, value in (("Content-Type", "application/json"), ("Content-Length", str(len(body)))):
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """Silence."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield "--dry-run=server", "--kubeconfig", "/dev/null", "--kube-apiserver", f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def config_map(name: str, **data: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "training"}, "data": data}
+
+
+def test_a_release_keeps_its_run() -> None:
+    with cluster_with(config_map("demo-config", **{"config.yaml": yaml.safe_dump({"run": "first", "root": "s3://bucket/prefix"})})) as asked:
+        line = refusal({"run": {"run": "second"}}, *asked)
+        assert 'run.run = "second", but release demo is run "first", which would lose its controller; install another release for' in line
+        assert line.endswith("or end this one first: helm -n training uninstall demo")
+        assert render({"run": {"run": "first"}}, *asked)

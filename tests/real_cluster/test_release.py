@@ -178,6 +178,12 @@ def test_more_iterations_extend_the_run_although_vllm_is_killed(release: Release
     assert set(after) - set(before) == {"i2/score", "i2/generate", "i2/dpo", "i2/evaluate"}
 
 
+def test_an_upgrade_to_another_run_is_refused(release: Release) -> None:
+    chart = str(REPOSITORY / "helm/itool")
+    refused = release.helm("upgrade", release.name, chart, "--values", release.values(), "--set", "run.run=another", check=False)
+    assert f'run.run = "another", but release {release.name} is run "{RUN}", which would lose its controller; install' in refused.stderr
+
+
 def test_a_finished_run_holds_no_gpu(release: Release) -> None:
     assert wait_until(lambda: not servers(release.site), "vLLM has gone", 90)
 
