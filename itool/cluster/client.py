@@ -47,7 +47,7 @@ GROUPS = {
 
 PERMISSIONS: dict[str, tuple[str, ...]] = {
     "batch/jobs": ("create", "delete", "list", "patch", "watch"),
-    "configmaps": ("create", "get"),
+    "configmaps": ("create", "get", "patch"),
     "events": ("create", "list"),
     "pods": ("list", "watch"),
     "pods/log": ("get",),

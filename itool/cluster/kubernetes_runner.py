@@ -21,7 +21,7 @@ from itool.cluster.manifests import job_name, stage_job, workers_service
 from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, RUN_LABEL, Object
 from itool.cluster.pod_logs import PodLogs
 from itool.cluster.pod_states import FIRST_POD, NEXT_POD, JobState, PodState, event_time, events_by_object, job_state, pod_state
-from itool.cluster.pods import config_object, owner_name, owner_object, taken_name
+from itool.cluster.pods import config_object, owner_name, owner_object, owner_reference, taken_name
 from itool.cluster.runner import Attempt, Attempts, Task
 from itool.cluster.watching import Cache, View
 from itool.config import RunConfig
@@ -232,13 +232,18 @@ class KubernetesRunner:
         self._events = events_by_object(events)
 
     def ensure_owner(self) -> Object:
-        """The run's owner object, created when it is missing. Raises ConfigError when it belongs to another root."""
+        """The run's owner object, created when it is missing. Raises ConfigError when it belongs to another root.
+
+        One that nobody owns, as a laptop creates it, is given to the release that continues the run; one that somebody owns stays his.
+        """
         name = owner_name(self.config.run)
         for _ in range(2):
             found = self.cluster.get("configmaps", name) or self.cluster.create("configmaps", owner_object(self.config, self._release()))
+            if found is not None and (taken := taken_name(found, self.config)):
+                raise ConfigError(taken[0], remedy=taken[1])
+            if found is not None and not found["metadata"].get("ownerReferences") and (release := self._release()):
+                found = self.cluster.patch("configmaps", name, _adoption(found, release))
             if found is not None:
-                if taken := taken_name(found, self.config):
-                    raise ConfigError(taken[0], remedy=taken[1])
                 return found
         raise DependencyError(f"configmap {name} appears and vanishes", remedy="Is another controller deleting it?")
 
@@ -256,6 +261,11 @@ class KubernetesRunner:
             name = str(wanted["metadata"]["name"])
             self._config_map = (name, owner["metadata"]["uid"])
         return name
+
+
+def _adoption(owner: Object, release: Object) -> Object:
+    """The change that gives an owner object to a release. The version has the API server refuse it when somebody else was quicker."""
+    return {"metadata": {"resourceVersion": owner["metadata"]["resourceVersion"], "ownerReferences": [owner_reference(release)]}}
 
 
 def open_runner(config: RunConfig, cluster: Cluster, store: Store) -> KubernetesRunner:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from itool.artifacts.resolve import resolve
 from itool.cluster import pod_logs
+from itool.cluster.api_answers import ClusterDown
 from itool.cluster.client import PERMISSIONS
 from itool.cluster.controller import Controller, StageFailed, rules_of
 from itool.cluster.job_facts import trim_pod, verdict_on
@@ -385,6 +386,50 @@ def test_everything_belongs_to_the_runs_owner(monkeypatch: pytest.MonkeyPatch) -
     assert {item["metadata"]["ownerReferences"][0]["uid"] for item in owned} == {owner["metadata"]["uid"]}
 
 
+def release_of(cluster: InMemoryCluster, name: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The uid of a release's ConfigMap; the controller is its own."""
+    monkeypatch.setenv("ITOOL_RELEASE_CONFIGMAP", name)
+    release = cluster.create("configmaps", {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}})
+    assert release is not None
+    return str(release["metadata"]["uid"])
+
+
+def owners_of_the_run(cluster: InMemoryCluster) -> list[str]:
+    return [reference["uid"] for reference in cluster.objects["configmaps"]["itool-run-demo"]["metadata"].get("ownerReferences", [])]
+
+
+def test_a_release_that_continues_a_laptops_run_owns_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = made_cluster()
+    controller = open_controller(cluster)
+    controller.step()
+    controller.lease.release()
+    assert owners_of_the_run(cluster) == []
+    first = release_of(cluster, "first", monkeypatch)
+    run(cluster)
+    assert owners_of_the_run(cluster) == [first]
+    assert {job["metadata"]["ownerReferences"][0]["name"] for job in cluster.objects["jobs"].values()} == {"itool-run-demo"}
+    release_of(cluster, "second", monkeypatch)
+    runner = open_controller(cluster).runner
+    assert isinstance(runner, KubernetesRunner)
+    runner.ensure_owner()
+    assert owners_of_the_run(cluster) == [first]  # it lives
+
+
+def test_an_owner_that_somebody_else_takes_at_the_same_moment_stays_his(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = made_cluster()
+    runner = open_controller(cluster).runner
+    assert isinstance(runner, KubernetesRunner)
+    seen = runner.ensure_owner()
+    cluster.patch("configmaps", "itool-run-demo", {"metadata": {"ownerReferences": [{"uid": "theirs"}]}})
+    release_of(cluster, "ours", monkeypatch)
+    get = cluster.get
+    with monkeypatch.context() as late:
+        late.setattr(cluster, "get", lambda resource, name: seen if name == "itool-run-demo" else get(resource, name))
+        with pytest.raises(ClusterDown):
+            runner.ensure_owner()
+    assert runner.ensure_owner()["metadata"]["ownerReferences"] == [{"uid": "theirs"}]
+
+
 def test_a_run_of_the_same_name_with_another_root_is_left_alone() -> None:
     cluster = made_cluster()
     other = owner_object(made_config(root="s3://bucket/elsewhere"))
@@ -394,12 +439,13 @@ def test_a_run_of_the_same_name_with_another_root_is_left_alone() -> None:
     assert not cluster.objects["jobs"]
 
 
-def test_the_rights_that_are_asked_for_are_those_that_are_used() -> None:
+def test_the_rights_that_are_asked_for_are_those_that_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     two_nodes = {"stages": {"dpo": {"nodes": 2}}, "pending_seconds": 20.0}
     cluster = made_cluster(made_config(kubernetes=two_nodes), evaluate=["no pod"])
     with pytest.raises(StageFailed):
         run(cluster)
     cluster.script.clear()
+    release_of(cluster, "demo-config", monkeypatch)
     run(cluster)
     queued = made_cluster(made_config(kubernetes={"queue": "gpus"}))
     controller = open_controller(queued)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from itool.config import ModelConfig, PolicyConfig
+from itool.cluster.pods import owner_object
+from itool.config import ModelConfig, PolicyConfig, parse_config
 from itool.demo import base_model_path
 from itool.errors import DependencyError
 from itool.policy.model_folder import read_model_folder
@@ -98,6 +99,8 @@ def test_an_unknown_value_is_refused_before_anything_is_created(release: Release
 
 
 def test_an_installation_trains_an_iteration_although_its_controller_is_deleted(release: Release, request: pytest.FixtureRequest) -> None:
+    laptops = owner_object(parse_config({"run": RUN, "root": release.site.store().root}))  # the run began there: it becomes the release's
+    release.site.kubectl("create", "--filename", "-", given=json.dumps(laptops))
     release.helm("install", release.name, str(REPOSITORY / "helm/itool"), "--values", release.values())
     wait_until(lambda: release.site.get("pods", f"itool/run={RUN},itool/stage=warmup"), "the warm-up's pod", 400)
     controllers = release.site.get("pods", "app.kubernetes.io/component=controller")
@@ -189,7 +192,7 @@ def test_a_finished_run_holds_no_gpu(release: Release) -> None:
 
 
 def test_uninstalling_leaves_nothing_but_the_artifacts(release: Release) -> None:
-    release.helm("uninstall", release.name, "--wait")
+    release.helm("uninstall", release.name, "--wait")  # with it goes what the run's owner object owns, which the release did not create
     wait_until(lambda: not release.objects(), "nothing is left", 120)
     assert "i2/evaluate" in digests_in(release.site.store(), RUN)
 
