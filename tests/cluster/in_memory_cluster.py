@@ -109,7 +109,8 @@ class InMemoryCluster:
     def patch(self, resource: str, name: str, change: Object) -> Object | None:
         self._call(resource, "patch")
         found = self.objects[resource].get(name)
-        if found and change.get("metadata", {}).get("resourceVersion", found["metadata"]["resourceVersion"]) != found["metadata"]["resourceVersion"]:
+        version = change.get("metadata", {}).get("resourceVersion")
+        if found and version and version != found["metadata"].get("resourceVersion"):
             raise ClusterDown("409 the object has been modified")
         return None if found is None else self._put(resource, _merged(found, change))
 
