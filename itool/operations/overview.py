@@ -14,7 +14,7 @@ from itool.cluster.decide import stages_in_turn
 from itool.cluster.decide_serving import ServingState, beside_stage
 from itool.cluster.job_facts import task_of, verdict_on
 from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, KEY_LABEL, Object
-from itool.cluster.pod_states import PodState, events_by_object, job_state, pod_state
+from itool.cluster.pod_states import JobState, PodState, events_by_object, job_state, pod_state
 from itool.cluster.progress import Progress
 from itool.cluster.wish import Proof
 from itool.config import RunConfig
@@ -105,10 +105,21 @@ def job_rows(objects: RunObjects) -> list[StageRow]:
 
 
 def component_rows(component: Literal["serving", "controller"], objects: RunObjects) -> list[PodRow]:
-    """The pods of vLLM, each with the adapter that it proved to serve, or those of the chart's controller."""
+    """The pods of vLLM, each with the adapter that it proved to serve, or those of the chart's controller: of failed ones the last.
+
+    A Job of the controller that has no pod, and is not complete, is a row of its own.
+    """
     events = events_by_object(objects.events)
-    pods = [pod for pod in objects.pods if pod["metadata"].get("labels", {}).get(COMPONENT_LABEL) == component]
-    rows = [_pod_row(pod_state(pod, events.get(pod["metadata"]["name"], ())), objects) for pod in pods]
+    pods = _of(component, objects.pods)
+    states = [pod_state(pod, events.get(pod["metadata"]["name"], ())) for pod in pods]
+    if component == "controller":  # its Job keeps every pod that ever failed
+        last = max((state for state in states if state.phase == "failed"), key=lambda state: state.created_at, default=None)
+        states = [state for state in states if state.phase != "failed" or state is last]
+    rows = [_pod_row(state, objects) for state in states]
+    with_pods = {pod["metadata"]["labels"].get(JOB_LABEL) for pod in pods}
+    podless = [job for job in _of(component, objects.jobs) if job["metadata"]["name"] not in with_pods]
+    jobs = [job_state(job, (), events.get(job["metadata"]["name"], ())) for job in podless]
+    rows += [_podless_row(state, objects.at) for state in jobs if state.phase != "succeeded"]
     known = {pod.name: pod for pod in objects.serving.pods} if objects.serving else {}
     return [replace(row, state=known[row.pod].phase, reason=known[row.pod].reason) if row.pod in known else row for row in rows]
 
@@ -177,6 +188,11 @@ def _pod_row(state: PodState, objects: RunObjects) -> PodRow:
     )
 
 
+def _podless_row(state: JobState, at: float) -> PodRow:
+    """A Job that has no pod, under its own name: suspended, refused a pod, or over, with its pods gone."""
+    return PodRow(pod=state.name, state=state.phase, reason=state.reason, age_seconds=max((state.ended_at or at) - state.started_at, 0.0))
+
+
 def progress_text(progress: Progress) -> str:
     """`12/40 updates`."""
     return f"{progress.done:.0f}/{progress.total:.0f} {progress.unit}".rstrip()
@@ -193,6 +209,10 @@ def _earlier(states: Sequence[PodState]) -> str:
 
 def _attempt(job: Object) -> int:
     return int(job["metadata"]["labels"][ATTEMPT_LABEL])
+
+
+def _of(component: str, objects: Sequence[Object]) -> list[Object]:
+    return [item for item in objects if (item["metadata"].get("labels") or {}).get(COMPONENT_LABEL) == component]
 
 
 def _by_label(objects: Sequence[Object], label: str) -> dict[str, list[Object]]:

@@ -135,6 +135,44 @@ def test_vllm_pods_show_the_adapter_that_they_proved_or_why_they_do_not_serve() 
     assert component_rows("controller", RunObjects(NOW, pods=pods)) == []
 
 
+def controller_job(*conditions: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    labels = {"app.kubernetes.io/component": "controller"}
+    metadata = {"name": "r-controller-1", "labels": labels, "creationTimestamp": "2026-11-21T11:50:00Z"}
+    return {"metadata": metadata, "spec": spec, "status": {"conditions": list(conditions)}}
+
+
+def test_a_controller_that_gets_no_pod_says_why() -> None:
+    about = {"involvedObject": {"name": "r-controller-1"}, "metadata": {"creationTimestamp": "2026-11-21T11:59:00Z"}}
+    refused = {**about, "reason": "FailedCreate", "message": "pods are forbidden: exceeded quota"}
+    [row] = component_rows("controller", RunObjects(NOW, [controller_job()], events=[refused]))
+    assert (row.pod, row.state, row.reason) == ("r-controller-1", "pending", "no pod can be created: pods are forbidden: exceeded quota")
+    assert row.age_seconds == 600.0
+    [row] = component_rows("controller", RunObjects(NOW, [controller_job(suspend=True)]))
+    assert (row.state, row.reason) == ("pending", "suspended")
+
+
+def test_a_controller_that_has_failed_says_so_also_when_its_pods_are_gone() -> None:
+    over = {"type": "Failed", "status": "True", "reason": "PodFailurePolicy", "message": "pod here/c failed with exit code 64 matching"}
+    made = controller_job({**over, "lastTransitionTime": "2026-11-21T11:55:00Z"})
+    [row] = component_rows("controller", RunObjects(NOW, [made]))
+    assert (row.state, row.age_seconds) == ("failed", 300.0)
+    assert row.reason == "PodFailurePolicy: pod here/c failed with exit code 64 matching"
+    last = failed("c", made, 64, "error: no such bucket")
+    last["metadata"]["labels"]["app.kubernetes.io/component"] = "controller"
+    [row] = component_rows("controller", RunObjects(NOW, [made], [last]))
+    assert (row.pod, row.state, row.reason) == ("c", "failed", "no such bucket")  # its pod says more
+    assert component_rows("controller", RunObjects(NOW, [controller_job({"type": "Complete", "status": "True"})])) == []
+
+
+def test_of_a_controllers_failed_pods_the_last_is_shown() -> None:
+    made = controller_job()
+    pods = [failed(name, made, 69, f"error: {name}") for name in ("c1", "c2", "c3")]
+    for minute, found in enumerate(pods):
+        found["metadata"]["labels"]["app.kubernetes.io/component"] = "controller"
+        found["metadata"]["creationTimestamp"] = f"2026-11-21T11:5{minute}:00Z"
+    assert [row.pod for row in component_rows("controller", RunObjects(NOW, [made], pods))] == ["c3"]
+
+
 def test_a_stage_that_waits_for_vllm_says_what_vllm_waits_for() -> None:
     prepare, evaluate = StageId(0, "prepare"), StageId(0, "evaluate")
     model, adapter = StoredArtifact(prefix="r/i0/prepare/k", digest=DIGEST), StoredArtifact(prefix="r/i0/warmup/k", digest=DIGEST)
