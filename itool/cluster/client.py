@@ -56,6 +56,11 @@ PERMISSIONS: dict[str, tuple[str, ...]] = {
 }
 """What a controller must be allowed, by resource: checked by `doctor`, granted by the chart's Role, and no more than is used."""
 
+QUEUE_PERMISSIONS: dict[str, tuple[str, ...]] = {"kueue.x-k8s.io/localqueues": ("get",)}
+"""What the chart's Role grants besides where a queue is set, so that a name that is not there is refused: Kueue itself would wait for ever.
+An account that lacks it works nevertheless.
+"""
+
 
 class Cluster:
     """One namespace of a cluster. Thread safe. `connect` gives a connection and is asked again after a 401."""

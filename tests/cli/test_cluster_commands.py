@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from itool.cluster.client import QUEUE_PERMISSIONS
 from itool.cluster.controller import StageFailed
 from itool.cluster.job_facts import verdict_on
 from itool.cluster.leases import StoreLease
@@ -202,7 +203,10 @@ def test_a_queue_without_kueue_and_a_priority_class_without_an_object_are_named(
     scene.cluster.lookable["/apis/kueue.x-k8s.io"] = {"preferredVersion": {"version": "v1beta2"}}
     assert scene.itoolctl("doctor", "--set", "kubernetes.queue=gpus") == 64
     assert "kubernetes.queue = 'gpus' does not exist in namespace here" in capsys.readouterr().out
-    scene.cluster.lookable["/apis/kueue.x-k8s.io/v1beta2/namespaces/here/localqueues/gpus"] = {}
+    [(right, verbs)] = QUEUE_PERMISSIONS.items()
+    group, _, resource = right.partition("/")
+    assert (group, verbs) == ("kueue.x-k8s.io", ("get",))
+    scene.cluster.lookable[f"/apis/{group}/v1beta2/namespaces/here/{resource}/gpus"] = {}
     assert scene.itoolctl("doctor", "--set", "kubernetes.queue=gpus") == 0
 
 
