@@ -1,4 +1,4 @@
-"""Artifacts as stages leave them, small enough for a test without torch: a base model and adapters."""
+"""Artifacts as stages leave them, small enough for a test without torch: a base model and adapters; and all that serving asks for."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from pathlib import Path
 from itool.artifacts.commit import commit
 from itool.artifacts.manifest import Manifest
 from itool.artifacts.store import Store
+from itool.cluster.decide_serving import Serve, StopServing
+from itool.cluster.serving import KubernetesServing
 from itool.cluster.wish import StoredArtifact
+from itool.config import RunConfig
 from itool.stages import StageId
+from tests.cluster.in_memory_cluster import InMemoryCluster, Object
 
 MODEL_CONFIG = {"vocab_size": 96, "eos_token_id": 2, "max_position_embeddings": 256}
 
@@ -41,3 +45,13 @@ def store_adapter(store: Store, scratch: Path, key: str) -> StoredArtifact:
         "training.jsonl": b"{}\n",
     }
     return store_artifact(store, StageId(1, "dpo"), key, files, scratch)
+
+
+def serve_and_stop(config: RunConfig, cluster: InMemoryCluster, owner: Object, scratch: Path) -> None:
+    """What the controller asks of a cluster for vLLM: a Deployment that is new, then one that is there, then none of its pods."""
+    serving = KubernetesServing(config, cluster.store, cluster, list, owner=lambda: owner, clock=lambda: cluster.now)
+    asked = Serve(store_model(cluster.store, scratch), store_adapter(cluster.store, scratch, "one"), "asked")
+    serving.state()
+    serving.serve(asked)
+    serving.serve(asked)
+    serving.stop(StopServing("enough"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -24,6 +25,7 @@ from itool.config import RunConfig, parse_config
 from itool.errors import ConfigError, DependencyError, Interrupted
 from itool.stages import stage_ids
 from tests.cluster.in_memory_cluster import InMemoryCluster, Killed
+from tests.cluster.serving_scenes import serve_and_stop
 from tests.fakes.memory_store import MemoryStore
 
 OPENED: list[KubernetesRunner] = []
@@ -439,7 +441,7 @@ def test_a_run_of_the_same_name_with_another_root_is_left_alone() -> None:
     assert not cluster.objects["jobs"]
 
 
-def test_the_rights_that_are_asked_for_are_those_that_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rights_that_are_asked_for_are_those_that_are_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     two_nodes = {"stages": {"dpo": {"nodes": 2}}, "pending_seconds": 20.0}
     cluster = made_cluster(made_config(kubernetes=two_nodes), evaluate=["no pod"])
     with pytest.raises(StageFailed):
@@ -452,10 +454,10 @@ def test_the_rights_that_are_asked_for_are_those_that_are_used(monkeypatch: pyte
     controller.step()
     controller.runner.cancel(0.0)
     RunEvents(cluster, lambda: cluster.objects["configmaps"]["itool-run-demo"], NoWatcher()).stopping()  # type: ignore[arg-type]
-    used = {(resource.replace("jobs", "batch/jobs"), verb) for resource, verb in cluster.used | queued.used}
-    allowed = {(resource, verb) for resource, verbs in PERMISSIONS.items() for verb in verbs}
-    serving = {(resource, verb) for resource, verb in allowed if resource == "apps/deployments"}
-    assert used == allowed - serving
+    serve_and_stop(made_config(policy={"backend": "vllm"}), cluster, cluster.objects["configmaps"]["itool-run-demo"], tmp_path)
+    groups = {"jobs": "batch/jobs", "deployments": "apps/deployments"}
+    used = {(groups.get(resource, resource), verb) for resource, verb in cluster.used | queued.used}
+    assert used == {(resource, verb) for resource, verbs in PERMISSIONS.items() for verb in verbs}
 
 
 @settings(max_examples=8)
