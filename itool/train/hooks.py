@@ -11,7 +11,8 @@ from itool.train.distributed import ALONE, Workers
 
 @dataclass(frozen=True)
 class TrainingHooks:
-    """`should_stop` is asked after every update; `save_checkpoint(folder, update)` must have copied the folder when it returns.
+    """`should_stop` is asked after every update, and before every batch of the reference; `save_checkpoint(folder, update)` must have copied
+    the folder when it returns.
 
     `resume_from` is such a folder; `on_progress(done, total, metrics)` is called after every update. Of several `workers` each has its
     own hooks: one that wants to stop stops them all, and rank 0 alone saves.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from itool.config import DpoConfig, ModelConfig
-from itool.errors import InputError
+from itool.errors import InputError, Interrupted
 from itool.records import PreferencePair
 from itool.train import losses
 from itool.train.distributed import Workers
@@ -82,7 +83,7 @@ def train_preferences(
             workers=hooks.workers,
             processing_class=AutoTokenizer.from_pretrained(model_dir, local_files_only=True),
         )
-        trainer.freeze_reference(reference)
+        trainer.freeze_reference(reference, hooks.should_stop)
         identity = fingerprint(steps, replay, plan, settings, model, seed)
         return run_updates(trainer, settings, hooks, output=output, fingerprint=identity)
 
@@ -171,10 +172,11 @@ class StepDpoTrainer(UpdateTrainer, DPOTrainer):  # type: ignore[misc] # TRL shi
         self.training_log = TrainingLog()
         super().__init__(*arguments, train_dataset=row_numbers(plan), **trl_settings)
 
-    def freeze_reference(self, adapter_dir: Path | None) -> None:
+    def freeze_reference(self, adapter_dir: Path | None, should_stop: Callable[[], bool]) -> None:
         """Compute once, since the reference never changes, its log-probabilities of this worker's pairs, and drop its weights.
 
-        The reference is `adapter_dir`, or None for the adapter that training starts from (TRL's copy of it).
+        The reference is `adapter_dir`, or None for the adapter that training starts from (TRL's copy of it). Raises Interrupted in every
+        worker before the next batch when one is asked to stop.
         """
         model: PeftModel = self.model
         if adapter_dir is not None:
@@ -183,7 +185,7 @@ class StepDpoTrainer(UpdateTrainer, DPOTrainer):  # type: ignore[misc] # TRL shi
         model.eval()
         found: list[Tensor] = [torch.empty(0)] * len(self.pairs)
         used = sorted({index for update in self.plan for index in self._share(update)})
-        for group in self._buckets(used):
+        for group in self._until_stopped(self._buckets(used), should_stop):
             rows = [used[index] for index in group]
             batch = batch_pairs([self.pairs[index] for index in rows])
             with torch.no_grad():
@@ -194,6 +196,17 @@ class StepDpoTrainer(UpdateTrainer, DPOTrainer):  # type: ignore[misc] # TRL shi
         self.reference_logps = found
         model.set_adapter("default")
         model.delete_adapter(REFERENCE)
+
+    def _until_stopped(self, groups: Sequence[list[int]], should_stop: Callable[[], bool]) -> Iterator[list[int]]:
+        """The groups one by one. All workers agree before each, also those that have none left."""
+        for group in itertools.chain(groups, itertools.repeat(None)):
+            stopping, working = self.workers.sum([float(should_stop()), float(group is not None)])
+            if stopping:
+                raise Interrupted("training stopped before its first update, while the reference was computed", remedy="Start it again")
+            if not working:
+                return
+            if group is not None:
+                yield group
 
     def _buckets(self, rows: Sequence[int]) -> list[list[int]]:
         """These pairs, by their place in `rows`, in groups of one forward pass each."""

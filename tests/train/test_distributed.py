@@ -19,6 +19,7 @@ from itool.train.launch import launch, worst_exit_code
 from itool.train.model import load_model, new_adapter
 from itool.train.preference import train_preferences
 from itool.train.sft import continue_sft, sft_backward, train_sft
+from tests.train.conftest import pair
 from tests.train.workers import FORK, two_workers
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA forbids forked workers, and NCCL two on one GPU")
@@ -118,6 +119,23 @@ def test_a_worker_that_is_stopped_stops_all_with_one_checkpoint_and_all_resume(t
     assert two_workers(lambda workers: train("parts", replace(resumed, workers=workers))) == [None, None]
     two_workers(lambda workers: train("whole", TrainingHooks(workers=workers)))
     assert (tmp_path / "parts" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_stopped_stops_all_while_they_compute_the_reference(tiny_base, lora, adapter, tmp_path):
+    """The one that is stopped has computed its only batch, the other has one left."""
+    uneven = [pair([5] * tokens, [], [3], [4]) for tokens in (2, 100, 101)]
+
+    def interrupted(workers):
+        calls = iter([False, workers.rank == 1])
+        hooks = TrainingHooks(should_stop=lambda: next(calls), save_checkpoint=lambda *_: None, workers=workers)
+        with pytest.raises(Interrupted, match="before its first update"):
+            train_preferences(
+                tiny_base, uneven, [], adapter_in=adapter, model=lora, settings=DPO, seed=3, output=tmp_path / "out", hooks=hooks
+            )
+        return True
+
+    assert two_workers(interrupted) == [True, True]
 
 
 @pytest.mark.slow

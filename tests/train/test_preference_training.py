@@ -154,14 +154,22 @@ def test_an_interrupted_training_ends_bit_identical_to_an_undisturbed_one(train,
         folder.rename(tmp_path / "checkpoint")
         folder.mkdir()
 
-    calls = iter([False, True])
-    hooks = TrainingHooks(should_stop=lambda: next(calls), save_checkpoint=keep)
-    with pytest.raises(Interrupted):
+    seen = []
+    hooks = TrainingHooks(should_stop=lambda: seen == [1, 2], save_checkpoint=keep, on_progress=lambda done, *_: seen.append(done))
+    with pytest.raises(Interrupted, match="update 2 of 6"):
         train("parts", pairs, sequences, hooks=hooks)
     parts = train("parts", pairs, sequences, hooks=TrainingHooks(resume_from=tmp_path / "checkpoint"))
     assert parts.metrics == whole.metrics
     name = "adapter_model.safetensors"
     assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_training_stops_while_it_computes_the_reference(train, pairs, tmp_path):
+    calls = iter([False, True])
+    hooks = TrainingHooks(should_stop=lambda: next(calls), save_checkpoint=lambda *_: pytest.fail("there is nothing to save"))
+    with pytest.raises(Interrupted, match="before its first update"):
+        train("out", pairs, [], hooks=hooks)
+    assert not (tmp_path / "out").exists()
 
 
 def test_dropout_continues_where_a_checkpoint_left_it(train, sequences, dropping_adapter, tmp_path):
