@@ -35,7 +35,6 @@ def dpo(stage: Stage) -> None:
     replay = token_sequences(tokenizer, replayed_examples(stage))
     rows = _responses(stage, tokenizer) if control else _in_buffer_order(stage, stage.read(PreferencePair, "pairs", "pairs.jsonl"))
     hooks = training_hooks(stage)
-    stage.working()
     stage.count(incoming=len(rows), kept=len(rows))
     if not rows:
         _keep_adapter(stage, adapter)
@@ -85,6 +84,7 @@ def _in_buffer_order(stage: Stage, found: Sequence[Found]) -> list[Found]:
 
 def _keep_adapter(stage: Stage, adapter: Path) -> None:
     """Nothing to train on: the search found no deficiency. The policy stays as it is, and the manifest says 0 updates."""
+    stage.working()
     _log.warning("nothing to train on", stage=str(stage.id), adapter="unchanged")
     shutil.copytree(adapter, stage.output / "adapter")
     stage.write("training.jsonl", [])

@@ -23,10 +23,10 @@ DEMO_COUNT, DEMO_HELD_OUT_COUNT = 2700, 1000
 def prepare(stage: Stage) -> None:
     """Difficulty is assigned within the warm-up set and within the held-out set, so that each divides evenly."""
     config = stage.config
+    stage.working()  # it loads no model to begin with: copying one is its work
     materialise(config.model, stage.output / "model")
     tokenizer = load_tokenizer(stage.output / "model")
     name_end_of_turn(stage.output / "model", end_of_turn_id(tokenizer))
-    stage.working()
     loaded = _load(config)
     dropped = Counter(loaded.dropped)
 

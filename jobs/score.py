@@ -44,8 +44,8 @@ def _perplexities(stage: Stage, examples: Sequence[Example]) -> list[Score]:
 
     model_dir = stage.path("data", "model/")
     policy = load_policy(model_dir, stage.path("adapter", "adapter/"), dtype=stage.config.model.dtype)
-    sequences = token_sequences(load_tokenizer(model_dir), examples)
     stage.working()
+    sequences = token_sequences(load_tokenizer(model_dir), examples)
 
     def show(done: int, total: int) -> None:
         stage.raise_if_stopped()

@@ -24,8 +24,6 @@ def warmup(stage: Stage) -> None:
     phases: dict[str, list[TokenSequence]] = {
         phase: token_sequences(tokenizer, [e for e in examples if e.difficulty == phase]) for phase in DIFFICULTIES
     }
-    hooks = training_hooks(stage)
-    stage.working()
     log = train_sft(
         model_dir,
         phases,
@@ -33,7 +31,7 @@ def warmup(stage: Stage) -> None:
         settings=stage.config.warmup,
         seed=stage.seed,
         output=stage.output / "adapter",
-        hooks=hooks,
+        hooks=training_hooks(stage),
     )
     stage.count(incoming=len(examples), kept=len(examples))
     save_training(stage, log)

@@ -11,16 +11,17 @@ from itool.train.distributed import ALONE, Workers
 
 @dataclass(frozen=True)
 class TrainingHooks:
-    """`should_stop` is asked after every update, and before every batch of the reference; `save_checkpoint(folder, update)` must have copied
-    the folder when it returns.
+    """`should_stop` is asked before every batch of the reference and after every update; `save_checkpoint(folder, update)` must have
+    copied the folder when it returns.
 
-    `resume_from` is such a folder; `on_progress(done, total, metrics)` is called after every update. Of several `workers` each has its
-    own hooks: one that wants to stop stops them all, and rank 0 alone saves.
+    `resume_from` is such a folder; `on_loaded` is called when the model is ready to compute, `on_progress(done, total, metrics)` after
+    every update. Of several `workers` each has its own hooks: one that wants to stop stops them all, and rank 0 alone saves.
     """
 
     should_stop: Callable[[], bool] = lambda: False
     save_checkpoint: Callable[[Path, int], None] | None = None
     resume_from: Path | None = None
+    on_loaded: Callable[[], None] = lambda: None
     on_progress: Callable[[int, int, Mapping[str, float]], None] = lambda *_: None
     workers: Workers = ALONE
 

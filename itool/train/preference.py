@@ -83,6 +83,7 @@ def train_preferences(
             workers=hooks.workers,
             processing_class=AutoTokenizer.from_pretrained(model_dir, local_files_only=True),
         )
+        hooks.on_loaded()
         trainer.freeze_reference(reference, hooks.should_stop)
         identity = fingerprint(steps, replay, plan, settings, model, seed)
         return run_updates(trainer, settings, hooks, output=output, fingerprint=identity)

@@ -160,4 +160,5 @@ def _train(
             workers=hooks.workers,
             processing_class=AutoTokenizer.from_pretrained(model_dir, local_files_only=True),
         )
+        hooks.on_loaded()
         return run_updates(trainer, settings, hooks, output=output, fingerprint=identity)

@@ -11,8 +11,9 @@ from trl import DPOConfig, DPOTrainer
 
 from itool.config import DpoConfig
 from itool.errors import InputError, Interrupted, NumericalError
+from itool.train import preference, sft
 from itool.train.hooks import TrainingHooks
-from itool.train.model import load_adapter, load_model, load_policy, save_adapter
+from itool.train.model import load_adapter, load_model, load_policy, response_logps, save_adapter
 from itool.train.perplexity import perplexities
 from itool.train.preference import PairLogps, pair_losses, plan_preferences, train_preferences
 from itool.train.sequences import TokenSequence
@@ -170,6 +171,20 @@ def test_a_training_stops_while_it_computes_the_reference(train, pairs, tmp_path
     with pytest.raises(Interrupted, match="before its first update"):
         train("out", pairs, [], hooks=hooks)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", [train_preferences, continue_sft])
+def test_a_training_says_when_its_model_is_loaded(train, pairs, sequences, monkeypatch, method):
+    seen = []
+    module = preference if method is train_preferences else sft
+    monkeypatch.setattr(module, "load_model", lambda *given, **more: (seen.append("load"), load_model(*given, **more))[1])
+    monkeypatch.setattr(preference, "response_logps", lambda *given: (seen.append("compute"), response_logps(*given))[1])
+    hooks = TrainingHooks(on_loaded=lambda: seen.append("loaded"), on_progress=lambda *_: seen.append("update"))
+    data = pairs if method is train_preferences else sequences
+    train("out", data, [], settings=FAST.model_copy(update={"updates": 1}), method=method, hooks=hooks)
+    assert seen[:2] == ["load", "loaded"]
+    assert seen[-1] == "update"
+    assert seen.count("loaded") == 1
 
 
 def test_dropout_continues_where_a_checkpoint_left_it(train, sequences, dropping_adapter, tmp_path):
