@@ -57,7 +57,7 @@ class StorageError(ItoolError):
 
 
 class Interrupted(ItoolError):  # noqa: N818 - an interruption is not an error, and the name is the contract's
-    """The stage was asked to stop and has saved a verified checkpoint."""
+    """The stage was asked to stop and has saved a verified checkpoint; `prepare` and `report`, which are short, start over."""
 
     exit_code = 75
 

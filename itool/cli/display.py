@@ -59,7 +59,7 @@ class PlainDisplay:
 
     def stopping(self) -> None:
         """Ctrl-C was heard."""
-        self.say("stopping: Jobs go on" if self.stages_live_on else "stopping: stages save a checkpoint; Ctrl-C again stops at once")
+        self.say("stopping: Jobs go on" if self.stages_live_on else "stopping: long stages save a checkpoint; Ctrl-C again stops at once")
 
     def say(self, line: str) -> None:
         """A line to standard error."""
@@ -122,7 +122,7 @@ def ending(task: Task, attempt: Attempt) -> str:
         return f"{task.label}: done in {took}{memory}"
     if attempt.reason == NOT_BEGUN:
         return f"{task.label}: {NOT_BEGUN}"
-    how = "stopped after a checkpoint" if attempt.exit_code == Interrupted.exit_code else f"exit code {attempt.exit_code}"
+    how = "stopped" if attempt.exit_code == Interrupted.exit_code else f"exit code {attempt.exit_code}"
     return f"{task.label}: {how} after {took}{': ' + attempt.reason if attempt.reason else ''}"
 
 

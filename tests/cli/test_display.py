@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itool.cli.display import BarDisplay
+from itool.cli.display import BarDisplay, ending
 from itool.cluster.decide import StartStage, Wait
 from itool.cluster.progress import Progress
 from itool.cluster.runner import Attempt, Task
@@ -31,3 +31,10 @@ def test_a_job_that_another_controller_started_has_a_bar_too() -> None:
     display.progressed(TASK, Progress(3, 10, "examples", {"rate": 2.0}))
     display.progressed(TASK, Progress(4, 10, "examples"))
     assert bars(display) == [("i1-score", 4.0, 10.0)]
+
+
+def test_a_stopped_attempt_is_not_said_to_have_a_checkpoint() -> None:
+    """`prepare` and `report` save none."""
+    prepare = Task(StageId(0, "prepare"), "0" * 16)
+    stopped = Attempt(1, "failed", 75, "stage i0/prepare was stopped", started_at=10.0, ended_at=12.0)
+    assert ending(prepare, stopped) == "i0-prepare: stopped after 2.0 s: stage i0/prepare was stopped"

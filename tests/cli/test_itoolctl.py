@@ -341,7 +341,7 @@ def test_ctrl_c_stops_after_a_checkpoint_and_says_how_to_resume(itoolctl: Itoolc
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert "stopped after a checkpoint" in stderr
+    assert "i0-warmup: stopped after " in stderr
     assert stderr.splitlines()[-1] == f"itoolctl: run demo stopped. Resume with: itoolctl iterate --n 0 {' '.join(COLD)}"
     assert itoolctl("iterate", "--n", "0", *COLD).returncode == 0
 
