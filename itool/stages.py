@@ -189,11 +189,15 @@ def may_overlap(config: RunConfig, stage: StageId) -> bool:
     Nothing in the loop reads an evaluation. Training waits for it, so that never more than one is behind. Stages stay alone where each
     starts a vLLM of its own, which takes a GPU's whole memory, and where vLLM and they take turns on a GPU.
     """
-    own_vllm = config.policy.starts_vllm and not config.has_managed_serving
     in_turns = config.runtime.backend == "kubernetes" and config.kubernetes.serving.gpu_sharing == "timeshare"
-    if not config.runtime.overlap_evaluation or own_vllm or in_turns or config.method == "sft_continued":
+    if not config.runtime.overlap_evaluation or starts_own_vllm(config) or in_turns or config.method == "sft_continued":
         return False
     return stage.name in ("score", "generate") or (stage.name == "evaluate" and stage.iteration < config.iterations)
+
+
+def starts_own_vllm(config: RunConfig) -> bool:
+    """Whether each process that asks the policy starts a vLLM of its own, which takes a GPU's whole memory: one at a time then."""
+    return config.policy.starts_vllm and not config.has_managed_serving
 
 
 def asks_policy(config: RunConfig, name: StageName) -> bool:

@@ -20,7 +20,7 @@ from itool.cluster.decide_serving import Serve, ServingState, StopServing, besid
 from itool.cluster.runner import Attempt, Attempts, Task
 from itool.config import RunConfig
 from itool.errors import DOCUMENTED_CODES, NEVER_AGAIN, DependencyError, InputError, Interrupted, ItoolError
-from itool.stages import StageId, may_overlap
+from itool.stages import StageId, may_overlap, starts_own_vllm
 
 LONGEST_PAUSE_SECONDS = 30.0
 
@@ -97,7 +97,7 @@ _NOT_A_STAGE = Resolution(StageId(0, "prepare"), "missing", "")
 
 
 def next_actions(observed: Observed) -> list[Action]:
-    """What to do now: advance the stages whose turn it is; shards of a stage run side by side."""
+    """What to do now: advance the stages whose turn it is. Shards of a stage run side by side unless each starts its own vLLM."""
     stale, stages = _stop_stale(observed), stages_in_turn(observed.config, observed.resolutions)
     if not stages:
         reason = "every artifact is there"
@@ -164,7 +164,14 @@ def _advance_tasks(observed: Observed, stage: StageId, resolution: Resolution) -
     if failures:
         return failures[:1]
     starts: list[Action] = [action for action in actions if isinstance(action, StartStage)]
+    if starts_own_vllm(observed.config):
+        starts = [] if any(_is_active(observed, task) for task in open_tasks) else starts[:1]
     return starts or [_soonest([action for action in actions if isinstance(action, Wait)])]
+
+
+def _is_active(observed: Observed, task: Task) -> bool:
+    attempts = observed.attempts.get(task, ())
+    return bool(attempts) and not attempts[-1].over
 
 
 def _is_finished(observed: Observed, task: Task, stored: tuple[int, ...]) -> bool:

@@ -26,7 +26,7 @@ from itool.cluster.runner import NOT_BEGUN, Attempt, Attempts, Task
 from itool.config import RunConfig
 from itool.errors import Interrupted, ItoolError, StorageError
 from itool.logs import get_logger
-from itool.stages import STAGES, may_overlap
+from itool.stages import STAGES, may_overlap, starts_own_vllm
 
 log = get_logger(__name__)
 
@@ -193,7 +193,8 @@ class LocalRunner:
 
     def _threads(self, task: Task) -> int:
         """The cores by as many processes as may run side by side, whether they do or not: no result shall depend on when a stage ran."""
-        return max(1, self._all_threads() // max(task.shards, 2 if may_overlap(self.config, task.stage) else 1))
+        shards = 1 if starts_own_vllm(self.config) else task.shards
+        return max(1, self._all_threads() // max(shards, 2 if may_overlap(self.config, task.stage) else 1))
 
     def _arguments(self, task: Task) -> list[str]:
         arguments = ["--config", str(self.config_path), "--iteration", str(task.stage.iteration), "--key", task.key]

@@ -121,6 +121,22 @@ def test_shards_start_together() -> None:
     assert [action.task.shard for action in next_actions(sharded({})) if isinstance(action, StartStage)] == [0, 1, 2]
 
 
+def test_shards_that_each_start_a_vllm_run_one_after_another() -> None:
+    """It takes a GPU's whole memory. A server at `policy.url`, and the controller's in a cluster, are shared."""
+
+    def started(attempts: dict[int, Attempt], *, shards_done: tuple[int, ...] = (), url: str | None = None) -> list[int]:
+        observed = sharded(attempts, shards_done)
+        config = observed.config.model_copy(update={"policy": PolicyConfig(backend="vllm", url=url)})
+        return [action.task.shard for action in next_actions(replace(observed, config=config)) if isinstance(action, StartStage)]
+
+    assert started({}) == [0]
+    assert started({0: Attempt(1, "running")}) == []
+    assert started({0: Attempt(1, "succeeded", 0)}) == [1]
+    assert started({1: failed(1, 75)}, shards_done=(0,)) == [1]
+    assert started({0: failed(1, 69, ended_at=999.9), 2: Attempt(1, "running")}) == []
+    assert started({}, url="http://127.0.0.1:8000") == [0, 1, 2]
+
+
 def test_only_unfinished_shards_start() -> None:
     actions = next_actions(sharded({1: failed(1, 137)}, shards_done=(0,)))
     assert [(action.task.shard, action.attempt) for action in actions if isinstance(action, StartStage)] == [(1, 2), (2, 1)]

@@ -19,7 +19,7 @@ from itool.cli.display import ending
 from itool.cluster.local import LauncherProcess, LocalRunner, explain_end
 from itool.cluster.progress import ProgressTail
 from itool.cluster.runner import Attempt, Task
-from itool.config import RunConfig, RuntimeConfig
+from itool.config import PolicyConfig, RunConfig, RuntimeConfig
 from itool.errors import DependencyError, Interrupted, StorageError
 from itool.stages import StageId
 from tests.fakes.jobs_path import fake_jobs_environment
@@ -238,6 +238,8 @@ def test_shards_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     config = RunConfig(runtime=RuntimeConfig(threads=8))
     made = LocalRunner(config, tmp_path / "config.yaml", tmp_path)
     assert [made._threads(Task(StageId(1, "generate"), "key", 0, shards)) for shards in (1, 3, 16)] == [8, 2, 1]
+    alone = LocalRunner(config.model_copy(update={"policy": PolicyConfig(backend="vllm")}), tmp_path / "config.yaml", tmp_path)
+    assert alone._threads(Task(StageId(1, "generate"), "key", 0, 3)) == 8, "one vLLM at a time"
     overlapping = RunConfig(iterations=2, runtime=RuntimeConfig(threads=8, overlap_evaluation=True))
     made = LocalRunner(overlapping, tmp_path / "config.yaml", tmp_path)
     stages = [StageId(1, "score"), StageId(1, "dpo"), StageId(1, "evaluate"), StageId(2, "evaluate")]
