@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -16,11 +15,10 @@ from itool.data.chat import load_tokenizer
 from itool.records import Example, PreferencePair, Score, SearchTree
 from itool.search.best_of_n import accept_samples
 from itool.search.generate import pairs_of, search_examples
+from jobs.checkpoints import saving
 from jobs.policy import model_folder, open_stage_policy
 
 TREES, DROPPED = "trees.jsonl", "dropped.json"
-SEARCH_PER_SAVE = 20.0
-"""A checkpoint holds all trees so far; the next one waits until the search has taken this many times what the last one cost."""
 
 
 def generate(stage: Stage) -> None:
@@ -48,34 +46,26 @@ async def _search(stage: Stage, examples: Sequence[Example]) -> tuple[list[Searc
     """The trees in the order of the examples, and the reason of each example that has none; continues where a checkpoint stands."""
     config, tokenizer = stage.config, load_tokenizer(model_folder(stage))
     trees, dropped = _resume(stage.latest_checkpoint())
-    next_save = 0.0
     async with open_stage_policy(stage) as policy:
         stage.working()
-        done: Collection[str] = trees.keys() | dropped.keys()
-        blocks = search_examples(policy, tokenizer, examples, config, iteration=stage.id.iteration, done=frozenset(done))
-        async for block in blocks:
-            trees |= {tree.example_id: tree for tree in block.trees}
-            dropped |= block.dropped
-            finished = len(trees) + len(dropped)
-            stage.progress(finished, len(examples), "trees")
-            if finished == len(examples):
-                continue
-            stopping, began = stage.should_stop(), time.monotonic()
-            if stopping or began >= next_save:
-                _save(stage, trees, dropped, finished)
-                ended = time.monotonic()
-                next_save = ended + SEARCH_PER_SAVE * (ended - began)
-            if stopping:
-                stage.raise_if_stopped()
+        done: Collection[str] = frozenset(trees.keys() | dropped.keys())
+        blocks = search_examples(
+            policy, tokenizer, examples, config, iteration=stage.id.iteration, done=done, should_stop=stage.should_stop
+        )
+        with saving(stage, lambda folder: _write(folder, trees, dropped)) as reached:
+            async for block in blocks:
+                trees |= {tree.example_id: tree for tree in block.trees}
+                dropped |= block.dropped
+                finished = len(trees) + len(dropped)
+                stage.progress(finished, len(examples), "trees")
+                if finished < len(examples):
+                    reached(finished)
     return [trees[example.id] for example in examples if example.id in trees], dropped
 
 
-def _save(stage: Stage, trees: dict[str, SearchTree], dropped: dict[str, str], finished: int) -> None:
-    folder = stage.scratch / f"checkpoint-{finished}"
-    folder.mkdir()
+def _write(folder: Path, trees: dict[str, SearchTree], dropped: dict[str, str]) -> None:
     (folder / TREES).write_text("".join(f"{tree.model_dump_json()}\n" for tree in trees.values()), encoding="utf-8")
     (folder / DROPPED).write_text(json.dumps(dropped), encoding="utf-8")
-    stage.save_checkpoint(folder, finished)
 
 
 def _resume(folder: Path | None) -> tuple[dict[str, SearchTree], dict[str, str]]:

@@ -1,22 +1,23 @@
 """Search many examples: blocks of trees that share one engine.
 
-Each tree of a block is a coroutine; while one waits for its samples the others ask for theirs, so the engine always has a batch. Nothing
-here depends on a clock or a thread: with the embedded policy, which works in the same event loop, a block meets the same batches and
+Each tree of a block is a coroutine; while one waits for its samples the others ask for theirs, so the engine always has a batch. No
+tree depends on a clock or a thread: with the embedded policy, which works in the same event loop, a block meets the same batches and
 gives the same trees on every run. A finished block is what a caller stores; after a kill it names the examples that are done, and whole
 blocks are skipped, so the others are searched in the company that they would have had, by a policy that remembers nothing of before.
+A stop gives up the block that is being searched.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from itool.config import RunConfig, SearchConfig
 from itool.data.chat import evaluation_prompt, render_prompt, response_ids
-from itool.errors import InputError, ItoolError
+from itool.errors import InputError, Interrupted, ItoolError
 from itool.logs import get_logger
 from itool.policy.protocol import Policy
 from itool.records import Example, PreferencePair, SearchTree
@@ -31,6 +32,9 @@ QUESTION_TOO_LONG = "self_evaluation_too_long"
 """The prompt leaves room for an answer, but not for the question about it as well."""
 UNUSABLE = "unusable_example"
 """The policy or the tokenizer refused the example with an InputError; the log names it."""
+
+STOP_LOOK_SECONDS = 0.2
+"""How often a block that is being searched looks whether it shall stop."""
 
 _log = get_logger(__name__)
 
@@ -51,11 +55,13 @@ async def search_examples(
     *,
     iteration: int,
     done: Collection[str] = frozenset(),
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> AsyncIterator[SearchBlock]:
     """Search the examples in blocks of `search.trees_in_flight`, leaving out those whose ids are `done` (found or dropped earlier).
 
     Blocks are cut from *all* examples, so that a restarted search forms the same ones. Raises the ItoolError that ends the stage (the
-    engine is gone, say); an InputError or an unforeseen fault costs its example only and is counted under a reason.
+    engine is gone, say), and Interrupted soon after `should_stop` says so, unless all is done. An InputError or an unforeseen fault costs
+    its example only and is counted under a reason.
     """
     reader = TokenReader(tokenizer)
     size = config.search.trees_in_flight
@@ -63,10 +69,11 @@ async def search_examples(
         waiting = [example for example in examples[start : start + size] if example.id not in done]
         if not waiting:
             continue
+        _raise_if(should_stop)
         policy.forget()
         block = SearchBlock()
         searches = [_search_one(policy, reader, example, config, block, iteration=iteration) for example in waiting]
-        block.trees = await _run_together(searches)
+        block.trees = await _run_together(searches, should_stop)
         yield block
 
 
@@ -130,13 +137,24 @@ async def _search_one(
     return None
 
 
-async def _run_together(searches: Sequence[Coroutine[Any, Any, SearchTree | None]]) -> list[SearchTree]:
-    """The trees that were found, in order. The first fault that ends the stage cancels the other searches."""
+async def _run_together(searches: Sequence[Coroutine[Any, Any, SearchTree | None]], should_stop: Callable[[], bool]) -> list[SearchTree]:
+    """The trees that were found, in order. The first fault that ends the stage, and a stop, cancel the searches that still run."""
     running = [asyncio.create_task(search) for search in searches]
+    pending = set(running)
     try:
-        trees = await asyncio.gather(*running)
+        while pending:
+            done, pending = await asyncio.wait(pending, timeout=STOP_LOOK_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+            for search in done:
+                search.result()
+            if pending:
+                _raise_if(should_stop)
     finally:
-        for search in running:
+        for search in pending:
             search.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-    return [tree for tree in trees if tree is not None]
+    return [tree for search in running if (tree := search.result()) is not None]
+
+
+def _raise_if(should_stop: Callable[[], bool]) -> None:
+    if should_stop():
+        raise Interrupted("the search was stopped", remedy="Run the same command again to resume")

@@ -16,6 +16,7 @@ from itool.config import parse_config
 from itool.data.chat import render_prompt
 from itool.data.selection import quotas_of
 from itool.errors import Interrupted
+from itool.policy.protocol import Sample
 from itool.records import Node, SearchTree
 from itool.stages import StageId
 from jobs import generate, score
@@ -35,6 +36,8 @@ class StoppedStage:
     def working(self) -> None: ...
 
     def progress(self, *_: Any) -> None: ...
+
+    def latest_checkpoint(self) -> None: ...
 
     def tokens(self, _count: int) -> None: ...
 
@@ -70,8 +73,6 @@ class SlowStore(StoppedStage):
         self.clock, self.found = 100.0, 0
         self.saved: list[int] = []
 
-    def latest_checkpoint(self) -> None: ...
-
     def progress(self, done: int, *_: Any) -> None:
         self.found, self.clock = done, self.clock + 3
 
@@ -83,16 +84,16 @@ class SlowStore(StoppedStage):
         self.clock += 1
 
 
-def search_with(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def search_with(stage: Any, monkeypatch: pytest.MonkeyPatch, policy: ScriptedPolicy | None = None) -> None:
     @asynccontextmanager
     async def policy_of(_stage: Any) -> AsyncIterator[ScriptedPolicy]:
-        yield a_policy()
+        yield policy or a_policy()
 
     monkeypatch.setattr(generate, "open_stage_policy", policy_of)
     monkeypatch.setattr(generate, "model_folder", lambda _stage: None)
     monkeypatch.setattr(generate, "load_tokenizer", lambda _folder: byte_tokenizer())
-    monkeypatch.setattr(generate, "time", SimpleNamespace(monotonic=lambda: stage.clock))
-    trees, dropped = asyncio.run(generate._search(stage, EXAMPLES))
+    monkeypatch.setattr("jobs.checkpoints.time", SimpleNamespace(monotonic=lambda: stage.clock))
+    trees, dropped = asyncio.run(asyncio.wait_for(generate._search(stage, EXAMPLES), 10))
     assert len(trees) == len(EXAMPLES)
     assert not dropped
 
@@ -109,6 +110,23 @@ def test_a_search_that_is_stopped_saves_at_once(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(Interrupted):
         search_with(stage, monkeypatch)
     assert stage.saved == [1, 4]
+
+
+def test_a_search_that_is_stopped_within_a_block_gives_that_block_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of a real model takes minutes, longer than a stage that is asked to stop may live."""
+
+    class Stuck(ScriptedPolicy):
+        async def sample(self, *given: Any, **more: Any) -> list[Sample]:
+            if stage.found == 4:
+                stage.stop_after = 4
+                await asyncio.Event().wait()
+            return await super().sample(*given, **more)
+
+    stage = SlowStore(tmp_path)
+    policy = Stuck(byte_tokenizer(), [WEATHER], prompt_tokens=len(render_prompt(byte_tokenizer(), EXAMPLES[0])))
+    with pytest.raises(Interrupted):
+        search_with(stage, monkeypatch, policy)
+    assert stage.saved == [1, 4], "the three trees since the last checkpoint, once"
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\x85", "\x1d"])

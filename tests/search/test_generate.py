@@ -8,7 +8,8 @@ import pytest
 
 from itool.config import RunConfig, parse_config
 from itool.data.chat import evaluation_prompt, render_prompt
-from itool.errors import DependencyError, InputError, NumericalError
+from itool.errors import DependencyError, InputError, Interrupted, NumericalError
+from itool.policy.protocol import Sample
 from itool.records import Example, SearchTree
 from itool.search.generate import PROMPT_TOO_LONG, QUESTION_TOO_LONG, UNUSABLE, SearchBlock, pairs_of, prepare_task, search_examples
 from tests.fakes.byte_tokenizer import byte_tokenizer
@@ -70,6 +71,45 @@ def test_a_killed_search_continues_with_the_unfinished_trees() -> None:
     assert before.keys() | after.keys() == undisturbed.keys()
     assert not before.keys() & after.keys()
     assert before | after == undisturbed
+
+
+def test_a_stop_cancels_the_trees_that_are_searched_and_keeps_the_blocks_before() -> None:
+    """A request to vLLM may take a minute more: it is not waited for."""
+    blocks: list[SearchBlock] = []
+    waiting, cancelled = [], []
+
+    class Slow(ScriptedPolicy):
+        async def sample(self, *given: Any, **more: Any) -> list[Sample]:
+            if not blocks:
+                return await super().sample(*given, **more)
+            waiting.append("request")
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.append("request")
+                raise
+            raise AssertionError
+
+    async def search() -> None:
+        policy = Slow(TOKENIZER, [WEATHER], prompt_tokens=len(render_prompt(TOKENIZER, EXAMPLES[0])))
+        async for block in search_examples(policy, TOKENIZER, EXAMPLES, _config(), iteration=1, should_stop=lambda: bool(waiting)):
+            blocks.append(block)
+
+    with pytest.raises(Interrupted):
+        asyncio.run(asyncio.wait_for(search(), 10))
+    assert [len(block.trees) for block in blocks] == [3]
+    assert len(waiting) == len(cancelled) == 3
+
+
+def test_a_search_that_is_finished_is_not_stopped_any_more() -> None:
+    policy = _policy()
+
+    async def search() -> list[SearchBlock]:
+        examples = EXAMPLES[:3]
+        blocks = search_examples(policy, TOKENIZER, examples, _config(), iteration=1, should_stop=lambda: bool(policy.requests))
+        return [block async for block in blocks]
+
+    assert len(_trees(asyncio.run(search()))) == 3
 
 
 def test_a_tree_does_not_depend_on_its_neighbours() -> None:
