@@ -77,7 +77,7 @@ STAGES: dict[StageName, StageSpec] = {
             ),
             ("scores.jsonl",),
             gpu=True,
-            version=4,
+            version=5,
         ),
         StageSpec(
             "generate",

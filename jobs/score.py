@@ -1,23 +1,33 @@
-"""Score: which buffer examples are hard for the policy? Reads buffer and adapter, writes scores, the hard ones marked. Eq. (4)."""
+"""Score: which buffer examples are hard for the policy? Reads buffer and adapter, writes scores, the hard ones marked. Eq. (4).
+
+Both ways measure whole batches or blocks, cut the same way by every attempt, and save those that are done.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from itool.artifacts.inputs import read_records
 from itool.artifacts.stage import Stage, run_stage
 from itool.data.chat import load_tokenizer
 from itool.data.selection import Quotas, hardest, next_to_score, quotas_of
-from itool.evaluate.held_out import pass_counts
+from itool.evaluate.held_out import OnProgress, pass_counts
 from itool.policy.protocol import Policy
 from itool.records import Example, Score
+from jobs.checkpoints import saving
 from jobs.policy import model_folder, open_stage_policy
 from jobs.training import token_sequences
 
 if TYPE_CHECKING:
     from itool.train.sequences import TokenSequence
+
+SCORES = "scores.jsonl"
+BLOCK_ROUNDS = 8
+"""A block holds so many times the examples that are sampled at a time: each ends with a batch that runs empty, and a stop loses one."""
 
 PERPLEXITIES_AT_ONCE = 64
 """Ground truths that are asked for together: each brings a row of logits per token until it is read."""
@@ -33,7 +43,7 @@ def score(stage: Stage) -> None:
     quotas = quotas_of(examples, select.alpha)
     scores = asyncio.run(_pass_rates(stage, examples, quotas)) if select.by == "pass_rate" else _perplexities(stage, examples)
     scores = hardest(scores, quotas, seed=stage.seed)
-    stage.write("scores.jsonl", scores)
+    stage.write(SCORES, scores)
     stage.count(incoming=len(scores), kept=len(scores))
     stage.metrics({"selected": sum(score.selected for score in scores), "left_out": len(examples) - len(scores)})
 
@@ -46,41 +56,71 @@ def _perplexities(stage: Stage, examples: Sequence[Example]) -> list[Score]:
     policy = load_policy(model_dir, stage.path("adapter", "adapter/"), dtype=stage.config.model.dtype)
     stage.working()
     sequences = token_sequences(load_tokenizer(model_dir), examples)
+    known = {score.example_id: score.perplexity for score in _resume(stage)}
+    found = {place: value for place, example in enumerate(examples) if (value := known.get(example.id)) is not None}
 
-    def show(done: int, total: int) -> None:
-        stage.raise_if_stopped()
-        stage.progress(done, total, "examples")
+    def scores() -> list[Score]:
+        return [
+            Score(example_id=e.id, stratum=e.stratum, perplexity=found[place], response_tokens=len(sequences[place].response_ids))
+            for place, e in enumerate(examples)
+            if place in found
+        ]
 
-    values = perplexities(policy, sequences, batch_tokens=stage.config.select.batch_tokens, on_progress=show)
+    with saving(stage, lambda folder: _write(folder, scores())) as reached:
+
+        def show(done: int, total: int) -> None:
+            stage.progress(done, total, "examples")
+            if done < total:
+                reached(done)
+                stage.raise_if_stopped()
+
+        perplexities(policy, sequences, batch_tokens=stage.config.select.batch_tokens, found=found, on_progress=show)
     stage.tokens(sum(map(len, sequences)))
-    return [
-        Score(example_id=example.id, stratum=example.stratum, perplexity=value, response_tokens=len(sequence.response_ids))
-        for example, sequence, value in zip(examples, sequences, values, strict=True)
-    ]
+    return scores()
 
 
 async def _pass_rates(stage: Stage, examples: Sequence[Example], quotas: Quotas) -> list[Score]:
-    """The pass rates of as many examples as it takes to know the hardest, in the order of `examples`."""
+    """The pass rates of as many examples as it takes to know the hardest, in the order of `examples`.
+
+    What an earlier attempt has measured is not measured again; the decisions what to measure next repeat.
+    """
     config, tokenizer = stage.config, load_tokenizer(model_folder(stage))
+    size = BLOCK_ROUNDS * max(1, config.evaluate.batch_sequences // config.select.samples)
+    known = {score.example_id: score for score in _resume(stage)}
     scores: list[Score] = []
     async with open_stage_policy(stage) as policy:
         stage.working()
-        while wanted := next_to_score(examples, scores, quotas, seed=stage.seed):
-            before = len(scores)
+        with saving(stage, lambda folder: _write(folder, known.values())) as reached:
+            while wanted := next_to_score(examples, scores, quotas, seed=stage.seed):
+                total = len(scores) + len(wanted)
+                for block in (wanted[start : start + size] for start in range(0, len(wanted), size)):
+                    if all(example.id in known for example in block):
+                        continue
+                    measured = await _measure(stage, policy, tokenizer, block, _show(stage, len(known), total))
+                    known |= {score.example_id: score for score in measured}
+                    reached(len(known))
+                scores += [known[example.id] for example in wanted]
+    return [known[example.id] for example in examples if example.id in known]
 
-            def show(done: int, total: int, before: int = before) -> None:
-                stage.raise_if_stopped()
-                stage.progress(before + done, before + total, "examples")
 
-            counts = await pass_counts(policy, tokenizer, wanted, config, samples=config.select.samples, seed=stage.seed, on_progress=show)
-            stage.tokens(sum(count.tokens for count in counts))
-            rates = (count.correct / count.samples for count in counts)
-            scores += [Score(example_id=e.id, stratum=e.stratum, pass_rate=rate) for e, rate in zip(wanted, rates, strict=True)]
-        measured = {score.example_id: score for score in scores}
-        examples = [example for example in examples if example.id in measured]
-        scores = [measured[example.id] for example in examples]
-        if config.policy.backend == "embedded" and config.data.buffer_labels == "response":
-            return await _with_perplexities(stage, policy, scores, token_sequences(tokenizer, examples))
+def _show(stage: Stage, before: int, total: int) -> OnProgress:
+    def show(done: int, _: int) -> None:
+        stage.raise_if_stopped()
+        stage.progress(before + done, total, "examples")
+
+    return show
+
+
+async def _measure(stage: Stage, policy: Policy, tokenizer: Any, block: Sequence[Example], show: OnProgress) -> list[Score]:
+    """The scores of one block. The policy forgets before: the same block gives the same scores whatever was measured in this process."""
+    config = stage.config
+    policy.forget()
+    counts = await pass_counts(policy, tokenizer, block, config, samples=config.select.samples, seed=stage.seed, on_progress=show)
+    rates = (count.correct / count.samples for count in counts)
+    scores = [Score(example_id=e.id, stratum=e.stratum, pass_rate=rate) for e, rate in zip(block, rates, strict=True)]
+    if config.policy.backend == "embedded" and config.data.buffer_labels == "response":
+        scores = await _with_perplexities(stage, policy, scores, token_sequences(tokenizer, block))
+    stage.tokens(sum(count.tokens for count in counts) + sum(score.response_tokens or 0 for score in scores))
     return scores
 
 
@@ -93,11 +133,20 @@ async def _with_perplexities(stage: Stage, policy: Policy, scores: Sequence[Scor
         stage.raise_if_stopped()
         some = sequences[start : start + PERPLEXITIES_AT_ONCE]
         values += map(perplexity, await asyncio.gather(*(policy.logprobs(s.prompt_ids, s.response_ids) for s in some)))
-    stage.tokens(sum(len(sequence.response_ids) for sequence in sequences))
     return [
         score.model_copy(update={"perplexity": value, "response_tokens": len(sequence.response_ids)})
         for score, value, sequence in zip(scores, values, sequences, strict=True)
     ]
+
+
+def _write(folder: Path, scores: Iterable[Score]) -> None:
+    (folder / SCORES).write_text("".join(f"{score.model_dump_json()}\n" for score in scores), encoding="utf-8")
+
+
+def _resume(stage: Stage) -> list[Score]:
+    """What an earlier attempt has measured."""
+    folder = stage.latest_checkpoint()
+    return read_records(folder / SCORES, Score) if folder else []
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,8 +6,8 @@ killed anywhere and started again decides the same.
 Where the controller runs vLLM itself, what vLLM serves is part of the decision (`decide_serving.py`).
 
 Retry contract by exit code: 0 done; 64, 65 and 76 never again; 69 again with growing pauses until the service has been away for
-`dependency_patience_seconds`; 75 again at once and without limit, since each one has saved a checkpoint; anything else up to
-`max_attempts` times.
+`dependency_patience_seconds`; 75 again at once and without limit, since all that take long have saved a checkpoint; anything
+else up to `max_attempts` times.
 """
 
 from __future__ import annotations

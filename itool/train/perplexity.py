@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,24 +18,34 @@ def perplexities(
     sequences: Sequence[TokenSequence],
     *,
     batch_tokens: int,
+    found: dict[int, float] | None = None,
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[float]:
     """Eq. (4) for each sequence, in the order given; at most `batch_tokens` padded tokens in one forward pass.
 
     Batches hold sequences of nearly one length, so that padding costs next to nothing, longest first, so that a shortage of memory
-    shows at once. `on_progress(done, total)` counts sequences.
+    shows at once. `found` holds values by position: what is known from an earlier call with these sequences is not computed again, and
+    every batch's values join it before `on_progress(done, total)`, which counts sequences, is called.
     """
     cost = pass_cost_tokens(model, gradients=False)
     groups = bucket([len(sequence) for sequence in sequences], batch_tokens, pass_cost_tokens=cost)[::-1]
-    order: list[int] = []
-    found: list[Tensor] = []
+    values = {} if found is None else found
     model.eval()
     with torch.inference_mode():
-        for group in groups:
-            found.append(response_logps(model, batch_sequences([sequences[index] for index in group])))  # a GPU computes on meanwhile
-            order += group
-            on_progress(len(order), len(sequences))
-    lengths = [len(sequences[index].response_ids) for index in order]
-    logps = torch.split(torch.cat(found).cpu(), lengths) if found else ()
-    values = dict(zip(order, (perplexity(part.tolist()) for part in logps), strict=True))
+        for group, logps in _read_one_late(model, sequences, [group for group in groups if not values.keys() >= set(group)]):
+            parts = torch.split(logps.cpu(), [len(sequences[index].response_ids) for index in group])
+            values |= zip(group, (perplexity(part.tolist()) for part in parts), strict=True)
+            on_progress(len(values), len(sequences))
     return [values[index] for index in range(len(sequences))]
+
+
+def _read_one_late(model: Any, sequences: Sequence[TokenSequence], groups: Iterable[list[int]]) -> Iterator[tuple[list[int], Tensor]]:
+    """Each group and the log P of its response tokens (N), when the next group's pass is under way: a GPU computes while one is read."""
+    before: tuple[list[int], Tensor] | None = None
+    for group in groups:
+        logps = response_logps(model, batch_sequences([sequences[index] for index in group]))
+        if before is not None:
+            yield before
+        before = group, logps
+    if before is not None:
+        yield before

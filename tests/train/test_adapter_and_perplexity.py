@@ -83,3 +83,19 @@ def test_perplexities_equal_a_loop_of_one_sequence_at_a_time(tiny_base, sequence
     found = perplexities(model, sequences, batch_tokens=200, on_progress=lambda done, total: seen.append((done, total)))
     assert found == pytest.approx(expected, rel=1e-4)
     assert seen[-1] == (24, 24)
+
+
+def test_perplexities_that_were_broken_off_continue_with_the_same_batches(tiny_base, sequences):
+    model, found = load_model(tiny_base), {}
+
+    def stop_after(done, _total):
+        if done >= 8:
+            raise InterruptedError
+
+    undisturbed = perplexities(model, sequences, batch_tokens=100)
+    with pytest.raises(InterruptedError):
+        perplexities(model, sequences, batch_tokens=100, found=found, on_progress=stop_after)
+    known, seen = len(found), []
+    assert 8 <= known < 24
+    assert perplexities(model, sequences, batch_tokens=100, found=found, on_progress=lambda done, _: seen.append(done)) == undisturbed
+    assert seen[0] > known

@@ -1,0 +1,158 @@
+"""A scoring that is stopped anywhere and started again gives the bytes of an undisturbed one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from itool.config import RunConfig, parse_config
+from itool.data.chat import render_prompt
+from itool.demo import base_model_path
+from itool.errors import DependencyError, Interrupted
+from itool.policy.protocol import Sample
+from itool.records import Example, Score
+from jobs import score
+from tests.fakes.byte_tokenizer import byte_tokenizer
+from tests.fakes.scripted_policy import ScriptedPolicy
+from tests.search.scenes import WEATHER, WRONG_UNIT, weather_example
+
+EXAMPLES = [weather_example(id=f"weather-{number}") for number in range(40)]
+SAMPLED = parse_config({"select": {"by": "pass_rate", "samples": 2, "alpha": 0.5}, "evaluate": {"batch_sequences": 2}})
+READ = parse_config({"select": {"by": "perplexity", "batch_tokens": 64}})  # less than an example: each is a batch
+
+
+class Attempt:
+    """One attempt at the stage; `checkpoint` outlives it. It is asked to stop after `stop_after` steps of progress."""
+
+    seed = 17
+
+    def __init__(self, config: RunConfig, folder: Path, stop_after: int | None = None) -> None:
+        self.config, self.folder = config, folder
+        self.output, self.scratch, self.checkpoint = folder / "output", folder / "scratch", folder / "checkpoint"
+        for made in (self.output, self.scratch):
+            made.mkdir(parents=True, exist_ok=True)
+        self.left = stop_after
+        self.saves: list[int] = []
+        self.token_count = 0
+
+    def read(self, *_: Any) -> list[Example]:
+        return EXAMPLES if self.config is SAMPLED else EXAMPLES[:6]
+
+    def path(self, role: str, _name: str) -> Path | None:
+        return base_model_path() if role == "data" else None
+
+    def working(self) -> None: ...
+
+    def progress(self, *_: Any) -> None:
+        if self.left is not None:
+            self.left -= 1
+
+    def raise_if_stopped(self) -> None:
+        if self.left is not None and self.left <= 0:
+            raise Interrupted("asked to stop")
+
+    def latest_checkpoint(self) -> Path | None:
+        return self.checkpoint if self.checkpoint.exists() else None
+
+    def save_checkpoint(self, folder: Path, update: int) -> None:
+        shutil.rmtree(self.checkpoint, ignore_errors=True)
+        shutil.copytree(folder, self.checkpoint)
+        self.saves.append(update)
+
+    def tokens(self, count: int) -> None:
+        self.token_count += count
+
+    def write(self, name: str, rows: Sequence[Score]) -> None:
+        (self.output / name).write_text("".join(f"{row.model_dump_json()}\n" for row in rows))
+
+    def count(self, **_: int) -> None: ...
+
+    def metrics(self, _figures: dict[str, int]) -> None: ...
+
+    def run(self) -> str:
+        stage: Any = self
+        score.score(stage)
+        return (self.output / "scores.jsonl").read_text()
+
+
+class Forgetful(ScriptedPolicy):
+    """Its answers depend on all that it was asked since it forgot, as the rounding of a real one does."""
+
+    asked = 0
+
+    def forget(self) -> None:
+        self.asked = 0
+
+    async def sample(self, prompt_ids: Sequence[int], *, seed: int, **more: Any) -> list[Sample]:
+        self.asked += 1
+        return await super().sample(prompt_ids, seed=seed + self.asked, **more)
+
+    async def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[float]:
+        self.asked += 1
+        return [-0.01 * self.asked] * len(continuation_ids)
+
+
+@pytest.fixture(autouse=True)
+def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+    @asynccontextmanager
+    async def policy_of(_stage: Any) -> AsyncIterator[ScriptedPolicy]:
+        yield Forgetful(byte_tokenizer(), [WEATHER, WRONG_UNIT], prompt_tokens=len(render_prompt(byte_tokenizer(), EXAMPLES[0])))
+
+    monkeypatch.setattr(score, "open_stage_policy", policy_of)
+    monkeypatch.setattr(score, "model_folder", lambda _stage: None)
+    monkeypatch.setattr(score, "load_tokenizer", lambda _folder: byte_tokenizer())
+    monkeypatch.setattr("itool.artifacts.save_pace.WORK_PER_SAVE", 0.0)
+
+
+@pytest.mark.parametrize("stops", [[1], [9], [20, 1, 12], [12] * 3])
+def test_pass_rates_do_not_depend_on_where_they_were_stopped(tmp_path: Path, stops: list[int]) -> None:
+    undisturbed = Attempt(SAMPLED, tmp_path / "whole").run()
+    for stop in stops:
+        attempt = Attempt(SAMPLED, tmp_path / "parts", stop)
+        with pytest.raises(Interrupted):
+            attempt.run()
+    assert Attempt(SAMPLED, tmp_path / "parts").run() == undisturbed
+
+
+def test_a_scoring_that_is_stopped_again_and_again_gets_ahead(tmp_path: Path) -> None:
+    """Blocks of eight examples, each attempt stopped in its second one."""
+    for saved in (8, 16, 24):
+        attempt = Attempt(SAMPLED, tmp_path, 12)
+        with pytest.raises(Interrupted):
+            attempt.run()
+        assert attempt.saves == [saved]
+
+
+def test_what_was_measured_is_saved_when_the_engine_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = Attempt(SAMPLED, tmp_path)
+    monkeypatch.setattr("itool.artifacts.save_pace.WORK_PER_SAVE", 1e9)
+
+    def gone(*_: Any) -> None:
+        attempt.left = (attempt.left or 0) + 1
+        if attempt.left == 20:
+            raise DependencyError("engine gone")
+
+    monkeypatch.setattr(attempt, "progress", gone)
+    monkeypatch.setattr(attempt, "raise_if_stopped", lambda: None)
+    with pytest.raises(DependencyError):
+        attempt.run()
+    assert attempt.saves == [8, 16]
+
+
+def test_perplexities_do_not_depend_on_where_they_were_stopped(tmp_path: Path) -> None:
+    whole = Attempt(READ, tmp_path / "whole")
+    undisturbed = whole.run()
+    for _ in range(2):
+        attempt = Attempt(READ, tmp_path / "parts", 2)
+        with pytest.raises(Interrupted):
+            attempt.run()
+        assert attempt.saves
+    last = Attempt(READ, tmp_path / "parts")
+    assert last.run() == undisturbed
+    assert len(last.saves) < len(whole.saves)
+    assert last.token_count == whole.token_count
