@@ -52,7 +52,12 @@ class KubernetesServing(ServingReader):
         owner, context = self.owner(), self._context_of(action.model)
         wanted = serving_deployment(self.config, action.model, context, namespace=self.cluster.namespace, owner=owner)
         self.cluster.create("services", serving_service(self.config, owner))
-        self._deployment = self.cluster.create("deployments", wanted) or self.cluster.patch("deployments", self._name, change_to(wanted))
+        standing = self.cluster.get("deployments", self._name)
+        self._deployment = (
+            self.cluster.patch("deployments", self._name, change_to(wanted, standing))
+            if standing
+            else self.cluster.create("deployments", wanted)
+        )
         self._looked_at = self.clock()
         self._forget_proofs(frozenset(pod["metadata"]["name"] for pod in self._serving_pods()))
         log.info("vllm asked to serve", adapter=action.adapter.prefix, generation=self._wish.generation, reason=action.reason)

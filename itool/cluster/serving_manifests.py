@@ -23,7 +23,6 @@ TEMPLATE_LABEL = "itool/template"
 
 FETCHER, KEEPER, VLLM = "fetch-model", "adapter-keeper", "vllm"
 KEEPER_POD = PodConfig(cpu="100m", memory="512Mi")
-OPTIONAL_POD_FIELDS = ("nodeSelector", "tolerations", "affinity", "priorityClassName", "imagePullSecrets")
 
 LEAVE_SECONDS = 5
 """Between the end of the pod's address in DNS and SIGTERM."""
@@ -86,11 +85,9 @@ def pod_template(config: RunConfig, model: StoredArtifact, context_tokens: int, 
         volumes=[{"name": name, "emptyDir": {"sizeLimit": serving.scratch}} for name in ("models", "adapters")],
     )
     spec["terminationGracePeriodSeconds"] = LEAVE_SECONDS + DRAIN_SECONDS + 15
-    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:10]
-    return {
-        "metadata": {"labels": labels(config, "serving", {TEMPLATE_LABEL: digest}), "annotations": config.kubernetes.annotations},
-        "spec": spec,
-    }
+    metadata = {"labels": labels(config, "serving"), "annotations": config.kubernetes.annotations}
+    digest = hashlib.sha256(json.dumps([metadata, spec], sort_keys=True).encode()).hexdigest()[:10]
+    return {"metadata": {**metadata, "labels": {**metadata["labels"], TEMPLATE_LABEL: digest}}, "spec": spec}
 
 
 def template_of(item: Object) -> str:
@@ -98,12 +95,28 @@ def template_of(item: Object) -> str:
     return str((item["metadata"].get("labels") or {}).get(TEMPLATE_LABEL, ""))
 
 
-def change_to(deployment: Object) -> Object:
-    """A merge patch that turns a standing Deployment into this one; fields that are gone are removed."""
-    spec = deployment["spec"]
-    template = {**spec["template"], "spec": {**dict.fromkeys(OPTIONAL_POD_FIELDS), **spec["template"]["spec"]}}
-    changed = {"replicas": spec["replicas"], "template": template}
-    return {"metadata": {"labels": deployment["metadata"]["labels"]}, "spec": changed}
+def change_to(deployment: Object, standing: Object) -> Object:
+    """A merge patch that turns a standing Deployment into this one. A template of the same hash is left alone, so that no pod restarts."""
+    replicas = {"replicas": deployment["spec"]["replicas"]}
+    if template_of(standing) == template_of(deployment):
+        return {"spec": replicas}
+    labels, template = (
+        _replacing(wanted, found)
+        for wanted, found in (
+            (deployment["metadata"]["labels"], standing["metadata"].get("labels") or {}),
+            (deployment["spec"]["template"], standing["spec"]["template"]),
+        )
+    )
+    return {"metadata": {"labels": labels}, "spec": {**replicas, "template": template}}
+
+
+def _replacing(wanted: Object, standing: Object) -> Object:
+    """What makes a merge patch replace maps, which it would unite: keys that are not wanted are null. The server's defaults come back."""
+    kept = {
+        key: _replacing(value, standing[key]) if isinstance(value, dict) and isinstance(standing.get(key), dict) else value
+        for key, value in wanted.items()
+    }
+    return {**dict.fromkeys(standing.keys() - wanted.keys()), **kept}
 
 
 def _vllm(config: RunConfig, context_tokens: int) -> Object:

@@ -165,10 +165,10 @@ class Scene:
     pods: list[dict[str, Any]] = field(default_factory=list)
     now: float = NOW
 
-    def controller(self, **serving: Any) -> KubernetesServing:
+    def controller(self, *, kubernetes: dict[str, Any] | None = None, **serving: Any) -> KubernetesServing:
         document = {
             "root": "s3://bucket/runs", "runtime": {"backend": "kubernetes"}, "policy": {"backend": "vllm"},
-            "kubernetes": {"serving": serving},
+            "kubernetes": {"serving": serving, **(kubernetes or {})},
         }  # fmt: skip
         config = RunConfig.model_validate(document)
         return KubernetesServing(config, self.store, self.cluster, lambda: self.pods, owner=lambda: OWNER, clock=lambda: self.now)
@@ -274,6 +274,23 @@ def test_another_base_model_or_setting_is_seen_and_changes_the_template(scene: S
     made.serve(Serve(store_model(scene.store, tmp_path, "other-base"), scene.serve.adapter, "asked"))
     assert scene.deployment["spec"]["template"] != spec
     assert made.state().current is True
+
+
+def test_a_changed_placement_or_annotation_replaces_the_old_one(scene: Scene) -> None:
+    near = {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "zone"}]}
+    first = scene.controller(node_selector={"gpu": "a100"}, affinity={"podAffinity": near}, kubernetes={"annotations": {"team": "a"}})
+    first.serve(scene.serve)
+    scene.deployment["spec"]["template"]["spec"]["dnsPolicy"] = "ClusterFirst"  # a default of the server's
+    second = scene.controller(node_selector={"zone": "b"}, affinity={"podAntiAffinity": near}, kubernetes={"labels": {"cost": "1"}})
+    assert second.state().current is False
+    second.serve(scene.serve)
+    assert second.state().current is True
+    template = scene.deployment["spec"]["template"]
+    assert (template["spec"]["nodeSelector"], template["spec"]["affinity"]) == ({"zone": "b"}, {"podAntiAffinity": near})
+    assert template["metadata"]["annotations"] == {}
+    assert template["metadata"]["labels"] == scene.deployment["metadata"]["labels"]
+    scene.controller(node_selector={"zone": "b"}, affinity={"podAntiAffinity": near}).serve(scene.serve)
+    assert "cost" not in scene.deployment["metadata"]["labels"]
 
 
 def test_a_wish_for_a_model_that_was_removed_is_no_obstacle_to_another(scene: Scene, tmp_path: Path) -> None:

@@ -200,13 +200,25 @@ def test_more_iterations_or_replicas_do_not_restart_vllm_but_another_model_or_im
     assert len({first, *(template_of(found) for found in others)}) == 5
 
 
+def test_annotations_and_labels_of_the_pods_are_part_of_the_template() -> None:
+    first, *others = (
+        template_of(deployment(configured(kubernetes=changed)))
+        for changed in ({}, {"annotations": {"team": "a"}}, {"annotations": {"team": "b"}}, {"labels": {"team": "a"}})
+    )
+    assert len({first, *others}) == 4
+
+
 def test_a_change_removes_what_is_no_longer_there() -> None:
-    change = change_to(deployment(configured()))
+    placed = deployment(configured({"node_selector": {"gpu": "h200"}}))
+    change = change_to(deployment(configured()), placed)
     assert change["spec"]["template"]["spec"]["nodeSelector"] is None
     assert change["spec"]["template"]["spec"]["containers"] == spec_of(configured())["containers"]
-    placed = change_to(deployment(configured({"node_selector": {"gpu": "h200"}})))
-    assert placed["spec"]["template"]["spec"]["nodeSelector"] == {"gpu": "h200"}
-    assert "selector" not in placed["spec"]
+    assert change_to(placed, deployment(configured()))["spec"]["template"]["spec"]["nodeSelector"] == {"gpu": "h200"}
+    assert "selector" not in change["spec"]
+
+
+def test_replicas_alone_leave_the_template_as_it_stands() -> None:
+    assert change_to(deployment(configured({"replicas": 2})), deployment(configured())) == {"spec": {"replicas": 2}}
 
 
 def test_everything_is_plain_data() -> None:
