@@ -21,7 +21,7 @@ from itool.cluster.manifests import job_name, stage_job, workers_service
 from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, RUN_LABEL, Object
 from itool.cluster.pod_logs import PodLogs
 from itool.cluster.pod_states import FIRST_POD, NEXT_POD, JobState, PodState, event_time, events_by_object, job_state, pod_state
-from itool.cluster.pods import config_object, owner_name, owner_object, owner_reference, taken_name
+from itool.cluster.pods import config_object, is_leftover, owner_name, owner_object, owner_reference, taken_name
 from itool.cluster.runner import Attempt, Attempts, Task
 from itool.cluster.watching import Cache, View
 from itool.config import RunConfig
@@ -253,12 +253,18 @@ class KubernetesRunner:
         return self.cluster.get("configmaps", name) if name else None
 
     def _ensure_config(self, owner: Object) -> str:
-        """The name of the ConfigMap with the pods' configuration, created when this owner has none yet."""
+        """The name of the ConfigMap with the pods' configuration, created when this owner has none yet.
+
+        Raises DependencyError while one of an earlier owner is there, which Kubernetes is about to collect.
+        """
         name, uid = self._config_map
         if uid != owner["metadata"]["uid"]:
             wanted = config_object(self.config, self.cluster.namespace, owner)
-            self.cluster.create("configmaps", wanted)
             name = str(wanted["metadata"]["name"])
+            found = self.cluster.create("configmaps", wanted) or self.cluster.get("configmaps", name)
+            if found is None or is_leftover(found, owner):
+                remedy = f"Wait, or delete it: kubectl -n {self.cluster.namespace} delete configmap {name}"
+                raise DependencyError(f"configmap {name} of an earlier installation is still being removed", remedy=remedy)
             self._config_map = (name, owner["metadata"]["uid"])
         return name
 

@@ -85,6 +85,12 @@ def owner_reference(owner: Object) -> Object:
     return {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": metadata["name"], "uid": metadata["uid"]}
 
 
+def is_leftover(item: Object, owner: Object) -> bool:
+    """Whether an object is being deleted, or waits for it because its owner is gone: an uninstalled release's, say, of the same run."""
+    owners = {found["uid"] for found in item["metadata"].get("ownerReferences") or []}
+    return "deletionTimestamp" in item["metadata"] or bool(owners - {owner["metadata"]["uid"]})
+
+
 def serving_name(run: str) -> str:
     """The Deployment and the Service of the run's vLLM."""
     return f"{short_name(run, 40)}-vllm"

@@ -46,6 +46,14 @@ class KubernetesServing(ServingReader):
     cluster: Deployments
     owner: Callable[[], Object] = field(kw_only=True)
 
+    def state(self) -> ServingState:
+        """See Serving.state. Every new look makes a lost Service again; one of an earlier owner, met by `serve`, is lost soon."""
+        before = self._looked_at
+        found = super().state()
+        if found.replicas and self._looked_at != before:
+            self.cluster.create("services", serving_service(self.config, self.owner()))
+        return found
+
     def serve(self, action: Serve) -> None:
         """See Serving.serve. The wish first, so that a pod that starts finds it."""
         self._wish = write_wish(self.store, self.config.run, action.model, action.adapter)

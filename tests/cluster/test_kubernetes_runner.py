@@ -241,6 +241,22 @@ def test_a_jobs_failure_that_is_heard_of_before_its_pods_waits_for_the_reason() 
     assert (attempt.phase, attempt.exit_code, attempt.reason) == ("failed", 65, "told to end with 65")
 
 
+def test_a_configuration_that_goes_with_an_earlier_owner_is_waited_out_and_made_again() -> None:
+    cluster = made_cluster()
+    run(cluster)
+    pods_config = next(name for name in cluster.objects["configmaps"] if name != "itool-run-demo")
+    cluster._remove("configmaps", "itool-run-demo")  # uninstalled: what it owned is yet to be collected
+    runner = open_controller(cluster).runner
+    assert isinstance(runner, KubernetesRunner)
+    owner = runner.ensure_owner()
+    for _ in range(2):
+        with pytest.raises(DependencyError, match=f"configmap {pods_config} of an earlier installation is still being removed"):
+            runner._ensure_config(owner)
+    cluster._remove("configmaps", pods_config)
+    assert runner._ensure_config(owner) == pods_config
+    assert cluster.objects["configmaps"][pods_config]["metadata"]["ownerReferences"][0]["uid"] == owner["metadata"]["uid"]
+
+
 def test_a_stage_without_an_artifact_fails_the_run() -> None:
     cluster = made_cluster(score=["no artifact"])
     with pytest.raises(StageFailed, match="leaves no artifact"):

@@ -21,7 +21,7 @@ from itool.errors import ArtifactError
 from tests.cluster.serving_scenes import store_adapter, store_model
 
 RUN = "demo"
-OWNER = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "itool-run-demo", "uid": "1-2"}}
+OWNER: dict[str, Any] = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "itool-run-demo", "uid": "1-2"}}
 TEMPLATE = "0123456789"
 NOW = 1_000_000.0
 
@@ -332,6 +332,22 @@ def test_a_deployment_that_somebody_removed_or_scaled_is_noticed(scene: Scene) -
     del scene.cluster.objects["deployments", "demo-vllm"]
     scene.now += 16
     assert made.state().replicas == 0
+
+
+def test_a_service_that_is_lost_or_was_an_earlier_owners_is_made_again_while_vllm_runs(scene: Scene) -> None:
+    scene.cluster.objects["services", "demo-vllm"] = {"metadata": {"ownerReferences": [{"uid": "an earlier owner's"}]}}
+    made = scene.controller()
+    made.serve(scene.serve)
+    for _ in range(2):
+        del scene.cluster.objects["services", "demo-vllm"]
+        scene.now += 16
+        made.state()
+        assert scene.cluster.objects["services", "demo-vllm"]["metadata"]["ownerReferences"][0]["uid"] == OWNER["metadata"]["uid"]
+    made.stop(StopServing("enough"))
+    del scene.cluster.objects["services", "demo-vllm"]
+    scene.now += 16
+    made.state()
+    assert ("services", "demo-vllm") not in scene.cluster.objects
 
 
 def test_proofs_are_read_until_they_are_there_and_then_no_more(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
