@@ -50,7 +50,7 @@ class StageFailed(ItoolError):  # noqa: N818 - says what happened, like the exit
 class Controller:
     """One run's controller. `stop_requested` is asked in every round: True stops the stages and raises Interrupted.
 
-    `serving` is there where the controller runs vLLM itself.
+    `serving` is there where the controller runs vLLM itself, or has one of earlier settings to stop.
     """
 
     config: RunConfig

@@ -20,7 +20,7 @@ from itool.cluster.decide_serving import Serve, ServingState, StopServing, besid
 from itool.cluster.runner import Attempt, Attempts, Task
 from itool.config import RunConfig
 from itool.errors import DOCUMENTED_CODES, NEVER_AGAIN, DependencyError, InputError, Interrupted, ItoolError
-from itool.stages import StageId, may_overlap, starts_own_vllm
+from itool.stages import StageId, asks_policy, may_overlap, starts_own_vllm
 
 LONGEST_PAUSE_SECONDS = 30.0
 
@@ -37,7 +37,8 @@ class RetryRules:
 class Observed:
     """Everything that a decision may depend on: artifacts, attempts, vLLM's pods, the time, and how patient to be.
 
-    `serving` is None where the controller runs no vLLM: stages on this machine start their own, or `policy.url` names one.
+    `serving` is None where the controller runs no vLLM: stages on this machine start their own, or `policy.url` names one. It is there
+    as long as earlier settings of the run have left one.
     """
 
     config: RunConfig
@@ -137,6 +138,8 @@ def _beside_serving(observed: Observed, serving: ServingState, stage: StageId, a
     """The stage's actions and vLLM's. What vLLM waits for keeps the stage from starting; a stage that runs is left alone."""
     if any(isinstance(action, Fail) for action in actions):
         return [*stop(serving, f"{stage} failed"), *actions]
+    if not observed.config.has_managed_serving:
+        return [*_stop_unwanted(observed, serving), *actions]
     beside = beside_stage(observed.config, observed.resolutions, serving, stage, observed.now)
     if any(isinstance(action, StartStage) for action in actions):
         if beside.failure:
@@ -147,6 +150,12 @@ def _beside_serving(observed: Observed, serving: ServingState, stage: StageId, a
             replace(action, reason=f"{action.reason}; waits for {beside.waits_for}") for action in actions if isinstance(action, Wait)
         ]
     return [*beside.actions, *actions]
+
+
+def _stop_unwanted(observed: Observed, serving: ServingState) -> tuple[StopServing, ...]:
+    """Stop a vLLM that earlier settings have left, unless a stage runs that may have been started with its address."""
+    asked = any(not tries[-1].over and asks_policy(observed.config, task.stage.name) for task, tries in observed.attempts.items())
+    return () if asked else stop(serving, "the settings want no vLLM here")
 
 
 def _advance_tasks(observed: Observed, stage: StageId, resolution: Resolution) -> list[Action]:

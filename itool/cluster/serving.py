@@ -8,6 +8,7 @@ from typing import Protocol
 
 from itool.cluster.decide_serving import Serve, ServingState, StopServing
 from itool.cluster.objects import Object
+from itool.cluster.pods import serving_name
 from itool.cluster.serving_manifests import change_to, serving_deployment, serving_service
 from itool.cluster.serving_reader import Readable, ServingReader
 from itool.cluster.wish import forget_proofs, write_wish
@@ -79,3 +80,14 @@ class KubernetesServing(ServingReader):
     def _forget_proofs(self, keep: frozenset[str]) -> None:
         forget_proofs(self.store, self.config.run, keep=keep)
         self._proofs = {pod: found for pod, found in self._proofs.items() if pod in keep}
+
+
+def has_vllm(cluster: Readable, run: str) -> bool:
+    """Whether a vLLM of the run is asked to run, whatever the run's settings say by now."""
+    found = cluster.get("deployments", serving_name(run))
+    return found is not None and found["spec"].get("replicas", 1) > 0
+
+
+def stop_vllm(cluster: Deployments, run: str) -> bool:
+    """Scale a run's vLLM to 0; False where none is asked to run."""
+    return has_vllm(cluster, run) and cluster.patch("deployments", serving_name(run), {"spec": {"replicas": 0}}) is not None

@@ -100,15 +100,16 @@ def _iterate_in_cluster(
 ) -> dict[StageId, Resolution]:
     from itool.cluster.kubernetes_runner import open_runner  # noqa: PLC0415 - as above
     from itool.cluster.run_events import RunEvents  # noqa: PLC0415
-    from itool.cluster.serving import KubernetesServing  # noqa: PLC0415
+    from itool.cluster.serving import KubernetesServing, has_vllm  # noqa: PLC0415
 
     runner = open_runner(config, cluster, store)
     events = RunEvents(cluster, runner.ensure_owner, watcher)
     controller = Controller(config, store, runner, lease, events, stop_requested=stop, rules=rules_of(config))
     controller.poll_seconds, controller.sleep = CLUSTER_POLL_SECONDS, runner.cache.wait
-    if config.has_managed_serving:
-        controller.serving = KubernetesServing(config, store, cluster, partial(runner.cache.items, "pods"), owner=runner.ensure_owner)
     try:
+        if config.has_managed_serving or has_vllm(cluster, config.run):  # one that earlier settings have left is stopped
+            pods = partial(runner.cache.items, "pods")
+            controller.serving = KubernetesServing(config, store, cluster, pods, owner=runner.ensure_owner)
         return controller.run()
     finally:
         runner.close()

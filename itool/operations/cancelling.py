@@ -10,7 +10,7 @@ from itool.cluster.job_facts import is_over
 from itool.cluster.kubernetes_runner import open_runner
 from itool.cluster.leases import FolderLease, StoreLease
 from itool.cluster.objects import COMPONENT_LABEL, RUN_LABEL, Object
-from itool.cluster.pods import serving_name
+from itool.cluster.serving import stop_vllm
 from itool.cluster.session import open_lease
 from itool.config import RunConfig
 from itool.errors import DependencyError
@@ -40,9 +40,8 @@ def cancel_in_cluster(config: RunConfig, store: Store, cluster: Cluster) -> bool
         stopped = _stop_jobs(config, cluster, store)
     finally:
         lease.release()
-    if config.has_managed_serving:
-        cluster.patch("deployments", serving_name(config.run), {"spec": {"replicas": 0}})
-    return bool(asked or controllers or stopped)
+    served = stop_vllm(cluster, config.run)
+    return bool(asked or controllers or stopped or served)
 
 
 def _suspend_controllers(config: RunConfig, cluster: Cluster) -> list[str]:

@@ -22,7 +22,7 @@ State = Literal["done", "running", "failed", "stopped", "unknown"]
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run at one moment. `controller` is who works on it; `serving` is None where the run has no vLLM of its own."""
+    """A run at one moment. `controller` is who works on it; `serving` is None where the run wants no vLLM of its own and has none."""
 
     run: str
     backend: str
@@ -58,6 +58,7 @@ class StatusReader:
             return RunStatus(self.config.run, self.config.runtime.backend, "unknown", None, job_rows(objects), problem=str(self.error))
         resolutions, holder = found
         rows = stage_rows(self.config, resolutions, objects)
+        vllm = component_rows("serving", objects)
         if self.cluster is None:
             in_turn = set(map(str, stages_in_turn(self.config, resolutions)))
             rows = [self._with_log(row, holder is not None) if row.stage in in_turn else row for row in rows]
@@ -67,7 +68,7 @@ class StatusReader:
             state=run_state(rows, active=holder is not None),
             controller=holder,
             stages=rows,
-            serving=component_rows("serving", objects) if self.config.has_managed_serving else None,
+            serving=vllm if vllm or self.config.has_managed_serving else None,
             controller_pods=component_rows("controller", objects),
             problem=str(self.error) if self.error else None,
         )

@@ -111,6 +111,13 @@ class Scene:
             return int(leaving.code or 0)
         return 0
 
+    def leave_vllm(self) -> None:
+        """What earlier settings of the run have left: a Deployment of one pod."""
+        labels = {"itool/run": "demo", "app.kubernetes.io/component": "serving"}
+        pod = {"name": "demo-vllm-a", "uid": "uid-a", "labels": labels, "creationTimestamp": "2026-01-01T00:00:00Z"}
+        self.cluster._put("deployments", {"metadata": {"name": "demo-vllm", "labels": labels}, "spec": {"replicas": 1}}, "ADDED")
+        self.cluster._put("pods", {"metadata": pod, "spec": {}, "status": {"phase": "Running"}}, "ADDED")
+
     def work(self, rounds: int) -> None:
         """Let a controller that holds the run work for some rounds; then it dies without a word."""
         runner = KubernetesRunner(self.config, self.cluster, self.store, clock=lambda: self.cluster.now)  # type: ignore[arg-type]

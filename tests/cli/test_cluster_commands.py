@@ -126,6 +126,24 @@ def test_cancel_suspends_the_controller_ends_the_jobs_and_says_so_once(scene: Sc
     assert capsys.readouterr().err == "Nothing works on run demo.\n"
 
 
+def test_cancel_and_status_find_a_vllm_that_the_settings_want_no_more(scene: Scene, capsys: Capture) -> None:
+    scene.leave_vllm()
+    assert scene.itoolctl("status", "-o", "json") == 0
+    assert [row["pod"] for row in shown(capsys)["serving"]] == ["demo-vllm-a"]
+    assert scene.itoolctl("cancel", "-o", "json") == 0
+    assert shown(capsys) == {"run": "demo", "stopped": True}
+    assert scene.cluster.objects["deployments"]["demo-vllm"]["spec"]["replicas"] == 0
+    assert scene.itoolctl("cancel") == 0
+    assert capsys.readouterr().err == "Nothing works on run demo.\n"
+
+
+def test_a_controller_stops_a_vllm_that_the_settings_want_no_more(scene: Scene) -> None:
+    scene.leave_vllm()
+    scene.cluster.script["prepare"] = [65]
+    assert scene.itoolctl("iterate", "--n", "1") == 65
+    assert scene.cluster.objects["deployments"]["demo-vllm"]["spec"]["replicas"] == 0
+
+
 def test_runs_lists_state_iterations_and_who_works(scene: Scene, capsys: Capture) -> None:
     scene.work(100)
     scene.store.write("demo/config.yaml", scene.config.as_yaml().encode())

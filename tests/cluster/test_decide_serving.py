@@ -225,6 +225,18 @@ def test_where_the_controller_runs_no_vllm_nothing_changes() -> None:
 OVERLAPPING = {"runtime": {"backend": "kubernetes", "overlap_evaluation": True}}
 
 
+def test_a_vllm_of_earlier_settings_stops_before_the_next_stage_but_not_under_one_that_asks_it() -> None:
+    unwanted = StopServing("the settings want no vLLM here")
+    for policy in ({"backend": "vllm", "url": "http://elsewhere"}, {"backend": "embedded"}):
+        config = configured(policy=policy)
+        assert decide(GENERATE, serving(WARMUP, pod()), config=config) == [unwanted, start(GENERATE)]
+        running, ended = Attempt(1, "running"), Attempt(1, "failed", 69, "vLLM is away", ended_at=NOW - 100)
+        assert unwanted not in decide(GENERATE, serving(WARMUP, pod()), running, config=config)
+        assert decide(GENERATE, serving(WARMUP, pod()), ended, config=config)[0] == unwanted
+        assert decide(DPO, serving(WARMUP, pod()), running, config=config)[0] == unwanted
+        assert decide(GENERATE, serving(WARMUP, replicas=0), config=config) == [start(GENERATE)]
+
+
 def with_next(observed: Observed, stage: StageId) -> list[Action]:
     """What comes next when `stage` could run as well."""
     found = {**observed.resolutions, stage: Resolution(stage, "missing", "has not run yet", "key", f"demo/{stage}/key")}
