@@ -6,13 +6,15 @@ when it ends or is asked to stop. A pod that comes after a failed one is appende
 
 from __future__ import annotations
 
-import contextlib
+import queue
+import shutil
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO, cast
+from pathlib import Path
 
 from itool.artifacts.store import Store
 from itool.cluster.client import Cluster
@@ -35,16 +37,19 @@ PAUSE_SECONDS = 1.0
 class PodLog:
     """What one pod has written so far. `latest` is the pod as last seen, `gone` says that it is not among the unfinished ones any more.
 
-    `kept` and `finished` differ when the log could not be kept.
+    `complete`: read to its last line. `kept` and `finished` differ when the log could not be kept. `path` is the local copy, open only
+    while it is written or read: thousands of pods may have one.
     """
 
     latest: Object
     key: str
+    path: Path
     gone: bool = False
+    complete: bool = False
     kept: bool = False
+    finished: bool = False
     since: str = ""
-    finished: threading.Event = field(default_factory=threading.Event)
-    _file: BinaryIO = field(default_factory=lambda: cast(BinaryIO, tempfile.TemporaryFile()))  # noqa: SIM115 - closed by `close`
+    _closed: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -69,27 +74,29 @@ class PodLog:
                 self.since = moment
                 new.append(text + b"\n")
         with self._lock:
-            if not self._file.closed:
-                self._file.seek(0, 2)
-                self._file.writelines(new)
+            if new and not self._closed:
+                with self.path.open("ab") as file:
+                    file.writelines(new)
 
     def read(self, offset: int = 0) -> bytes:
         """What is there from `offset` on."""
         with self._lock:
-            if self._file.closed:
+            if not self.path.exists():
                 return b""
-            self._file.seek(offset)
-            return self._file.read()
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                return file.read()
 
     def size(self) -> int:
         """Bytes so far."""
         with self._lock:
-            return 0 if self._file.closed else self._file.seek(0, 2)
+            return self.path.stat().st_size if self.path.exists() else 0
 
     def close(self) -> None:
         """Give the local copy back."""
         with self._lock:
-            self._file.close()
+            self._closed = True
+            self.path.unlink(missing_ok=True)
 
 
 @dataclass
@@ -103,17 +110,24 @@ class JobLogs:
     complete: bool = False
 
 
+Turn = tuple[JobLogs, PodLog, PodLog | None]
+"""A log that wants attention, its Job's, and the one that must be stored before it."""
+
+
 class PodLogs:
-    """The logs of a run's stage pods. Reading and storing happen in threads; `look` tells them what has become of the pods."""
+    """The logs of a run's stage pods. `look` says what has become of the pods; at most READERS threads read and store, turn by turn."""
 
     def __init__(self, cluster: Cluster, store: Store, run: str) -> None:
         self._cluster = cluster
         self._store = store
         self._run = run
         self._jobs: dict[str, JobLogs] = {}
-        self._readers = threading.BoundedSemaphore(READERS)
+        self._turns: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
+        self._readers: list[threading.Thread] = []
         self._locks = [threading.Lock() for _ in range(LOCKS)]
         self._stopping = threading.Event()
+        self._folder = Path(tempfile.mkdtemp(prefix="itool-logs-"))
+        self._remove_folder = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     def look(self, job: Object, pods: Sequence[Object]) -> None:
         """Take in the pods of a Job that are there and have not succeeded."""
@@ -164,38 +178,43 @@ class PodLogs:
         while time.monotonic() < deadline and any(reading.ended and not reading.kept for reading in readings):
             time.sleep(0.05)
         self._stopping.set()
+        for _ in self._readers:
+            self._turns.put(None)
         for job in list(self._jobs):
             self.forget(job)
+        self._remove_folder()
 
     def _follow(self, found: JobLogs, pod: Object) -> None:
-        reading = PodLog(pod, log_key(self._run, log_name(pod)))
+        reading = PodLog(pod, log_key(self._run, log_name(pod)), self._folder / pod["metadata"]["uid"])
         before = found.newest.get(reading.key)
         found.newest[reading.key] = found.logs[pod["metadata"]["uid"]] = reading
-        threading.Thread(target=self._keep, args=(found, reading, before), daemon=True).start()
+        self._turns.put((found, reading, before))
+        if len(self._readers) < READERS:
+            self._readers.append(threading.Thread(target=self._take_turns, daemon=True))
+            self._readers[-1].start()
 
-    def _keep(self, found: JobLogs, reading: PodLog, before: PodLog | None) -> None:
-        """A thread's life: read to the pod's end, then store behind the pod that was there before, however often it takes."""
+    def _take_turns(self) -> None:
+        """A thread's life. A log that is not kept after its turn goes to the end of the line: a node that is lost holds up no other's."""
+        while (turn := self._turns.get()) is not None:
+            if not self._keep(*turn) and not self._stopping.wait(PAUSE_SECONDS):
+                self._turns.put(turn)
+
+    def _keep(self, found: JobLogs, reading: PodLog, before: PodLog | None) -> bool:
+        """Read a pod to its end, then store behind the pod that was there before. False when another turn is needed."""
         try:
-            with self._readers:
-                self._repeat(lambda: self._read_to_end(reading))
-            if before is not None:
-                before.finished.wait()
-            self._repeat(lambda: self._store_log(reading))
-            reading.kept = not self._stopping.is_set()
-        except ItoolError as error:
+            reading.complete = reading.complete or self._read_to_end(reading)
+            if not reading.complete or self._stopping.is_set() or (before is not None and not before.finished):
+                return False
+            self._store_log(reading)
+            reading.kept = True
+        except DependencyError:
+            return False
+        except (ItoolError, OSError) as error:
             log.warning("log cannot be kept", pod=reading.latest["metadata"]["name"], error=str(error))
-        finally:
-            reading.finished.set()
-            if not found.live:
-                reading.close()
-
-    def _repeat(self, work: Callable[[], bool]) -> None:
-        """Do it until it says that it is done; an outage of store or cluster is waited out."""
-        while not self._stopping.is_set():
-            with contextlib.suppress(DependencyError):
-                if work():
-                    return
-            self._stopping.wait(PAUSE_SECONDS)
+        reading.finished = True
+        if not found.live:
+            reading.close()
+        return True
 
     def _read_to_end(self, reading: PodLog) -> bool:
         """Read what is new; True when nothing more can come."""
@@ -214,16 +233,15 @@ class PodLogs:
         if rest and reading.ended:
             reading.append_lines([rest])
 
-    def _store_log(self, reading: PodLog) -> bool:
-        """Append to what earlier pods of the same attempt have left, unless it is there already. True."""
+    def _store_log(self, reading: PodLog) -> None:
+        """Append to what earlier pods of the same attempt have left, unless it is there already."""
         if reading.gone and not reading.size():
-            return True
+            return
         with self._locks[hash(reading.key) % LOCKS]:
             before = b"" if self._store.size(reading.key) is None else self._store.read(reading.key)
             start = heading_start(reading.latest["metadata"]["name"]).encode()
             if not any(line.startswith(start) for line in before.splitlines()):
                 self._store.write(reading.key, before + reading.heading.encode() + reading.read())
-        return True
 
 
 def log_name(pod: Object) -> LogName:

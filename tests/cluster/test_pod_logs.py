@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,6 +167,69 @@ def test_a_pod_that_left_nothing_leaves_no_file() -> None:
     logs.look(JOB, [])
     wait_until_kept(logs, JOB)
     assert store.objects == {}
+    logs.close(0.0)
+
+
+def shard_pods(count: int) -> list[dict[str, Any]]:
+    pods = [pod(f"p{index}", "Succeeded", 0) for index in range(count)]
+    for index, one in enumerate(pods):
+        one["metadata"]["annotations"] = {"batch.kubernetes.io/job-completion-index": str(index)}
+    return pods
+
+
+class LogsByPod(Logs):
+    """Logs whose answer depends on the pod: `answer(name)` may wait, or raise."""
+
+    def __init__(self, answer: Callable[[str], bytes], listed: list[dict[str, Any]]) -> None:
+        super().__init__([], listed=listed)
+        self.answer = answer
+
+    def pod_log(self, name: str, container: str, *, since: str = "", **_: Any) -> Iterator[bytes]:
+        self.asked.append((name, since))
+        yield self.answer(name)
+
+
+def test_a_job_of_many_pods_that_are_over_opens_few_files_and_threads() -> None:
+    released = threading.Event()
+
+    def answer(_name: str) -> bytes:
+        assert released.wait(10)
+        return FIRST
+
+    files, threads = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+    store, cluster = MemoryStore(), LogsByPod(answer, shard_pods(300))
+    logs = PodLogs(cluster, store, "demo")  # type: ignore[arg-type]
+    assert not logs.are_kept(MANY)
+    deadline = time.monotonic() + 10
+    while len(cluster.asked) < pod_logs.READERS:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert len(list(Path("/proc/self/fd").iterdir())) - files < pod_logs.READERS
+    assert threading.active_count() - threads <= pod_logs.READERS
+    assert len(cluster.asked) == pod_logs.READERS
+    released.set()
+    wait_until_kept(logs, MANY)
+    assert len(store.objects) == 300
+    logs.close(0.0)
+
+
+def test_pods_whose_node_is_lost_do_not_hold_up_the_logs_of_others() -> None:
+    lost = {f"p{index}" for index in range(pod_logs.READERS)}
+
+    def answer(name: str) -> bytes:
+        if name in lost:
+            raise ClusterDown("no route to host")
+        return FIRST
+
+    store = MemoryStore()
+    logs = PodLogs(LogsByPod(answer, shard_pods(pod_logs.READERS + 5)), store, "demo")  # type: ignore[arg-type]
+    deadline = time.monotonic() + 10
+    while len(store.objects) < 5:
+        logs.are_kept(MANY)
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    lost.clear()
+    wait_until_kept(logs, MANY)
     logs.close(0.0)
 
 
