@@ -232,7 +232,7 @@ def _config(
     *, iterations: int, shards: int, root: str = "s3://bucket/runs", endpoint: str | None = None, namespace: str | None = None
 ) -> RunConfig:
     pods = {"gpus": 1, "cpu": "1", "memory": "1Gi", "node_selector": {"type": "kwok"}}
-    pods |= {"tolerations": [{"key": "kwok.x-k8s.io/node", "operator": "Exists"}]}
+    pods |= {"tolerations": [{"key": "kwok.x-k8s.io/node", "operator": "Exists"}], "scratch": "0"}  # simulated nodes have no disk
     document: dict[str, Any] = {
         "run": "scale",
         "root": root,

@@ -34,7 +34,7 @@ class PodConfig(Section):
     cpu_limit: Quantity | None = Field(None, description="CPU limit; null: none")
     memory: Quantity = Field("2Gi", description="memory request, and the limit unless memory_limit is given")
     memory_limit: Quantity | None = Field(None, description="memory limit; null: the request")
-    scratch: Quantity = Field("10Gi", description="size limit of the pod's scratch folder (an emptyDir)")
+    scratch: Quantity = Field("10Gi", description="size limit of the pod's scratch folder (an emptyDir), requested of the node's disk")
     shared_memory: Quantity = Field("1Gi", description="size of /dev/shm (a memory-backed emptyDir, counted as memory)")
     node_selector: Labels = Field(default_factory=dict, description="labels of the nodes that it may run on")
     tolerations: list[dict[str, Any]] = Field(default_factory=list, description="taints that it tolerates")

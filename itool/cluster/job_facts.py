@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import cast
 
@@ -56,11 +57,12 @@ def hopeless(
 
     `waits` says of every pod that has not started, or of the one that is not even there, since when it waits and why. A pod that finds no
     node or image waits without an end; shards may wait for each other, as long as one of them runs. A pod that fills its own scratch
-    folder is evicted as in a disruption, which the failure policy ignores.
+    folder is evicted as in a disruption, which the failure policy ignores; the second one of the same shard ends the Job.
     """
     evictions = [state for state in states if state.phase == "failed" and "Evicted" in state.reason and "exceed" in state.reason]
-    if len(evictions) >= DISK_EVICTIONS:
-        return StorageError.exit_code, evictions[-1].reason
+    shard, times = Counter(state.shard for state in evictions).most_common(1)[0] if evictions else (None, 0)
+    if times >= DISK_EVICTIONS:
+        return StorageError.exit_code, next(state.reason for state in evictions if state.shard == shard)
     if (job.get("spec") or {}).get("suspend"):
         return None
     running = any(state.phase == "running" for state in states)

@@ -72,6 +72,7 @@ def stage_job(config: RunConfig, stage: StageId, key: str, attempt: int, *, conf
         image=image_of(config, TARGETS[stage.name]),
         command=stage_command(config, stage, key, name),
         gpus=gpus_of(config, stage),
+        storage=None if queue else pod.scratch,  # Kueue admits no Job that asks for more kinds of resources than its queue names
         mounts=[CONFIG_MOUNT],
     )
     spec = pod_spec(

@@ -158,6 +158,7 @@ def container(
     image: str,
     command: Sequence[str],
     gpus: int = 0,
+    storage: str | None = None,
     env: Mapping[str, str] | None = None,
     mounts: Sequence[Object] = (),
 ) -> Object:
@@ -179,7 +180,7 @@ def container(
         "command": list(command),
         "env": [{"name": key, "value": value} for key, value in values.items()],
         "envFrom": [{"secretRef": {"name": secret}}] if secret else [],
-        "resources": resources(config, pod, gpus),
+        "resources": resources(config, pod, gpus, storage),
         "securityContext": CONTAINER_SECURITY,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
@@ -191,12 +192,16 @@ def container(
     }
 
 
-def resources(config: RunConfig, pod: PodConfig, gpus: int) -> Object:
-    """Requests and limits. Memory is limited to its request unless more is allowed; GPUs cannot be shared, so both are equal."""
+def resources(config: RunConfig, pod: PodConfig, gpus: int, storage: str | None = None) -> Object:
+    """Requests and limits. Memory is limited to its request unless more is allowed; GPUs cannot be shared, so both are equal.
+
+    `storage` is requested of the node's disk; its limit is that of the emptyDirs.
+    """
     gpu = {config.kubernetes.gpu_resource: str(gpus)} if gpus else {}
     cpu_limit = {"cpu": pod.cpu_limit} if pod.cpu_limit else {}
+    disk = {"ephemeral-storage": storage} if storage else {}
     return {
-        "requests": {"cpu": pod.cpu, "memory": pod.memory, **gpu},
+        "requests": {"cpu": pod.cpu, "memory": pod.memory, **disk, **gpu},
         "limits": {**cpu_limit, "memory": pod.memory_limit or pod.memory, **gpu},
     }
 

@@ -136,6 +136,7 @@ def _vllm(config: RunConfig, context_tokens: int) -> Object:
         image=serving.image or image_of(config, "vllm-cpu"),
         command=["python3", "-m", "vllm.entrypoints.openai.api_server", *arguments],
         gpus=gpus,
+        storage=serving.scratch,  # once: the weights fill most of one of the three emptyDirs, the others hold little
         env={**SERVER_SETTINGS, **user, **({"VLLM_CPU_KVCACHE_SPACE": str(serving.kv_cache_gib)} if on_cpu else {})},
         mounts=[_mount("models", MODEL_FOLDER.parent, read_only=True), _mount("adapters", ADAPTERS_FOLDER, read_only=True)],
     )

@@ -23,7 +23,7 @@ from itool.cluster.progress import NoWatcher
 from itool.cluster.run_events import RunEvents
 from itool.config import RunConfig, parse_config
 from itool.errors import ConfigError, DependencyError, Interrupted
-from itool.stages import stage_ids
+from itool.stages import StageId, stage_ids
 from tests.cluster.in_memory_cluster import InMemoryCluster, Killed
 from tests.cluster.serving_scenes import serve_and_stop
 from tests.fakes.memory_store import MemoryStore
@@ -204,6 +204,12 @@ def test_a_pod_that_fills_its_disk_is_not_repeated_for_ever() -> None:
         run(cluster)
     assert caught.value.exit_code == 74
     assert len(cluster.script["score"]) >= 45
+
+
+def test_shards_that_are_evicted_once_each_go_on() -> None:
+    cluster = made_cluster(generate=["evicted"] * 3)
+    assert resolve(cluster.store, run(cluster).config)[StageId(1, "generate")].done
+    assert not any(verdict_on(job) for job in cluster.objects["jobs"].values())
 
 
 def test_shards_that_are_refused_a_pod_after_others_are_done_fail_the_run_and_say_why() -> None:

@@ -121,6 +121,13 @@ def test_several_nodes_meet_at_pod_0_through_the_headless_service() -> None:
     assert service["spec"]["selector"] == {"itool/run": "demo", "app.kubernetes.io/component": "stage"}
 
 
+def test_a_pod_requests_its_scratch_of_the_nodes_disk_unless_kueue_queues_it() -> None:
+    pods = {"pods": {"scratch": "30Gi"}}
+    assert main(kubernetes=pods)["resources"]["requests"]["ephemeral-storage"] == "30Gi"
+    assert "ephemeral-storage" not in main(kubernetes=pods)["resources"]["limits"]
+    assert "ephemeral-storage" not in main(kubernetes={**pods, "queue": "team"})["resources"]["requests"]
+
+
 def test_every_pod_is_restricted_and_writes_to_scratch_alone() -> None:
     spec, container = pod(), main()
     assert spec["securityContext"]["runAsNonRoot"] is True

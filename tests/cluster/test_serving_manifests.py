@@ -120,6 +120,15 @@ def test_a_gpu_is_asked_for_unless_none_is_wanted_or_of_use() -> None:
     assert "nvidia.com/gpu" not in containers(configured())["adapter-keeper"]["resources"]["limits"]
 
 
+def test_a_pod_requests_its_scratch_once_of_the_nodes_disk() -> None:
+    requests = {name: found["resources"]["requests"] for name, found in containers(configured({"scratch": "30Gi"})).items()}
+    assert {name: request.get("ephemeral-storage") for name, request in requests.items()} == {
+        "fetch-model": None,
+        "adapter-keeper": None,
+        "vllm": "30Gi",
+    }
+
+
 @pytest.mark.parametrize(
     ("serving", "on_cpu"),
     [
