@@ -195,7 +195,7 @@ class PodLogs:
 
     def _take_turns(self) -> None:
         """A thread's life. A log that is not kept after its turn goes to the end of the line: a node that is lost holds up no other's."""
-        while (turn := self._turns.get()) is not None:
+        while (turn := self._turns.get()) is not None and not self._stopping.is_set():
             if not self._keep(*turn) and not self._stopping.wait(PAUSE_SECONDS):
                 self._turns.put(turn)
 

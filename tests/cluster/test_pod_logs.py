@@ -213,6 +213,27 @@ def test_a_job_of_many_pods_that_are_over_opens_few_files_and_threads() -> None:
     logs.close(0.0)
 
 
+def test_a_controller_that_stops_asks_for_no_further_log() -> None:
+    released = threading.Event()
+
+    def answer(_name: str) -> bytes:
+        assert released.wait(10)
+        return FIRST
+
+    cluster = LogsByPod(answer, shard_pods(100))
+    logs = PodLogs(cluster, MemoryStore(), "demo")  # type: ignore[arg-type]
+    logs.are_kept(MANY)
+    deadline = time.monotonic() + 10
+    while len(cluster.asked) < pod_logs.READERS:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    logs.close(0.0)
+    released.set()
+    for reader in logs._readers:
+        reader.join(10)
+    assert len(cluster.asked) == pod_logs.READERS
+
+
 def test_pods_whose_node_is_lost_do_not_hold_up_the_logs_of_others() -> None:
     lost = {f"p{index}" for index in range(pod_logs.READERS)}
 
