@@ -120,7 +120,9 @@ def config_map(name: str, **data: str) -> dict[str, Any]:
 
 
 def test_a_release_keeps_its_run() -> None:
-    with cluster_with(config_map("demo-config", **{"config.yaml": yaml.safe_dump({"run": "first", "root": "s3://bucket/prefix"})})) as asked:
+    with cluster_with(
+        config_map("demo-config", **{"config.yaml": yaml.safe_dump({"run": "first", "root": "s3://bucket/prefix"})})
+    ) as asked:
         line = refusal({"run": {"run": "second"}}, *asked)
         assert 'run.run = "second", but release demo is run "first", which would lose its controller; install another release for' in line
         assert line.endswith("or end this one first: helm -n training uninstall demo")
