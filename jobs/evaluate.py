@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from itool.artifacts.inputs import read_records
-from itool.artifacts.save_pace import SavePace
+from itool.artifacts.inputs import read_records, write_records
 from itool.artifacts.stage import Stage, run_stage
 from itool.data.chat import load_tokenizer
 from itool.data.sources.load import pick
-from itool.errors import DependencyError, Interrupted
 from itool.evaluate.held_out import (
     PERPLEXITIES_AT_ONCE,
     OnProgress,
@@ -30,6 +27,7 @@ from itool.evaluate.held_out import (
 )
 from itool.policy.protocol import Policy
 from itool.records import Example, ExamplePerplexity, Prediction, Record
+from jobs.checkpoints import saving
 from jobs.policy import model_folder, open_stage_policy
 
 PARTS: dict[str, type[Record]] = {
@@ -40,10 +38,14 @@ PARTS: dict[str, type[Record]] = {
 }
 """What is measured, in this order, one record per example."""
 
+BLOCK_ROUNDS = 2
+"""A block holds so many times the examples that are asked for at a time: each ends with a batch that runs empty, and a stop loses one."""
+
 MOST_PERPLEXITIES = 200
 """Validation examples whose ground truth is scored: enough for a histogram, and a small part of the stage's time."""
 
 Measured = TypeVar("Measured", bound=Record)
+Found = dict[str, dict[str, Any]]
 Ask = Callable[[Sequence[Example], OnProgress], Awaitable[list[Measured]]]
 
 
@@ -60,14 +62,16 @@ async def _evaluate(stage: Stage) -> None:
     total = sum(map(len, sets.values()))
     summaries: dict[str, dict[str, Any]] = {}
     async with open_stage_policy(stage) as policy:
-        measuring = _Measuring(stage, policy, tokenizer, total=total + len(sampled) + len(scored))
         stage.working()
-        for name, examples in sets.items():
-            predictions = await measuring.predictions(name, examples)
-            stage.write(f"{name}.jsonl", predictions)
-            summaries[name] = summarise(predictions)
-        counts = await measuring.pass_counts(sampled)
-        perplexities = await measuring.perplexities(scored)
+        found = _resume(stage.latest_checkpoint())
+        with saving(stage, lambda folder: _write(folder, found)) as reached:
+            measuring = _Measuring(stage, policy, tokenizer, found, reached, total=total + len(sampled) + len(scored))
+            for name, examples in sets.items():
+                predictions = await measuring.predictions(name, examples)
+                stage.write(f"{name}.jsonl", predictions)
+                summaries[name] = summarise(predictions)
+            counts = await measuring.pass_counts(sampled)
+            perplexities = await measuring.perplexities(scored)
     summaries["held_out"] |= {"pass_at_k": mean_pass_at_k(counts, config.evaluate.pass_k), "pass_examples": len(counts)}
     stage.write("perplexities.jsonl", (found for found in perplexities if found.perplexity is not None))
     stage.write_json("metrics.json", summaries | {"perplexity": summarise_perplexities(perplexities)})
@@ -76,17 +80,15 @@ async def _evaluate(stage: Stage) -> None:
 
 
 class _Measuring:
-    """Measures block by block and saves whole blocks, so that an attempt which is stopped leaves its work to the next one.
+    """Measures block by block into `found`, records by part and example, and says after each how much is `reached`.
 
     Blocks are cut from all examples, and before each the policy forgets: an answer is computed in the same company and from the same
     cache, hence with the same rounding, whatever an earlier attempt has measured.
     """
 
-    def __init__(self, stage: Stage, policy: Policy, tokenizer: Any, *, total: int) -> None:
-        self._stage, self._policy, self._tokenizer, self._total = stage, policy, tokenizer, total
-        self._found = _resume(stage.latest_checkpoint())
-        self._saved = self._done
-        self._pace = SavePace()
+    def __init__(self, stage: Stage, policy: Policy, tokenizer: Any, found: Found, reached: Callable[[int], None], *, total: int) -> None:
+        self._stage, self._policy, self._tokenizer = stage, policy, tokenizer
+        self._found, self._reached, self._total = found, reached, total
 
     async def predictions(self, part: str, examples: Sequence[Example]) -> list[Prediction]:
         """The greedy response to every example."""
@@ -97,7 +99,7 @@ class _Measuring:
             self._stage.tokens(sum(prediction.response_tokens for prediction in predictions))
             return predictions
 
-        return await self._measure(part, examples, examples_in_flight(config), ask)
+        return await self._measure(part, examples, BLOCK_ROUNDS * examples_in_flight(config), ask)
 
     async def pass_counts(self, examples: Sequence[Example]) -> list[PassCount]:
         """How many of an example's samples are right. Their seed is the run's: the same draws in every iteration by another policy."""
@@ -109,7 +111,7 @@ class _Measuring:
             self._stage.tokens(sum(count.tokens for count in counts))
             return counts
 
-        return await self._measure("pass_counts", examples, examples_in_flight(config, samples), ask)
+        return await self._measure("pass_counts", examples, BLOCK_ROUNDS * examples_in_flight(config, samples), ask)
 
     async def perplexities(self, examples: Sequence[Example]) -> list[ExamplePerplexity]:
         """How well the policy foresees the ground truth: the same examples in every iteration, the warm-up's and the last one's too."""
@@ -122,20 +124,17 @@ class _Measuring:
         return await self._measure("perplexities", examples, PERPLEXITIES_AT_ONCE, ask)
 
     async def _measure(self, part: str, examples: Sequence[Example], size: int, ask: Ask[Measured]) -> list[Measured]:
-        """One record per example, in their order. A stop, or an engine that is gone, is raised after a checkpoint of the blocks before."""
+        """One record per example, in their order. Raises Interrupted when the stage is to stop and something is left to do."""
         found = self._found[part]
         for block in cut_blocks(examples, size):
-            waiting = [example for example in block if example.id not in found]
-            if not waiting:
+            if all(example.id in found for example in block):
                 continue
             self._policy.forget()
-            try:
-                records = await ask(waiting, self._show(self._done))
-            except (Interrupted, DependencyError):
-                self._save()
-                raise
-            found |= {example.id: record for example, record in zip(waiting, records, strict=True)}
-            self._after_block()
+            records = await ask(block, self._show(self._done))
+            found |= {example.id: record for example, record in zip(block, records, strict=True)}
+            if self._done < self._total:
+                self._reached(self._done)
+                self._stage.raise_if_stopped()
         return [found[example.id] for example in examples]
 
     @property
@@ -149,29 +148,13 @@ class _Measuring:
 
         return show
 
-    def _after_block(self) -> None:
-        if self._done == self._total:
-            return
-        if self._stage.should_stop() or self._pace.due(time.monotonic()):
-            self._save()
-        self._stage.raise_if_stopped()
 
-    def _save(self) -> None:
-        """A checkpoint, unless the newest one holds as much."""
-        if self._done == self._saved:
-            return
-        began = time.monotonic()
-        folder = self._stage.scratch / f"checkpoint-{self._done}"
-        folder.mkdir()
-        for part, found in self._found.items():
-            lines = (f"{record.model_dump_json()}\n" for record in found.values())
-            (folder / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8")
-        self._stage.save_checkpoint(folder, self._done)
-        self._saved = self._done
-        self._pace.saved(began, time.monotonic())
+def _write(folder: Path, found: Found) -> None:
+    for part, records in found.items():
+        write_records(folder / f"{part}.jsonl", records.values())
 
 
-def _resume(folder: Path | None) -> dict[str, dict[str, Any]]:
+def _resume(folder: Path | None) -> Found:
     """What an earlier attempt measured: its records by part and example."""
     if folder is None:
         return {part: {} for part in PARTS}

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from itool.artifacts.inputs import read_records
+from itool.artifacts.inputs import read_records, write_records
 from itool.artifacts.stage import Stage, run_stage
 from itool.data.chat import load_tokenizer
 from itool.records import Example, PreferencePair, Score, SearchTree
@@ -64,7 +64,7 @@ async def _search(stage: Stage, examples: Sequence[Example]) -> tuple[list[Searc
 
 
 def _write(folder: Path, trees: dict[str, SearchTree], dropped: dict[str, str]) -> None:
-    (folder / TREES).write_text("".join(f"{tree.model_dump_json()}\n" for tree in trees.values()), encoding="utf-8")
+    write_records(folder / TREES, trees.values())
     (folder / DROPPED).write_text(json.dumps(dropped), encoding="utf-8")
 
 

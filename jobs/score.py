@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from itool.artifacts.inputs import read_records
+from itool.artifacts.inputs import read_records, write_records
 from itool.artifacts.stage import Stage, run_stage
 from itool.data.chat import load_tokenizer
 from itool.data.selection import Quotas, hardest, next_to_score, quotas_of
-from itool.evaluate.held_out import OnProgress, pass_counts
+from itool.evaluate.held_out import OnProgress, examples_in_flight, pass_counts
 from itool.policy.protocol import Policy
 from itool.records import Example, Score
 from jobs.checkpoints import saving
@@ -66,7 +65,7 @@ def _perplexities(stage: Stage, examples: Sequence[Example]) -> list[Score]:
             if place in found
         ]
 
-    with saving(stage, lambda folder: _write(folder, scores())) as reached:
+    with saving(stage, lambda folder: write_records(folder / SCORES, scores())) as reached:
 
         def show(done: int, total: int) -> None:
             stage.progress(done, total, "examples")
@@ -85,12 +84,12 @@ async def _pass_rates(stage: Stage, examples: Sequence[Example], quotas: Quotas)
     What an earlier attempt has measured is not measured again; the decisions what to measure next repeat.
     """
     config, tokenizer = stage.config, load_tokenizer(model_folder(stage))
-    size = BLOCK_ROUNDS * max(1, config.evaluate.batch_sequences // config.select.samples)
+    size = BLOCK_ROUNDS * examples_in_flight(config, config.select.samples)
     known = {score.example_id: score for score in _resume(stage)}
     scores: list[Score] = []
     async with open_stage_policy(stage) as policy:
         stage.working()
-        with saving(stage, lambda folder: _write(folder, known.values())) as reached:
+        with saving(stage, lambda folder: write_records(folder / SCORES, known.values())) as reached:
             while wanted := next_to_score(examples, scores, quotas, seed=stage.seed):
                 total = len(scores) + len(wanted)
                 for block in (wanted[start : start + size] for start in range(0, len(wanted), size)):
@@ -137,10 +136,6 @@ async def _with_perplexities(stage: Stage, policy: Policy, scores: Sequence[Scor
         score.model_copy(update={"perplexity": value, "response_tokens": len(sequence.response_ids)})
         for score, value, sequence in zip(scores, values, sequences, strict=True)
     ]
-
-
-def _write(folder: Path, scores: Iterable[Score]) -> None:
-    (folder / SCORES).write_text("".join(f"{score.model_dump_json()}\n" for score in scores), encoding="utf-8")
 
 
 def _resume(stage: Stage) -> list[Score]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,6 +33,12 @@ def read_records(path: Path, record: type[RecordT]) -> list[RecordT]:
         raise InputError(f"{path} does not exist") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8: {error}") from None
+
+
+def write_records(path: Path, records: Iterable[BaseModel]) -> None:
+    """Write a JSONL file that `read_records` reads."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(f"{record.model_dump_json()}\n" for record in records)
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -24,7 +24,7 @@ from tests.search.scenes import WEATHER, weather_example
 
 EASY = [weather_example(id=f"easy-{number}") for number in range(20)]
 HARD = [example.model_copy(update={"id": f"hard-{number}", "calls": [ToolCall(name="get_weather")]}) for number, example in enumerate(EASY)]
-BLOCKS_OF_FOUR: dict[str, Any] = {"batch_sequences": 4, "pass_k": [2], "pass_examples": 3}
+BLOCKS_OF_FOUR: dict[str, Any] = {"batch_sequences": 2, "pass_k": [2], "pass_examples": 3}
 
 
 class FolderStage:
@@ -158,6 +158,6 @@ def test_an_evaluation_whose_engine_is_gone_keeps_its_finished_blocks(tmp_path: 
     sets = {"held_out": EASY, "validation": []}
     breaking, lasting = (ScriptedPolicy(byte_tokenizer(), **SCRIPT, **hook) for hook in ({"before_sample": break_down}, {}))
     with pytest.raises(DependencyError):
-        evaluate_with(FolderStage(tmp_path, sets, batch_sequences=4), breaking, monkeypatch)
-    evaluate_with(FolderStage(tmp_path, sets, batch_sequences=4), lasting, monkeypatch)
+        evaluate_with(FolderStage(tmp_path, sets, batch_sequences=2), breaking, monkeypatch)
+    evaluate_with(FolderStage(tmp_path, sets, batch_sequences=2), lasting, monkeypatch)
     assert len(lasting.requests) == len(EASY) - 8
