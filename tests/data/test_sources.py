@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -384,6 +386,26 @@ def test_an_unreachable_hub_is_a_dependency(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(DependencyError, match=r"data set Team-ACE/ToolACE cannot be loaded from the hub: offline\."):
         load_examples(DataConfig(source="toolace", path="Team-ACE/ToolACE"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("DatasetNotFoundError", "Dataset 'a/b' is a gated dataset on the Hub."),
+        ("ValueError", "Unknown split \"train\". Should be one of ['test']."),
+        ("RuntimeError", "Dataset scripts are no longer supported, but found b.py"),
+    ],
+)
+def test_a_data_set_that_the_hub_does_not_give_is_bad_input(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs the train extra")
+    fault = getattr(datasets.exceptions, name, None) or getattr(builtins, name)
+
+    def refuse(path: str, split: str) -> None:
+        raise fault(f"{message}\nmore")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(InputError, match=rf"data set a/b cannot be used: {re.escape(message.rstrip('.'))}\. Check the name"):
+        load_examples(DataConfig(source="toolace", path="a/b"))
 
 
 def test_a_limit_picks_by_id_and_not_by_place(tmp_path: Path) -> None:

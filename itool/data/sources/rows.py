@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import httpx
 from pydantic import ValidationError
 
 from itool.errors import DependencyError, InputError, ItoolError, StorageError
@@ -179,14 +180,18 @@ def check_text(row: Row, text: str) -> None:
 def _read_hub(path: str) -> Iterator[Row]:
     try:
         from datasets import load_dataset  # noqa: PLC0415 - slow to import, and only hub data need it
+        from datasets.exceptions import FileNotFoundDatasetsError  # noqa: PLC0415
     except ImportError:
         raise DependencyError(f"data set {path} needs the `datasets` package", remedy="Install itool[train]") from None
     try:
         rows = load_dataset(path, split="train")
-    except (OSError, ValueError, RuntimeError) as error:  # offline, not found, gated, or no such split
+    except (FileNotFoundDatasetsError, ValueError, RuntimeError) as error:  # not there, gated, no such split, a script: no retry helps
+        first = str(error).partition("\n")[0]
+        raise InputError(f"data set {path} cannot be used: {first}", remedy="Check the name, or log in with HF_TOKEN") from error
+    except (OSError, httpx.HTTPError) as error:
         first = str(error).partition("\n")[0]
         raise DependencyError(
-            f"data set {path} cannot be loaded from the hub: {first}", remedy="Download it and set data.path to its files, or log in"
+            f"data set {path} cannot be loaded from the hub: {first}", remedy="Go online, or download it and set data.path to its files"
         ) from error
     for number, value in enumerate(rows, start=1):
         yield Row(dict(value), f"{path}:{number}")
