@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
+from itool.artifacts.manifest import Counts
 from itool.artifacts.stage import Stage, remedy_for, run_stage
 from itool.config import RunConfig
 from itool.data.chat import end_of_turn_id, load_tokenizer, token_counts
@@ -54,10 +55,14 @@ def prepare(stage: Stage) -> None:
     }
     stage.count(incoming=loaded.incoming, kept=sum(map(len, parts.values())), dropped=dropped)
     stage.check_dropped()  # before an empty set is blamed on the fractions
+    if loaded.left_out:  # they passed no check of this stage, so they may not hide what failed it
+        stage.check_dropped(Counts(incoming=loaded.picked, dropped=dropped - loaded.dropped))
     for name, examples in parts.items():
         _expect_examples(name, examples, config, dropped)
         stage.write(f"{name}.jsonl", examples)
-    stage.metrics({"examples": {name: len(examples) for name, examples in parts.items()}, "repeated": loaded.repeated})
+    stage.metrics(
+        {"examples": {name: len(examples) for name, examples in parts.items()}, "repeated": loaded.repeated, "left_out": loaded.left_out}
+    )
 
 
 def _load(config: RunConfig) -> Loaded:

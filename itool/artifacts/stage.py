@@ -194,14 +194,15 @@ class Stage:
         _log.info("checkpoint resumed", update=found.manifest.update)
         return found.folder
 
-    def check_dropped(self) -> None:
-        """Raise InputError when more records were dropped than `data.max_dropped_fraction` allows."""
-        dropped = sum(self._counts.dropped.values())
+    def check_dropped(self, counts: Counts | None = None) -> None:
+        """Raise InputError when more records were dropped, of `counts` or of all, than `data.max_dropped_fraction` allows."""
+        counts = counts or self._counts
+        dropped = sum(counts.dropped.values())
         limit = self.config.data.max_dropped_fraction
-        if dropped > limit * self._counts.incoming and self._counts.incoming:
-            top = sorted(self._counts.dropped.items(), key=lambda item: -item[1])[:3]
+        if dropped > limit * counts.incoming and counts.incoming:
+            top = sorted(counts.dropped.items(), key=lambda item: -item[1])[:3]
             reasons = ", ".join(f"{reason} {number}" for reason, number in top)
-            text = f"stage {self.id} dropped {dropped} of {self._counts.incoming} records ({reasons})"
+            text = f"stage {self.id} dropped {dropped} of {counts.incoming} records ({reasons})"
             remedy = remedy_for(top[0][0], self.config) or "Correct the data"
             raise InputError(f"{text}, more than data.max_dropped_fraction {limit}", remedy=f"{remedy}, or raise that limit")
 

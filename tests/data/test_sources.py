@@ -408,6 +408,12 @@ def test_a_data_set_that_the_hub_does_not_give_is_bad_input(name: str, message: 
         load_examples(DataConfig(source="toolace", path="a/b"))
 
 
+def test_what_a_limit_leaves_out_came_in_but_was_not_dropped(tmp_path: Path) -> None:
+    rows = [*(openai(USER, CALL, id=f"e{i}") for i in range(18)), openai(USER), openai(USER)]
+    loaded = load("openai", tmp_path, rows, count=5)
+    assert (loaded.incoming, len(loaded.examples), loaded.left_out, loaded.dropped) == (20, 5, 13, {"no_answer": 2})
+
+
 def test_a_limit_picks_by_id_and_not_by_place(tmp_path: Path) -> None:
     rows = [openai(USER, CALL, id=f"e{i}") for i in range(20)]
     few = load("openai", tmp_path, rows, count=5).examples

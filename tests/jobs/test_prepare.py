@@ -44,6 +44,19 @@ def test_training_examples_that_a_held_out_file_repeats_are_counted(tmp_path: Pa
     assert manifest.counts.dropped == {"repeats_held_out": 10}
 
 
+def test_a_limit_neither_fails_clean_data_nor_hides_what_is_too_long(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data = write_rows(tmp_path / "data.jsonl", range(190))
+    with Path(data).open("a") as file:
+        file.writelines(json.dumps({"id": f"bad-{n}", "query": "", "answers": "[]", "tools": "[]"}) + "\n" for n in range(10))
+    few = {"data__source": "xlam", "data__path": data, "data__count": 20, "data__max_dropped_fraction": 0.2, "data__held_out_fraction": 0.2}
+    manifest = prepared(tmp_path, **few)
+    assert (manifest.counts.incoming, manifest.counts.kept, sum(manifest.counts.dropped.values())) == (200, 20, 10)
+    assert manifest.metrics["left_out"] == 170
+    flags = [f"{name.replace('__', '.')}={value}" for name, value in few.items()]
+    assert prepare.main([flag for setting in [*flags, f"root={tmp_path}", "model.context_tokens=129"] for flag in ("--set", setting)]) == 65
+    assert "dropped 20 of 20 records (prompt_too_long 20)" in capfd.readouterr().err.strip().splitlines()[-1]
+
+
 def test_training_and_sampling_agree_on_the_end_of_a_turn(tmp_path: Path) -> None:
     """The template closes turns with a token that no configuration of the base names."""
     template = tmp_path / "mine.jinja"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from itool.config import DataConfig
 from itool.data.sources import openai, seal_tools, toolace, toolbench, xlam
@@ -21,17 +21,24 @@ class Loaded:
 
     `held_out` is None when the data have no set of their own for it. `dropped` counts unusable examples of both sets by reason.
     `repeated` counts exact repetitions that were read once (only where ids are made from the content): nothing is lost with them.
+    `left_out` counts usable examples of both sets beyond `count` and `held_out_count`.
     """
 
     examples: list[Example]
     held_out: list[Example] | None = None
     dropped: Counter[str] = field(default_factory=Counter)
     repeated: int = 0
+    left_out: int = 0
+
+    @property
+    def picked(self) -> int:
+        """Examples of both sets that are used."""
+        return len(self.examples) + len(self.held_out or ())
 
     @property
     def incoming(self) -> int:
-        """Examples that the data hold, usable or not."""
-        return len(self.examples) + len(self.held_out or ()) + sum(self.dropped.values())
+        """Examples that the data hold, usable or not, picked or not."""
+        return self.picked + self.left_out + sum(self.dropped.values())
 
 
 def load_examples(config: DataConfig) -> Loaded:
@@ -48,15 +55,16 @@ def load_examples(config: DataConfig) -> Loaded:
     dropped: Counter[str] = Counter()
     examples, repeated = _collect(_convert(config, config.path, pool), seen, dropped)
     _expect_some(examples, config.path, dropped)
-    held_out = None
+    usable, held_out = len(examples), None
     if config.held_out_path is not None:
         seen = {example_id: found for example_id, found in seen.items() if found.named}  # an id of the content may stand in both: split.py
         held_out, more = _collect(_convert(config, config.held_out_path, pool, held_out=True), seen, dropped)
         repeated += more
         _expect_some(held_out, config.held_out_path, dropped)
+        usable += len(held_out)
         held_out = pick(held_out, config.held_out_count)
-    picked = pick(examples, config.count)
-    return Loaded(picked, held_out, dropped, repeated)
+    loaded = Loaded(pick(examples, config.count), held_out, dropped, repeated)
+    return replace(loaded, left_out=usable - loaded.picked)
 
 
 def _convert(config: DataConfig, path: str, pool: seal_tools.Pool, *, held_out: bool = False) -> Iterator[Converted]:
