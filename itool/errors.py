@@ -6,7 +6,7 @@
     │   └── ArtifactError    65   a stored object is missing, truncated or altered
     ├── DependencyError      69   S3, vLLM or another service is down: retry
     ├── StorageError         74   the disk is full or a folder cannot be written
-    ├── NumericalError       76   a loss or a gradient is not finite: no retry helps
+    ├── NumericalError       76   a loss, a gradient or a model's output is not finite: no retry helps
     └── Interrupted          75   stopped after a verified checkpoint: start again to resume
 
 Modules refine these, never their exit code; StageFailed carries the stage's.
@@ -63,7 +63,7 @@ class Interrupted(ItoolError):  # noqa: N818 - an interruption is not an error, 
 
 
 class NumericalError(ItoolError):
-    """A loss or a gradient became NaN or infinite."""
+    """A loss, a gradient or what a model computes became NaN or infinite."""
 
     exit_code = 76
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch reader expects
 from torch import Tensor
 
+from itool.errors import NumericalError
+
 
 def sum_by(values: Tensor, owners: Tensor, count: int) -> Tensor:
     """Sum per-token `values` (N) by their owner's index (N) -> (count). The sum inside log P(y | x) = Σ_t log P(y_t | x, y_<t)."""
@@ -30,9 +32,12 @@ def nll(logps: Tensor, tokens: int) -> Tensor:
 def perplexity(logprobs: Sequence[float]) -> float:
     """How hard a ground-truth response is. Eq. (4), arXiv 2501.09766v1: `h = P(y | q, T)^(-1/n)` = exp(mean negative log-likelihood).
 
-    `logprobs`: of each of the n ≥ 1 response tokens, natural logarithm. Overflows to infinity.
+    `logprobs`: of each of the n ≥ 1 response tokens, natural logarithm. Overflows to infinity. Raises NumericalError for NaN, which would
+    look like the hardest response of all.
     """
     exponent = -math.fsum(logprobs) / len(logprobs)
+    if math.isnan(exponent):
+        raise NumericalError("a perplexity is NaN: the model's logits are not finite", remedy="Use an earlier adapter or a smaller learning rate")
     return math.exp(exponent) if exponent < 709.0 else math.inf
 
 

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from itool.errors import NumericalError
 from itool.train.losses import (
     dpo_loss,
     ipo_loss,
@@ -33,6 +34,11 @@ def test_perplexity_of_equally_likely_tokens_is_their_number():
     assert perplexity([math.log(0.5), math.log(0.125)]) == pytest.approx(4.0)
     assert perplexity([0.0]) == 1.0
     assert perplexity([-1e6]) == math.inf
+
+
+def test_a_model_that_computes_nan_has_no_perplexity():
+    with pytest.raises(NumericalError, match=r"a perplexity is NaN"):
+        perplexity([-1.0, math.nan])
 
 
 def test_dpo_by_hand():
