@@ -104,13 +104,15 @@ def _convert_gguf(path: Path, config: ModelConfig, target: Path) -> None:
     if not path.is_file():
         raise InputError(f"model.path {config.path} does not exist")
     import torch  # noqa: PLC0415 - takes seconds
+    from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
 
+    faults = (ValueError, LookupError, OverflowError, RuntimeError, OSError, struct.error, ImportError, StrictDataclassError)
     dtype = getattr(torch, config.dtype)
     try:
         quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-    except (ValueError, KeyError, RuntimeError, struct.error, ImportError) as error:
+    except faults as error:  # what the readers say of a file that is cut or damaged; nothing is written here
         raise InputError(f"{path} cannot be read as a GGUF model: {error}", remedy="Check the file, and that gguf is installed") from None
     plain_config = quantised.config
     if hasattr(plain_config, "quantization_config"):

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,22 @@ def test_a_path_that_is_nothing_is_refused(tmp_path):
         materialise(config("/nowhere/at/all"), tmp_path / "target")
     with pytest.raises(InputError, match="does not exist"):
         materialise(config(tmp_path / "no.gguf"), tmp_path / "target")
+
+
+def gguf_header() -> bytes:
+    """The first bytes of a GGUF file of version 3 that promises two strings and a tensor."""
+    strings = ((b"general.architecture", b"llama"), (b"general.name", "Zoé".encode()))
+    fields = (struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(value)) + value for key, value in strings)
+    return b"GGUF" + struct.pack("<IQQ", 3, 1, len(strings)) + b"".join(fields)
+
+
+@pytest.mark.parametrize("size", [0, 4, 20, 40, -1, None])
+def test_a_gguf_file_that_ends_within_its_header_is_refused(size, tmp_path):
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(gguf_header()[:size])
+    with pytest.raises(InputError, match=r"cut.gguf cannot be read as a GGUF model: .*Check the file") as caught:
+        materialise(config(path), tmp_path / "target")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("path", ["models/smolm", "smolm"])
