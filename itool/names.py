@@ -6,8 +6,8 @@ from typing import Literal
 
 Method = Literal["mcts_dpo", "best_of_n", "rejection_sampling", "sft_continued"]
 """The paper's method and its controls."""
-SFT_CONTROLS: tuple[Method, ...] = ("rejection_sampling", "sft_continued")
-"""Those that train on responses; the others train on pairs."""
+SFT_CONTROLS: tuple[Method, ...] = ("sft_continued", "rejection_sampling")
+"""Those that train on right responses, not on pairs."""
 
 Backend = Literal["local", "kubernetes"]
 """Where stages run."""

@@ -29,7 +29,7 @@ class StageId(NamedTuple):
 
 @dataclass(frozen=True)
 class StageSpec:
-    """What is fixed about a stage. `settings` are dotted paths into RunConfig whose values enter the artifact's key."""
+    """What is fixed about a stage. `settings` are dotted paths into RunConfig whose values enter the artifact's key, unless `unread`."""
 
     name: StageName
     purpose: str
@@ -145,6 +145,12 @@ def stage_ids(config: RunConfig) -> list[StageId]:
     return list(_stage_ids(config.method, config.iterations))
 
 
+def stage_names(method: Method) -> tuple[StageName, ...]:
+    """The stages that a run of a method has."""
+    loop = _loop_stages(method)
+    return tuple(name for name in STAGES if name in ("prepare", "warmup", "evaluate", "report") or name in loop)
+
+
 def _loop_stages(method: Method) -> tuple[StageName, ...]:
     return ("dpo", "evaluate") if method == "sft_continued" else ("score", "generate", "dpo", "evaluate")
 
@@ -215,36 +221,82 @@ def shards_of(config: RunConfig, stage: StageId) -> int:
     return config.search.shards if STAGES[stage.name].sharded else 1
 
 
-def settings_of(config: RunConfig, name: StageName) -> dict[str, Any]:
-    """The values of the settings that a stage depends on, by dotted path; nested sections are flattened."""
-    document = config.model_dump(mode="json")
-    values: dict[str, Any] = {}
-    for path in STAGES[name].settings:
-        value: Any = document
-        for part in path.split("."):
-            value = value[part]
-        values.update(flatten({path: value}))
-    return values
-
-
-def artifact_key(config: RunConfig, stage: StageId, inputs: dict[str, str], *, settings: dict[str, Any] | None = None) -> str:
-    """Content address of a stage's result: 16 hex digits over its settings and the content digests of its inputs, by role.
-
-    `settings` are `settings_of` the stage, where the caller has them already.
-    """
-    recipe = {
-        "stage": stage.name,
-        "iteration": stage.iteration,
-        "version": STAGES[stage.name].version,
-        "settings": settings_of(config, stage.name) if settings is None else settings,
-        "inputs": inputs,
-    }
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
-
-
 def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A document's values by dotted path."""
     flat: dict[str, Any] = {}
     for key, value in document.items():
         flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
     return flat
+
+
+_DEFAULTS = flatten(RunConfig().model_dump(mode="json"))
+_DEPTH_ONE = ("granularity", "width", "root_samples", "depth_limit", "simulations", "c_puct", "gamma", "min_visits", "confidence_weight")
+_UNREAD_BY_SEARCH: dict[Method, tuple[str, ...]] = {
+    "mcts_dpo": ("best_of",),
+    "best_of_n": _DEPTH_ONE,
+    "rejection_sampling": (*_DEPTH_ONE, "inject_ground_truth"),
+}
+_OF_PREFERENCES = (
+    "loss",
+    "beta",
+    "simpo_gamma",
+    "length_normalised",
+    "nll_weight",
+    "nll_on",
+    "label_smoothing",
+    "reference",
+    "replay_from",
+)
+
+
+def unread(values: Mapping[str, Any], name: StageName) -> frozenset[str]:
+    """Which of a stage's settings it does not read, given the values of all (by dotted path): none of them changes its result.
+
+    A setting that is read and stands here would give stale results: what is in doubt counts as read.
+    """
+    match name:
+        case "warmup":
+            return frozenset({"warmup.checkpoint_seconds"})
+        case "score" if values["select.by"] == "perplexity":
+            return frozenset({"select.samples", "search.temperature", "policy.backend"})
+        case "score":
+            return frozenset({"select.batch_tokens"})
+        case "generate":
+            return frozenset(f"search.{field}" for field in _UNREAD_BY_SEARCH.get(values["method"], ()))
+        case "dpo" if values["method"] in SFT_CONTROLS:
+            return frozenset(f"dpo.{field}" for field in ("checkpoint_seconds", *_OF_PREFERENCES))
+        case "dpo":
+            return frozenset({"dpo.checkpoint_seconds"})
+        case "evaluate" if not values["evaluate.pass_examples"]:
+            return frozenset({"evaluate.pass_k", "search.temperature"})
+        case _:
+            return frozenset()
+
+
+def settings_read(values: Mapping[str, Any], name: StageName) -> dict[str, Any]:
+    """Those of a configuration's values, by dotted path, that a stage depends on."""
+    left_out = unread(values, name)
+    below = tuple(f"{path}." for path in STAGES[name].settings)
+    return {path: values[path] for path in values if path not in left_out and f"{path}.".startswith(below)}
+
+
+def settings_of(config: RunConfig, name: StageName) -> dict[str, Any]:
+    """The values of the settings that a stage depends on, by dotted path; nested sections are flattened."""
+    return settings_read(flatten(config.model_dump(mode="json")), name)
+
+
+def artifact_key(config: RunConfig, stage: StageId, inputs: dict[str, str], *, settings: dict[str, Any] | None = None) -> str:
+    """Content address of a stage's result: 16 hex digits over its settings and the content digests of its inputs, by role.
+
+    `settings` are `settings_of` the stage, where the caller has them already. What is unread enters with its default: which settings
+    are, can change without a new key for artifacts that had the default.
+    """
+    settings = settings_of(config, stage.name) if settings is None else settings
+    recipe = {
+        "stage": stage.name,
+        "iteration": stage.iteration,
+        "version": STAGES[stage.name].version,
+        "settings": settings | {path: _DEFAULTS[path] for path in unread(settings, stage.name)},
+        "inputs": inputs,
+    }
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]

@@ -301,13 +301,12 @@ def _nearest(settings: dict[str, Any], refs: dict[str, ArtifactRef], siblings: l
 
 
 def _setting_changes(old: Manifest, settings: dict[str, Any]) -> list[str]:
-    names = [*settings, *(name for name in old.settings if name not in settings)]
-    absent = "(absent)"
-    return [
-        f"{name} {_show(old.settings.get(name, absent))} -> {_show(settings.get(name, absent))}"
-        for name in names
-        if old.settings.get(name, absent) != settings.get(name, absent)
+    """Settings whose values differ. One that only one of both reads follows from another that differs, or is new in this version."""
+    known = old.settings
+    changes = [
+        f"{name} {_show(known[name])} -> {_show(settings[name])}" for name in settings if settings[name] != known.get(name, settings[name])
     ]
+    return changes or [f"{name} is read now: {_show(settings[name])}" for name in settings if name not in known]
 
 
 def _changed_inputs(old: Manifest, refs: dict[str, ArtifactRef]) -> list[str]:

@@ -22,10 +22,7 @@ from itool.errors import InputError
 from itool.evaluate.intervals import Interval, paired_difference, spread, unpaired_difference
 from itool.evaluate.report_schema import EvaluationReport, Part, Report
 from itool.records import DIFFICULTIES
-from itool.stages import STAGES, flatten
-
-OF_THE_ARM = {path for stage in STAGES.values() for path in stage.settings} - {"run", "seed"}
-"""What a result depends on; not where and by how many pods it was computed."""
+from itool.stages import flatten, settings_read, stage_names
 
 
 class Difference(Part):
@@ -128,18 +125,20 @@ def compare_runs(reports: Sequence[Report], *, outdated: Collection[str] = ()) -
 
 def arm_names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """A name per run, the same for runs of one arm: the method, and what tells it from other arms of that method."""
-    flat = [{key: value for key, value in flatten(config).items() if _is_of_the_arm(key)} for config in configs]
+    flat = [_of_the_arm(flatten(config)) for config in configs]
     names = []
     for own in flat:
         rivals = [other for other in flat if other["method"] == own["method"]]
-        differing = [key for key in own if any(other.get(key) != own[key] for other in rivals)]
+        differing = [key for key in own if any(key in other and other[key] != own[key] for other in rivals)]
         shown = ", ".join(f"{key}={own[key]}" for key in differing)
         names.append(f"{own['method']} ({shown})" if shown else str(own["method"]))
     return names
 
 
-def _is_of_the_arm(key: str) -> bool:
-    return any(key == path or key.startswith(f"{path}.") for path in OF_THE_ARM)
+def _of_the_arm(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's result depends on; not where and by how many pods it was computed, nor what its method does not read."""
+    read = {path for name in stage_names(values["method"]) for path in settings_read(values, name)} - {"run", "seed"}
+    return {path: value for path, value in values.items() if path in read}
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:

@@ -37,7 +37,9 @@ def perplexity(logprobs: Sequence[float]) -> float:
     """
     exponent = -math.fsum(logprobs) / len(logprobs)
     if math.isnan(exponent):
-        raise NumericalError("a perplexity is NaN: the model's logits are not finite", remedy="Use an earlier adapter or a smaller learning rate")
+        raise NumericalError(
+            "a perplexity is NaN: the model's logits are not finite", remedy="Use an earlier adapter or a smaller learning rate"
+        )
     return math.exp(exponent) if exponent < 709.0 else math.inf
 
 

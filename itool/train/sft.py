@@ -148,7 +148,8 @@ def _train(
     base = load_model(model_dir, dtype=config.dtype)
     check_fits(base, rows)
     model = load_adapter(base, adapter_in, trainable=True) if adapter_in else new_adapter(base, config, seed=seed)
-    identity = fingerprint(rows, plan, settings, config, seed)
+    read = settings.model_dump(include=set(OptimizerConfig.model_fields) - {"checkpoint_seconds"})  # the plan holds what else is read
+    identity = fingerprint(rows, plan, read, config, seed)
     hooks = hooks or TrainingHooks()
     with repeatable_kernels(), tempfile.TemporaryDirectory(prefix="itool-sft-") as scratch:
         trainer = TokenSftTrainer(

@@ -238,8 +238,9 @@ def check_fits(model: Any, rows: Sequence[TokenSequence | StepPair]) -> None:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Identity of data and settings, for checkpoints."""
+    """Identity of data and settings, for checkpoints; how often these are written changes nothing."""
     digest = hashlib.sha256()
     for part in parts:
+        part = part.model_copy(update={"checkpoint_seconds": None}) if isinstance(part, OptimizerConfig) else part
         digest.update(repr(part).encode())
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -14,9 +15,9 @@ from itool.artifacts.catalogue import remove_artifact
 from itool.artifacts.manifest import FileEntry, Manifest, artifact_prefix, manifest_key
 from itool.artifacts.resolve import Observed, Resolution, forget_done, observe, resolve, resolve_observed, resolve_one, shard_prefix
 from itool.artifacts.store import FolderStore
-from itool.config import RunConfig, parse_config
+from itool.config import RunConfig, merge_config, parse_config
 from itool.names import StageName
-from itool.stages import STAGES, StageId, artifact_key, inputs_of, settings_of, stage_ids
+from itool.stages import STAGES, StageId, artifact_key, flatten, inputs_of, settings_of, stage_ids
 from tests.fakes.counted_store import CountedStore
 
 WHEN = datetime(2026, 11, 21, tzinfo=UTC)
@@ -97,6 +98,64 @@ def test_a_changed_setting_reruns_only_what_reads_it_and_says_so() -> None:
     assert states(resolutions) == {"i1/dpo": "stale", "i1/evaluate": "waiting", "i1/report": "waiting"}
     assert resolutions[StageId(1, "dpo")].reason == "dpo.beta 0.1 -> 0.3"
     assert resolutions[StageId(1, "evaluate")].reason == "input adapter (i1/dpo) may change"
+
+
+CONTROL = {"method": "sft_continued"}
+
+
+@pytest.mark.parametrize(
+    ("before", "change", "reread"),
+    [
+        ({}, "warmup.checkpoint_seconds=9", []),
+        ({}, "dpo.checkpoint_seconds=9", []),
+        ({}, "search.best_of=9", []),
+        ({"method": "best_of_n"}, "search.best_of=9", ["generate"]),
+        ({"method": "best_of_n"}, "search.simulations=9", []),
+        ({"method": "best_of_n"}, "search.inject_ground_truth=false", ["generate"]),
+        ({"method": "rejection_sampling"}, "search.inject_ground_truth=false", []),
+        ({"method": "rejection_sampling"}, "dpo.loss=ipo", []),
+        ({}, "select.samples=9", []),
+        ({}, "policy.backend=vllm", ["generate", "evaluate"]),
+        ({}, "search.temperature=0.5", ["generate"]),
+        ({"select": {"by": "pass_rate"}}, "select.samples=9", ["score"]),
+        ({"select": {"by": "pass_rate"}}, "search.temperature=0.5", ["score", "generate"]),
+        ({"select": {"by": "pass_rate"}}, "select.batch_tokens=9", []),
+        ({}, "select.batch_tokens=9", ["score"]),
+        (CONTROL, "dpo.beta=0.5", []),
+        (CONTROL, "dpo.reference=warmup", []),
+        (CONTROL, "dpo.updates=9", ["dpo"]),
+        ({}, "dpo.reference=warmup", ["dpo"]),
+        ({}, "evaluate.pass_k=[1]", []),
+        ({"evaluate": {"pass_examples": 2}}, "evaluate.pass_k=[1]", ["evaluate"]),
+        ({"evaluate": {"pass_examples": 2}}, "search.temperature=0.5", ["generate", "evaluate"]),
+    ],
+)
+def test_a_setting_reruns_only_the_stages_that_read_it_under_the_other_settings(
+    before: dict[str, object], change: str, reread: list[str]
+) -> None:
+    config, changed = configured(**before), merge_config({"iterations": 1} | copy.deepcopy(before), [change], origin="test")
+    assert settings_of(config, "report") == settings_of(changed, "report")
+    keys = [[(stage.name, artifact_key(c, stage, dict.fromkeys(inputs_of(c, stage), ""))) for stage in stage_ids(c)] for c in (config, changed)]
+    assert [name for name in STAGES if any(old != new and old[0] == name for old, new in zip(*keys, strict=True))] == reread
+
+
+def test_another_selection_is_one_change_and_its_own_settings_are_none() -> None:
+    world = World()
+    world.finish_all(configured())
+    world.finish_all(configured(select={"by": "pass_rate", "samples": 4}))
+    score = StageId(1, "score")
+    assert world.resolve(configured(select={"by": "pass_rate", "samples": 6}))[score].reason == "select.samples 4 -> 6"
+    world = World()
+    world.finish_all(configured())
+    assert world.resolve(configured(select={"by": "pass_rate", "samples": 4}))[score].reason == "select.by perplexity -> pass_rate"
+
+
+def test_leaving_a_setting_unread_keeps_the_key_of_what_had_its_default() -> None:
+    config = configured()
+    everything = flatten(config.model_dump(mode="json"))
+    settings = {path: value for path, value in everything.items() if path == "seed" or path.startswith(("model.", "warmup."))}
+    assert "warmup.checkpoint_seconds" in settings
+    assert artifact_key(config, WARMUP, {}, settings=settings) == artifact_key(config, WARMUP, {})
 
 
 def test_changing_a_setting_back_is_a_hit_again() -> None:

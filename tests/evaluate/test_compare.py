@@ -70,6 +70,16 @@ def test_arms_are_told_apart_by_the_settings_that_differ():
     assert arm_names(dumped) == ["mcts_dpo (dpo.loss=dpo)", "mcts_dpo (dpo.loss=dpo)", "mcts_dpo (dpo.loss=simpo)", "sft_continued"]
 
 
+def test_what_a_method_does_not_read_makes_no_arm():
+    less, other = {"search": {"best_of": 14, "confidence_weight": 0.5}, "warmup": {"checkpoint_seconds": 9.0}}, {"select": {"by": "pass_rate"}}
+    configs = (fake_config(), fake_config(**less), fake_config(**other))
+    names = arm_names([config.model_dump(mode="json") for config in configs])
+    assert names == ["mcts_dpo (select.by=perplexity)", "mcts_dpo (select.by=perplexity)", "mcts_dpo (select.by=pass_rate)"]
+    unread = {"dpo": {"beta": 0.5}, "search": {"width": 9}}
+    controls = [fake_config(method="sft_continued", **more).model_dump(mode="json") for more in ({}, unread)]
+    assert arm_names(controls) == ["sft_continued", "sft_continued"]
+
+
 def test_an_uneven_budget_is_said(two):
     runs = compare_runs([two[0], result("short", gain=-0.1)])
     assert runs.runs[1].iteration < 3

@@ -12,6 +12,7 @@ from itool.errors import DependencyError, InputError, Interrupted, NumericalErro
 from itool.policy.protocol import Sample
 from itool.records import Example, SearchTree
 from itool.search.generate import PROMPT_TOO_LONG, QUESTION_TOO_LONG, UNUSABLE, SearchBlock, pairs_of, prepare_task, search_examples
+from itool.stages import flatten, unread
 from tests.fakes.byte_tokenizer import byte_tokenizer
 from tests.fakes.scripted_policy import ScriptedPolicy
 from tests.search.scenes import WEATHER, WRONG_DAYS, WRONG_UNIT, weather_example
@@ -211,6 +212,20 @@ def test_the_controls_take_whole_responses_as_steps_and_never_ask_for_self_evalu
     [tree] = _trees(_search(policy, _config(method=method, search={"confidence_weight": 0.5}), EXAMPLES[:1])).values()
     assert [node.terminal for node in tree.nodes] == [False] + [True] * 3
     assert policy.questions == 0
+
+
+@pytest.mark.parametrize("method", ["mcts_dpo", "best_of_n", "rejection_sampling"])
+def test_what_enters_no_key_of_a_search_changes_nothing_that_it_finds(method: str) -> None:
+    def found(**search: Any) -> tuple[list[SearchBlock], list[Any]]:
+        config = _config(method=method, search=search)
+        blocks = _search(_policy(), config, EXAMPLES[:2])
+        return blocks, [pairs_of(tree, config) for tree in _trees(blocks).values()]
+
+    others = {"granularity": "call", "inject_ground_truth": False, "gamma": 0.25, "c_puct": 9.0, "confidence_weight": 0.5}
+    left_out = unread(flatten(_config(method=method).model_dump()), "generate")
+    assert left_out
+    for field in (path.removeprefix("search.") for path in left_out):
+        assert found(**{field: others.get(field, 1)}) == found(), field
 
 
 def test_sampled_tokens_are_counted_for_search_and_control_alike() -> None:

@@ -3,15 +3,16 @@ import os
 import pytest
 import torch
 
-from itool.config import WarmupConfig
+from itool.config import DpoConfig, OptimizerConfig, RunConfig, WarmupConfig
 from itool.errors import ArtifactError, InputError, Interrupted, NumericalError
 from itool.muon import Muon
 from itool.train.hooks import TrainingHooks
 from itool.train.model import load_model
 from itool.train.optimizer import build_optimizer, schedule_factor
 from itool.train.sequences import TokenSequence
-from itool.train.sft import plan_curriculum, train_sft
-from itool.train.updates import repeatable_kernels
+from itool.stages import flatten, unread
+from itool.train.sft import plan_continuation, plan_curriculum, train_sft
+from itool.train.updates import fingerprint, repeatable_kernels
 
 FAST = WarmupConfig(epochs=2, batch_examples=8, learning_rate=1e-2, batch_tokens=128, optimizer="adamw")
 
@@ -165,3 +166,16 @@ def test_a_gpu_gets_repeatable_kernels_and_whoever_samples_after_a_training_does
         assert torch.are_deterministic_algorithms_enabled()
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_what_enters_no_key_of_an_sft_control_is_read_by_none_of_its_updates():
+    left_out = {path.removeprefix("dpo.") for path in unread(flatten(RunConfig(method="sft_continued").model_dump()), "dpo")}
+    assert left_out & set(OptimizerConfig.model_fields) == {"checkpoint_seconds"}
+    others = {"loss": "ipo", "nll_on": "answer", "label_smoothing": "visits", "reference": "warmup", "replay_from": "warmup_and_buffer"}
+    changed = DpoConfig(**{field: others.get(field, 1) for field in left_out})
+    assert plan_continuation(10, 50, changed, seed=1) == plan_continuation(10, 50, DpoConfig(), seed=1)
+
+
+def test_a_checkpoint_serves_whatever_the_time_between_checkpoints():
+    assert fingerprint([1], WarmupConfig(checkpoint_seconds=9)) == fingerprint([1], WarmupConfig())
+    assert fingerprint([1], WarmupConfig(weight_decay=0.5)) != fingerprint([1], WarmupConfig())
