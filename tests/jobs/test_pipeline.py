@@ -99,7 +99,7 @@ def test_a_control_reuses_the_warm_up_and_trains_as_many_updates(finished: Path,
     assert not {"i0-prepare", "i0-warmup", "i0-evaluate"} & set(stages_started(done.stderr))
     report = json.loads(itoolctl("report", method.replace("_", "-"), "--output", "json", cwd=folder).stdout)
     assert report["method"] == method
-    assert report["iterations"][0]["updates"] in (0, 3)
+    assert report["iterations"][0]["updates"] == 3
     compared = itoolctl("compare", "demo", method.replace("_", "-"), "--output", "json", cwd=folder)
     assert json.loads(compared.stdout)
 
