@@ -259,8 +259,6 @@ def unread(values: Mapping[str, Any], name: StageName) -> frozenset[str]:
             return frozenset({"warmup.checkpoint_seconds"})
         case "score" if values["select.by"] == "perplexity":
             return frozenset({"select.samples", "search.temperature", "policy.backend"})
-        case "score":
-            return frozenset({"select.batch_tokens"})
         case "generate":
             return frozenset(f"search.{field}" for field in _UNREAD_BY_SEARCH.get(values["method"], ()))
         case "dpo" if values["method"] in SFT_CONTROLS:

@@ -119,7 +119,6 @@ CONTROL = {"method": "sft_continued"}
         ({}, "search.temperature=0.5", ["generate"]),
         ({"select": {"by": "pass_rate"}}, "select.samples=9", ["score"]),
         ({"select": {"by": "pass_rate"}}, "search.temperature=0.5", ["score", "generate"]),
-        ({"select": {"by": "pass_rate"}}, "select.batch_tokens=9", []),
         ({}, "select.batch_tokens=9", ["score"]),
         (CONTROL, "dpo.beta=0.5", []),
         (CONTROL, "dpo.reference=warmup", []),
