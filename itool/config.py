@@ -75,6 +75,12 @@ class DataConfig(Section):
     )
     max_dropped_fraction: Share = Field(0.2, description="more unusable examples than this fail the stage")
 
+    @property
+    def pool_file(self) -> Path:
+        """Seal-Tools' pool of tools: `tool_pool_path`, else `tool.jsonl` beside the training data."""
+        data = Path(self.path or "")
+        return Path(self.tool_pool_path) if self.tool_pool_path else (data if data.is_dir() else data.parent) / "tool.jsonl"
+
 
 class OptimizerConfig(Section):
     """Settings that SFT and preference training share."""

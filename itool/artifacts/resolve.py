@@ -20,10 +20,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
+from itool.artifacts.local_files import CONTENT, file_fingerprints
 from itool.artifacts.manifest import MANIFEST_NAME, ArtifactRef, Manifest, artifact_prefix, manifest_key, parse_manifest
 from itool.artifacts.store import Store
 from itool.config import RunConfig
 from itool.errors import ArtifactError
+from itool.names import StageName
 from itool.stages import STAGES, StageId, artifact_key, inputs_of, settings_of, shards_of, stage_ids
 
 State = Literal["done", "stale", "missing", "waiting", "damaged"]
@@ -58,11 +60,15 @@ class Resolution:
 
 @dataclass(frozen=True)
 class Observed:
-    """What lies in the store for a run: object sizes by key, readable manifests by prefix, unreadable ones with the reason."""
+    """What lies in the store for a run: object sizes by key, readable manifests by prefix, unreadable ones with the reason.
+
+    `files` are the fingerprints of the local files that `prepare` reads.
+    """
 
     sizes: Mapping[str, int] = field(default_factory=dict)
     manifests: Mapping[str, Manifest] = field(default_factory=dict)
     broken: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def resolve(store: Store, config: RunConfig) -> dict[StageId, Resolution]:
@@ -73,20 +79,33 @@ def resolve(store: Store, config: RunConfig) -> dict[StageId, Resolution]:
 def resolve_one(store: Store, config: RunConfig, stage: StageId, key: str) -> dict[StageId, Resolution] | None:
     """A stage that is to make the artifact `key`, and its inputs: what was written elsewhere in the run is not looked at.
 
-    None when the artifact is there, or no inputs in the store give this key, and for the report, which reads the whole run; `resolve`
-    then says more. Costs one listing and one manifest per input, however long the run is: each of thousands of shards asks this.
+    None when the artifact is there, or no inputs in the store give this key; `resolve` then says more. Costs one listing and one
+    manifest per input, however long the run is: each of thousands of shards asks this. The report reads the whole run.
     """
     prefix = artifact_prefix(config.run, stage, key)
-    if stage.name == "report" or store.size(manifest_key(prefix)) is not None:
+    if store.size(manifest_key(prefix)) is not None:
         return None
-    sources, settings = inputs_of(config, stage), settings_of(config, stage.name)
+    if stage.name == "report":
+        return _resolve_begun(config, observe(store, config), stage, key)
+    sources = inputs_of(config, stage)
     observed = observe(store, config, known=Observed(), stages=set(sources.values()))
+    settings = _settings_of(config, stage.name, observed, [])
     for found in itertools.product(*(_on_hand(config, source, observed) for source in sources.values())):
         refs = {role: manifest.ref() for role, (_, manifest) in zip(sources, found, strict=True)}
         if artifact_key(config, stage, {role: ref.digest for role, ref in refs.items()}, settings=settings) == key:
             own = Resolution(stage, "missing", "has not run yet", key, prefix, inputs=refs, shards=shards_of(config, stage))
             inputs = (_done(m, folder, "up to date", m.inputs) for folder, m in found)
             return {own.stage: own} | {source.stage: source for source in inputs}
+    return None
+
+
+def _resolve_begun(config: RunConfig, observed: Observed, stage: StageId, key: str) -> dict[StageId, Resolution] | None:
+    """The run in which this stage has this key, also when local files have changed since it was begun."""
+    prepared = [manifest for manifest in observed.manifests.values() if manifest.stage == "prepare"]
+    for files in ({file: manifest.settings.get(file) for file in observed.files} for manifest in prepared):
+        resolutions = resolve_observed(config, replace(observed, files=files))
+        if resolutions[stage].key == key:
+            return resolutions
     return None
 
 
@@ -124,7 +143,7 @@ def observe(store: Store, config: RunConfig, *, known: Observed | None = None, s
             manifests[prefix] = found
         else:
             broken[prefix] = found
-    return Observed(sizes, manifests, broken)
+    return Observed(sizes, manifests, broken, file_fingerprints(config))
 
 
 def _list(store: Store, folders: list[str], known: Mapping[str, int]) -> dict[str, int]:
@@ -167,11 +186,11 @@ def resolve_observed(
     explained anew, so that a long run costs little after each of its stages.
     """
     resolutions: dict[StageId, Resolution] = {}
-    settings = {name: settings_of(config, name) for name in STAGES}
     siblings: dict[StageId, list[Manifest]] = defaultdict(list)
     for prefix, manifest in observed.manifests.items():
         if prefix.partition("/")[0] in _runs(config):
             siblings[manifest.id].append(manifest)
+    settings = {name: _settings_of(config, name, observed, siblings[StageId(0, name)]) for name in STAGES}
     for stage in stage_ids(config):
         earlier = settled.get(stage) if settled else None
         if earlier is not None and earlier.done:
@@ -197,7 +216,7 @@ def forget_done(
     manifests = {key: manifest for key, manifest in observed.manifests.items() if not key.startswith(done)}
     broken = {key: problem for key, problem in observed.broken.items() if not key.startswith(done)}
     short = {stage: replace(found, manifest=None, inputs={}) if found.done else found for stage, found in resolutions.items()}
-    return Observed(sizes, manifests, broken), short
+    return replace(observed, sizes=sizes, manifests=manifests, broken=broken), short
 
 
 def damage(manifest: Manifest, prefix: str, sizes: Mapping[str, int]) -> str | None:
@@ -210,6 +229,24 @@ def damage(manifest: Manifest, prefix: str, sizes: Mapping[str, int]) -> str | N
         if found != entry.size:
             return f"{key} has {found} bytes, the manifest says {entry.size}"
     return None
+
+
+def _settings_of(config: RunConfig, name: StageName, observed: Observed, siblings: list[Manifest]) -> dict[str, Any]:
+    """The settings of a stage, for `prepare` with the fingerprints of its files.
+
+    A file that is not here (any more), as in another working directory, counts as the one that was read last: nothing says otherwise.
+    """
+    settings = settings_of(config, name)
+    if name == "prepare":
+        files = {file: found or _last_read(file, settings, siblings) for file, found in observed.files.items()}
+        settings |= {file: fingerprint for file, fingerprint in files.items() if fingerprint is not None}
+    return settings
+
+
+def _last_read(file: str, settings: dict[str, Any], siblings: list[Manifest]) -> str | None:
+    path = file.removesuffix(CONTENT)
+    readers = [manifest for manifest in siblings if file in manifest.settings and manifest.settings.get(path) == settings[path]]
+    return str(max(readers, key=lambda manifest: manifest.ended).settings[file]) if readers else None
 
 
 def _resolve_stage(
@@ -303,10 +340,21 @@ def _nearest(settings: dict[str, Any], refs: dict[str, ArtifactRef], siblings: l
 def _setting_changes(old: Manifest, settings: dict[str, Any]) -> list[str]:
     """Settings whose values differ. One that only one of both reads follows from another that differs, or is new in this version."""
     known = old.settings
-    changes = [
-        f"{name} {_show(known[name])} -> {_show(settings[name])}" for name in settings if settings[name] != known.get(name, settings[name])
-    ]
-    return changes or [f"{name} is read now: {_show(settings[name])}" for name in settings if name not in known]
+    changed = [name for name in settings if settings[name] != known.get(name, settings[name])]
+    changes = [f"{name} {_show(known[name])} -> {_show(settings[name])}" for name in changed if not name.endswith(CONTENT)]
+    files = [name.removesuffix(CONTENT) for name in changed if name.endswith(CONTENT)]
+    changes += [f"{_name_file(name, settings)} has changed since" for name in files if name not in changed]
+    return changes or [_is_read_now(name, settings) for name in settings if name not in known]
+
+
+def _is_read_now(name: str, settings: dict[str, Any]) -> str:
+    if name.endswith(CONTENT):
+        return f"{_name_file(name.removesuffix(CONTENT), settings)} may have changed since: nobody looked into it then"
+    return f"{name} is read now: {_show(settings[name])}"
+
+
+def _name_file(name: str, settings: dict[str, Any]) -> str:
+    return name if settings[name] is None else f"{name} {settings[name]}"
 
 
 def _changed_inputs(old: Manifest, refs: dict[str, ArtifactRef]) -> list[str]:

@@ -28,6 +28,7 @@ from itool.artifacts.checkpoints import Checkpoints
 from itool.artifacts.commit import commit, join_shards, read_manifest
 from itool.artifacts.disk import storage_error
 from itool.artifacts.inputs import InputFiles, RecordT, read_records
+from itool.artifacts.local_files import file_fingerprints
 from itool.artifacts.manifest import Counts, Manifest, code_version
 from itool.artifacts.process import (
     JobArguments,
@@ -80,6 +81,8 @@ class Stage:
         self._resolution = resolution
         self._files = InputFiles(store, inputs)
         self._inputs = inputs
+        files = file_fingerprints(config) if self.id.name == "prepare" else {}
+        self._settings = settings_of(config, self.id.name) | {name: found for name, found in files.items() if found is not None}
         self._checkpoints = Checkpoints(store, shard_prefix(resolution.prefix, self.shard, self.shards), secrets.token_hex(4))
         self._counts = Counts()
         self._metrics: dict[str, Any] = {}
@@ -217,7 +220,7 @@ class Stage:
             shard=self.shard,
             shards=self.shards,
             inputs=dict(self._resolution.inputs),
-            settings=settings_of(self.config, self.id.name),
+            settings=self._settings,
             files={},
             counts=self._counts,
             metrics=self._metrics,

@@ -12,6 +12,7 @@ from unittest.mock import ANY
 import pytest
 
 from itool.artifacts.catalogue import remove_artifact
+from itool.artifacts.local_files import file_fingerprints
 from itool.artifacts.manifest import FileEntry, Manifest, artifact_prefix, manifest_key
 from itool.artifacts.resolve import Observed, Resolution, forget_done, observe, resolve, resolve_observed, resolve_one, shard_prefix
 from itool.artifacts.store import FolderStore
@@ -34,11 +35,12 @@ class World:
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}
         self.manifests: dict[str, Manifest] = {}
+        self.files: dict[str, str | None] = {}
         self.clock = WHEN
 
     @property
     def observed(self) -> Observed:
-        return Observed(self.sizes, self.manifests)
+        return Observed(self.sizes, self.manifests, files=self.files)
 
     def resolve(self, config: RunConfig) -> dict[StageId, Resolution]:
         return resolve_observed(config, self.observed)
@@ -47,7 +49,9 @@ class World:
         """Pretend that a stage ran; its content depends on its name only, unless told otherwise."""
         inputs = {role: self.resolve(config)[source].artifact for role, source in inputs_of(config, stage).items()}
         refs = {role: artifact for role, artifact in inputs.items() if artifact is not None}
-        key = artifact_key(config, stage, {role: ref.digest for role, ref in refs.items()})
+        files = self.files if stage == PREPARE else {}
+        settings = settings_of(config, stage.name) | {name: found for name, found in files.items() if found}
+        key = artifact_key(config, stage, {role: ref.digest for role, ref in refs.items()}, settings=settings)
         self.clock += timedelta(seconds=1)
         manifest = Manifest(
             run=config.run,
@@ -56,7 +60,7 @@ class World:
             stage_version=STAGES[stage.name].version,
             key=key,
             inputs=refs,
-            settings=settings_of(config, stage.name),
+            settings=settings,
             files={"a.jsonl": FileEntry(size=1, sha256=(f"{stage}{content}".encode().hex() + "0" * 64)[:64])},
             started=self.clock,
             ended=self.clock,
@@ -98,6 +102,66 @@ def test_a_changed_setting_reruns_only_what_reads_it_and_says_so() -> None:
     assert states(resolutions) == {"i1/dpo": "stale", "i1/evaluate": "waiting", "i1/report": "waiting"}
     assert resolutions[StageId(1, "dpo")].reason == "dpo.beta 0.1 -> 0.3"
     assert resolutions[StageId(1, "evaluate")].reason == "input adapter (i1/dpo) may change"
+
+
+OWN_DATA = {"source": "xlam", "path": "mine.jsonl"}
+
+
+def test_a_corrected_data_file_reruns_what_its_content_changes_and_no_more() -> None:
+    config, world = configured(data=OWN_DATA), World()
+    world.files = {"data.path (content)": "0001", "model.path (content)": None}
+    world.finish_all(config)
+    assert states(world.resolve(config)) == {}
+    world.files = {"data.path (content)": "0002", "model.path (content)": None}
+    prepare = world.resolve(config)[PREPARE]
+    assert (prepare.state, prepare.reason) == ("stale", "data.path mine.jsonl has changed since")
+    world.finish(config, PREPARE)
+    assert states(world.resolve(config)) == {}, "the same bytes came out: nothing else runs"
+    world.files["data.path (content)"] = "0001"
+    assert world.resolve(config)[PREPARE].done
+
+
+def test_a_file_that_is_not_here_counts_as_the_one_that_was_read_last() -> None:
+    config, world = configured(data=OWN_DATA), World()
+    for content in ("0001", "0002"):
+        world.files = {"data.path (content)": content}
+        world.finish(config, PREPARE)
+    newest = world.resolve(config)[PREPARE].key
+    world.files = {"data.path (content)": None}
+    assert (world.resolve(config)[PREPARE].state, world.resolve(config)[PREPARE].key) == ("done", newest)
+    other = world.resolve(configured(data=OWN_DATA | {"path": "other.jsonl"}))[PREPARE]
+    assert other.reason == "data.path mine.jsonl -> other.jsonl"
+
+
+def test_the_report_of_a_run_whose_data_file_changes_meanwhile_is_still_about_that_run(tmp_path: Path) -> None:
+    data = tmp_path / "mine.jsonl"
+    config, report = configured(data=OWN_DATA | {"path": str(data)}), StageId(1, "report")
+    world, found = World(), {}
+    for content in ("one", "two"):
+        data.write_text(content)
+        world.files = file_fingerprints(config)
+        world.finish(config, PREPARE, content)
+        for stage in stage_ids(config)[1:-1]:
+            world.finish(config, stage, content)
+        found[content] = world.resolve(config)
+    data.write_text("three")
+    store = written(world, tmp_path / "store")
+    assert resolve(store, config)[report].state == "waiting"
+    for content in ("one", "two"):
+        told = resolve_one(store, config, report, str(found[content][report].key))
+        assert told is not None
+        assert told[report].inputs == found[content][report].inputs
+
+
+def test_another_path_is_one_change_and_an_artifact_without_fingerprints_is_not_trusted() -> None:
+    world = World()
+    world.finish_all(configured(data=OWN_DATA))
+    world.files = {"data.path (content)": "0001"}
+    reason = world.resolve(configured(data=OWN_DATA))[PREPARE].reason
+    assert reason == "data.path mine.jsonl may have changed since: nobody looked into it then"
+    world.finish_all(configured(data=OWN_DATA))
+    world.files = {"data.path (content)": "0002"}
+    assert world.resolve(configured(data=OWN_DATA | {"path": "other.jsonl"}))[PREPARE].reason == "data.path mine.jsonl -> other.jsonl"
 
 
 CONTROL = {"method": "sft_continued"}

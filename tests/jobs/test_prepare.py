@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from itool.artifacts.manifest import Manifest, manifest_key, parse_manifest
-from itool.artifacts.resolve import manifest_prefixes
+from itool.artifacts.resolve import manifest_prefixes, resolve
 from itool.artifacts.store import FolderStore
+from itool.config import load_config
 from itool.data.chat import end_of_turn_id, load_tokenizer
 from itool.demo import base_model_path
 from itool.policy.model_folder import read_model_folder
+from itool.stages import StageId
 from jobs import prepare
 
 SHARES = {"data.buffer_fraction": 0.3, "data.validation_fraction": 0.1, "data.max_dropped_fraction": 0.5}
@@ -66,6 +68,23 @@ def test_training_and_sampling_agree_on_the_end_of_a_turn(tmp_path: Path) -> Non
     closes = end_of_turn_id(load_tokenizer(model))
     assert load_tokenizer(model).convert_ids_to_tokens(closes) == "<|tool|>"
     assert read_model_folder(model, context_tokens=1024).stop_ids == (1, closes)
+
+
+def test_a_corrected_data_file_is_prepared_anew_under_the_key_that_its_controller_knows(tmp_path: Path) -> None:
+    data, store = tmp_path / "data.jsonl", FolderStore(tmp_path / "runs")
+    flags = [f"{name}={value}" for name, value in SHARES.items()]
+    flags += ["data.source=xlam", f"data.path={data}", "data.held_out_fraction=0.2", f"root={tmp_path / 'runs'}"]
+    config = load_config(None, flags)
+    keys = set()
+    for questions in (range(40), range(50)):
+        write_rows(data, questions)
+        known = resolve(store, config)[StageId(0, "prepare")]
+        assert known.state != "done"
+        keys.add(known.key)
+        assert prepare.main(["--iteration", "0", "--key", str(known.key), *(f for flag in flags for f in ("--set", flag))]) == 0
+        assert resolve(store, config)[StageId(0, "prepare")].prefix == known.prefix
+        assert resolve(store, config)[StageId(0, "prepare")].done
+    assert len(keys) == 2
 
 
 def refused(folder: Path, *settings: str) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from itool.config import DataConfig
 from itool.data.sources.record import Asked, Converted, Dropped, answer_calls, answer_text, convert_each
@@ -20,7 +19,6 @@ from itool.errors import InputError
 from itool.records import Message, Tool, ToolCall
 
 SOURCE = "seal_tools"
-POOL_FILE = "tool.jsonl"
 NO_TOOL_ANSWER = "None of the functions can be used for this request."
 
 
@@ -42,10 +40,8 @@ class Pool:
 
 
 def find_pool(config: DataConfig) -> str:
-    """The pool's file: `data.tool_pool_path`, else `tool.jsonl` beside the training data. Raises InputError when there is none."""
-    assert config.path is not None
-    data = Path(config.path)
-    pool = Path(config.tool_pool_path) if config.tool_pool_path else (data if data.is_dir() else data.parent) / POOL_FILE
+    """The pool's file. Raises InputError when there is none."""
+    pool = config.pool_file
     if not pool.is_file():
         problem = "is a folder, not a file" if pool.is_dir() else "does not exist"
         raise InputError(f"tool pool {pool} {problem}", remedy="Set data.tool_pool_path to Seal-Tools' tool.jsonl")

@@ -1,0 +1,70 @@
+"""What lies at the local paths that `prepare` reads, as fingerprints: a file that was corrected is another input under the same name.
+
+They stand beside the paths among the settings of `prepare`, in its key and its manifest. Why: docs/decisions/0028.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from itool.config import RunConfig
+
+CONTENT = " (content)"
+"""`data.path (content)` is the fingerprint of what `data.path` names."""
+WHOLE_BYTES = 256 * 2**20
+"""A larger file is known by its size and its two ends: a command that asks how a run stands must not read a model of many GB."""
+END_BYTES = 8 * 2**20
+_READ_OF_FOLDERS = (".json", ".jsonl", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken")
+
+
+def file_fingerprints(config: RunConfig) -> dict[str, str | None]:
+    """The fingerprint of each local file or folder, by the name of its setting and `CONTENT`; nothing in a cluster, whose paths are the pods'.
+
+    None for what is not there or cannot be read (`prepare` itself reports it), and for a hub id.
+    """
+    if config.runtime.backend != "local":
+        return {}
+    return {f"{setting}{CONTENT}": _fingerprint(path) for setting, path in _paths(config).items()}
+
+
+def _paths(config: RunConfig) -> dict[str, Path]:
+    data, model = config.data, config.model
+    paths: dict[str, Path | None] = {"model.chat_template": Path(model.chat_template).expanduser() if model.chat_template else None}
+    if model.path != "demo":
+        paths["model.path"] = Path(model.path).expanduser()
+    if data.source != "demo" and data.path:
+        paths["data.path"] = Path(data.path)
+        paths["data.held_out_path"] = Path(data.held_out_path) if data.held_out_path else None
+        paths["data.tool_pool_path"] = data.pool_file if data.source == "seal_tools" else None
+    return {setting: path for setting, path in paths.items() if path is not None}
+
+
+def _fingerprint(path: Path) -> str | None:
+    """16 hex digits over the names, sizes and digests of a file, or of a folder's files that can be read; None when there is none."""
+    try:
+        files = sorted(file for file in path.iterdir() if file.suffix in _READ_OF_FOLDERS) if path.is_dir() else [path]
+        entries = [_describe(file) for file in files if file.is_file()]
+    except OSError:
+        return None
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16] if entries else None
+
+
+def _describe(file: Path) -> tuple[Any, ...]:
+    status = file.stat()
+    return file.name, status.st_size, _digest(str(file.absolute()), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _digest(path: str, size: int, _modified_ns: int) -> str:
+    """SHA-256 of a file, of a large one's ends; read once by a process, unless the file changes."""
+    with Path(path).open("rb") as file:
+        if size <= WHOLE_BYTES:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        ends = hashlib.sha256(file.read(END_BYTES))
+        file.seek(-END_BYTES, 2)
+        ends.update(file.read(END_BYTES))
+        return ends.hexdigest()

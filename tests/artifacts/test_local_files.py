@@ -1,0 +1,84 @@
+"""When a local file counts as another input: its content decides, on this machine only."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from itool.artifacts import local_files
+from itool.artifacts.local_files import file_fingerprints
+from itool.config import RunConfig, parse_config
+
+FILES = {
+    "data.path": "data/train.jsonl",
+    "data.held_out_path": "held_out.json",
+    "data.tool_pool_path": "data/tool.jsonl",
+    "model.path": "base/model.safetensors",
+    "model.chat_template": "mine.jinja",
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """Everything local, named relative to the working directory; the pool lies beside the data."""
+    monkeypatch.chdir(tmp_path)
+    for name in FILES.values():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(name)
+    data = {"source": "seal_tools", "path": FILES["data.path"], "held_out_path": "held_out.json"}
+    return parse_config({"data": data, "model": {"path": "base", "chat_template": "mine.jinja"}})
+
+
+def changed(config: RunConfig, before: dict[str, str | None]) -> list[str]:
+    after = file_fingerprints(config)
+    return [name.removesuffix(" (content)") for name in after if after[name] != before[name]]
+
+
+@pytest.mark.parametrize("setting", FILES)
+def test_new_content_changes_the_fingerprint_of_its_setting_alone(config: RunConfig, setting: str) -> None:
+    before = file_fingerprints(config)
+    assert all(before.values())
+    Path(FILES[setting]).write_text("corrected")
+    assert changed(config, before) == [setting]
+
+
+def test_a_touched_file_is_the_same_and_so_is_a_folder_with_a_file_that_nobody_reads(config: RunConfig) -> None:
+    before = file_fingerprints(config)
+    os.utime(FILES["data.path"], (0, 0))
+    Path("base/README.md").write_text("read me")
+    assert changed(config, before) == []
+    Path("base/tokenizer.json").write_text("{}")
+    assert changed(config, before) == ["model.path"]
+
+
+def test_a_file_is_read_once(config: RunConfig) -> None:
+    file_fingerprints(config)
+    read = local_files._digest.cache_info().misses
+    file_fingerprints(config)
+    assert local_files._digest.cache_info().misses == read
+
+
+def test_a_large_file_is_known_by_its_size_and_its_ends(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_files, "WHOLE_BYTES", 10)
+    monkeypatch.setattr(local_files, "END_BYTES", 4)
+    model, size = Path(FILES["model.path"]), 0
+    seen = set()
+    for content in ("aaaa----zzzz", "aaaa-++-zzzz", "aaaa----zzzy", "aaab----zzzz", "aaaa-----zzzz"):
+        model.write_text(content)
+        size += 1
+        os.utime(model, ns=(size, size))
+        seen.add(file_fingerprints(config)["model.path (content)"])
+    assert len(seen) == 4
+
+
+def test_what_is_built_in_on_the_hub_not_there_or_in_a_cluster_has_no_fingerprint(config: RunConfig) -> None:
+    assert file_fingerprints(RunConfig()) == {}
+    hub = parse_config({"data": {"source": "toolace", "path": "Team-ACE/ToolACE"}, "model": {"path": "owner/name"}})
+    assert set(file_fingerprints(hub).values()) == {None}
+    Path("mine.jinja").unlink()
+    assert file_fingerprints(config)["model.chat_template (content)"] is None
+    cluster = {"backend": "kubernetes"}
+    pods = parse_config(config.model_dump(mode="json") | {"root": "s3://bucket/prefix", "runtime": cluster})
+    assert file_fingerprints(pods) == {}
