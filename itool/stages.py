@@ -254,21 +254,20 @@ def unread(values: Mapping[str, Any], name: StageName) -> frozenset[str]:
 
     A setting that is read and stands here would give stale results: what is in doubt counts as read.
     """
+    fields: tuple[str, ...] = ()
     match name:
         case "warmup":
-            return frozenset({"warmup.checkpoint_seconds"})
+            fields = ("warmup.checkpoint_seconds",)
         case "score" if values["select.by"] == "perplexity":
-            return frozenset({"select.samples", "search.temperature", "policy.backend"})
+            fields = ("select.samples", "search.temperature", "policy.backend")
         case "generate":
-            return frozenset(f"search.{field}" for field in _UNREAD_BY_SEARCH.get(values["method"], ()))
-        case "dpo" if values["method"] in SFT_CONTROLS:
-            return frozenset(f"dpo.{field}" for field in ("checkpoint_seconds", *_OF_PREFERENCES))
+            fields = tuple(f"search.{field}" for field in _UNREAD_BY_SEARCH.get(values["method"], ()))
         case "dpo":
-            return frozenset({"dpo.checkpoint_seconds"})
+            of_pairs = _OF_PREFERENCES if values["method"] in SFT_CONTROLS else ()
+            fields = tuple(f"dpo.{field}" for field in ("checkpoint_seconds", *of_pairs))
         case "evaluate" if not values["evaluate.pass_examples"]:
-            return frozenset({"evaluate.pass_k", "search.temperature"})
-        case _:
-            return frozenset()
+            fields = ("evaluate.pass_k", "search.temperature")
+    return frozenset(fields)
 
 
 def settings_read(values: Mapping[str, Any], name: StageName) -> dict[str, Any]:

@@ -241,6 +241,6 @@ def fingerprint(*parts: Any) -> str:
     """Identity of data and settings, for checkpoints; how often these are written changes nothing."""
     digest = hashlib.sha256()
     for part in parts:
-        part = part.model_copy(update={"checkpoint_seconds": None}) if isinstance(part, OptimizerConfig) else part
-        digest.update(repr(part).encode())
+        timeless = part.model_copy(update={"checkpoint_seconds": None}) if isinstance(part, OptimizerConfig) else part
+        digest.update(repr(timeless).encode())
     return digest.hexdigest()

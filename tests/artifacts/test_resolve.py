@@ -198,7 +198,9 @@ def test_a_setting_reruns_only_the_stages_that_read_it_under_the_other_settings(
 ) -> None:
     config, changed = configured(**before), merge_config({"iterations": 1} | copy.deepcopy(before), [change], origin="test")
     assert settings_of(config, "report") == settings_of(changed, "report")
-    keys = [[(stage.name, artifact_key(c, stage, dict.fromkeys(inputs_of(c, stage), ""))) for stage in stage_ids(c)] for c in (config, changed)]
+    keys = [
+        [(stage.name, artifact_key(c, stage, dict.fromkeys(inputs_of(c, stage), ""))) for stage in stage_ids(c)] for c in (config, changed)
+    ]
     assert [name for name in STAGES if any(old != new and old[0] == name for old, new in zip(*keys, strict=True))] == reread
 
 

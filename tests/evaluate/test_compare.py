@@ -71,7 +71,10 @@ def test_arms_are_told_apart_by_the_settings_that_differ():
 
 
 def test_what_a_method_does_not_read_makes_no_arm():
-    less, other = {"search": {"best_of": 14, "confidence_weight": 0.5}, "warmup": {"checkpoint_seconds": 9.0}}, {"select": {"by": "pass_rate"}}
+    less, other = (
+        {"search": {"best_of": 14, "confidence_weight": 0.5}, "warmup": {"checkpoint_seconds": 9.0}},
+        {"select": {"by": "pass_rate"}},
+    )
     configs = (fake_config(), fake_config(**less), fake_config(**other))
     names = arm_names([config.model_dump(mode="json") for config in configs])
     assert names == ["mcts_dpo (select.by=perplexity)", "mcts_dpo (select.by=perplexity)", "mcts_dpo (select.by=pass_rate)"]
