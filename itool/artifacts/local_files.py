@@ -22,7 +22,7 @@ _READ_OF_FOLDERS = (".json", ".jsonl", ".safetensors", ".jinja", ".model", ".txt
 
 
 def file_fingerprints(config: RunConfig) -> dict[str, str | None]:
-    """The fingerprint of each local file or folder, by the name of its setting and `CONTENT`; nothing in a cluster, whose paths are the pods'.
+    """The fingerprint of each local file or folder, by the name of its setting and `CONTENT`; in a cluster nothing: paths are the pods'.
 
     None for what is not there or cannot be read (`prepare` itself reports it), and for a hub id.
     """

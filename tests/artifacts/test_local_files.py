@@ -63,12 +63,11 @@ def test_a_file_is_read_once(config: RunConfig) -> None:
 def test_a_large_file_is_known_by_its_size_and_its_ends(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_files, "WHOLE_BYTES", 10)
     monkeypatch.setattr(local_files, "END_BYTES", 4)
-    model, size = Path(FILES["model.path"]), 0
+    model = Path(FILES["model.path"])
     seen = set()
-    for content in ("aaaa----zzzz", "aaaa-++-zzzz", "aaaa----zzzy", "aaab----zzzz", "aaaa-----zzzz"):
+    for time, content in enumerate(("aaaa----zzzz", "aaaa-++-zzzz", "aaaa----zzzy", "aaab----zzzz", "aaaa-----zzzz")):
         model.write_text(content)
-        size += 1
-        os.utime(model, ns=(size, size))
+        os.utime(model, ns=(time, time))
         seen.add(file_fingerprints(config)["model.path (content)"])
     assert len(seen) == 4
 

@@ -6,11 +6,11 @@ import torch
 from itool.config import DpoConfig, OptimizerConfig, RunConfig, WarmupConfig
 from itool.errors import ArtifactError, InputError, Interrupted, NumericalError
 from itool.muon import Muon
+from itool.stages import flatten, unread
 from itool.train.hooks import TrainingHooks
 from itool.train.model import load_model
 from itool.train.optimizer import build_optimizer, schedule_factor
 from itool.train.sequences import TokenSequence
-from itool.stages import flatten, unread
 from itool.train.sft import plan_continuation, plan_curriculum, train_sft
 from itool.train.updates import fingerprint, repeatable_kernels
 
