@@ -11,6 +11,7 @@ from itool.artifacts.commit import fetch, read_manifest
 from itool.artifacts.manifest import Manifest, manifest_key, parse_manifest
 from itool.artifacts.resolve import damage, manifest_prefixes
 from itool.artifacts.store import Store, delete_tree
+from itool.commands import itoolctl
 from itool.errors import ArtifactError, InputError
 
 
@@ -54,7 +55,7 @@ def find_remains(store: Store, name: str) -> str:
 
 def no_such_artifact(store: Store, name: str) -> InputError:
     """The error about an artifact that is not there."""
-    return InputError(f"there is no artifact {name!r} in {store.root}", remedy="See `itoolctl artifacts ls`")
+    return InputError(f"there is no artifact {name!r} in {store.root}", remedy=f"See {itoolctl('artifacts ls', store.root)}")
 
 
 def verify_artifact(store: Store, prefix: str, on_file: Callable[[str], None] = lambda _: None) -> list[str]:

@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 
 from itool.artifacts.manifest import MANIFEST_NAME, ArtifactRef, Manifest, artifact_prefix, manifest_key, parse_manifest
 from itool.artifacts.store import Store
+from itool.commands import removal
 from itool.config import RunConfig
 from itool.errors import ArtifactError
 from itool.stages import STAGES, StageId, artifact_key, inputs_of, settings_of, shards_of, stage_ids
@@ -227,7 +228,7 @@ def _resolve_stage(
     refs = {role: source.artifact for role, source in inputs.items() if source.artifact is not None}
     key = artifact_key(config, stage, {role: ref.digest for role, ref in refs.items()}, settings=settings)
     for run in _runs(config):
-        found = _find(run, stage, key, refs, observed, reused=run != config.run)
+        found = _find(run, stage, key, refs, observed, root=config.root, reused=run != config.run)
         if found is not None:
             return found
     prefix = artifact_prefix(config.run, stage, key)
@@ -250,10 +251,12 @@ def _runs(config: RunConfig) -> list[str]:
     return [config.run, *reused]
 
 
-def _find(run: str, stage: StageId, key: str, refs: dict[str, ArtifactRef], observed: Observed, *, reused: bool) -> Resolution | None:
+def _find(
+    run: str, stage: StageId, key: str, refs: dict[str, ArtifactRef], observed: Observed, *, root: str, reused: bool
+) -> Resolution | None:
     """The artifact with this key in a run's folder: done, damaged, or None when there is none."""
     prefix = artifact_prefix(run, stage, key)
-    remedy = f"remove it with `itoolctl artifacts rm {prefix}` and run again"
+    remedy = f"remove it with {removal(prefix, root)} and run again"
     if prefix in observed.broken:
         return Resolution(stage, "damaged", f"{observed.broken[prefix]}; {remedy}", key, prefix, inputs=refs)
     manifest = observed.manifests.get(prefix)

@@ -74,6 +74,7 @@ def verify(
 ) -> None:
     """Read every file and compare size and SHA-256 with the manifests. Exit code 65 when something is missing or altered."""
     from itool.artifacts.catalogue import find_artifact, verify_artifact  # noqa: PLC0415
+    from itool.commands import removal  # noqa: PLC0415
     from itool.errors import ArtifactError  # noqa: PLC0415
 
     store = open_root(root)
@@ -89,7 +90,7 @@ def verify(
         count = sum(len(problems[prefix]) for prefix in damaged)
         raise ArtifactError(
             f"{count} problem{'s' if count > 1 else ''} in {len(damaged)} of {len(prefixes)} artifacts",
-            remedy=f"Remove with `itoolctl artifacts rm {damaged[0]}`{', and so on,' if len(damaged) > 1 else ''} and run again",
+            remedy=f"Remove with {removal(damaged[0], store.root)}{', and so on,' if len(damaged) > 1 else ''} and run again",
         )
     note("1 artifact is whole." if len(prefixes) == 1 else f"{len(prefixes)} artifacts are whole.")
 

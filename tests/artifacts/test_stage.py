@@ -284,7 +284,7 @@ def test_a_damaged_input_is_named_never_used_and_repaired_by_removing_it(
     assert run.stage("warmup", warmup) == 65
     line = capfd.readouterr().err.splitlines()[-1]
     assert "model/weights" in line
-    assert f"itoolctl artifacts rm {prefix}" in line
+    assert f"`itoolctl artifacts rm {prefix} --root {run.store.root}`" in line
     remove_artifact(run.store, prefix)
     assert run.stage("prepare", prepare) == 0
     assert verify_artifact(run.store, prefix) == []

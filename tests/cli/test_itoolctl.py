@@ -139,6 +139,7 @@ def test_version_is_that_of_the_manifests(itoolctl: Itoolctl) -> None:
         (["artifacts", "ls", "nope"], 65, "there is no run nope in runs. Start one with"),
         (["artifacts", "ls", "nope/i9"], 65, "there is no artifact 'nope/i9' in "),
         (["artifacts", "rm", "nope/i9/dpo"], 65, "there is no artifact 'nope/i9/dpo' in "),
+        (["artifacts", "rm", "nope/i9/dpo", "--root", "my runs"], 65, "See `itoolctl artifacts ls --root '/"),
         (["artifacts", "verify", "nope"], 65, "there is no run nope in runs. Start one with"),
         (["artifacts", "show", "demo/i9/dpo"], 65, "no artifact 'demo/i9/dpo'"),
         (["plan", "--root", "ftp://somewhere"], 64, "unknown kind of store"),
