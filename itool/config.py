@@ -284,6 +284,14 @@ def merge_config(document: dict[str, Any], overrides: list[str], *, origin: str)
     return parse_config(document, origin=origin)
 
 
+def read_overrides(overrides: list[str]) -> dict[str, Any]:
+    """What `a.b=c` overrides say, as a mapping that is not checked. Raises ConfigError for one that cannot be read."""
+    document: dict[str, Any] = {}
+    for override in overrides:
+        _apply_override(document, override)
+    return document
+
+
 def parse_config(document: dict[str, Any], *, origin: str = "configuration") -> RunConfig:
     """Check a configuration that is already a mapping. Raises ConfigError, first problem first."""
     try:

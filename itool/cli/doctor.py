@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from itool.cli.options import BackendOption, ConfigOption, Output, OutputOption, RootOption, SetOption, build_config, note, print_json
+from itool.cli.options import BackendOption, ConfigOption, Output, OutputOption, RootOption, SetOption, given_config, note, print_json
 from itool.cluster.check import Check
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def doctor(
 
     Ends with the code of the first thing that is missing: 64 a setting, 69 a service that does not answer, 1 something on this machine.
     """
-    settings = build_config(config, sets, root=root, backend=backend)
+    settings = given_config(config, sets, root=root, backend=backend)
     found: list[Check] = []
     for check in _checks(settings, preflight=preflight):
         found.append(check)

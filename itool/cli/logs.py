@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from itool.cli.options import BackendOption, ConfigOption, Output, OutputOption, RootOption, RunOption, existing_config, note
+from itool.commands import itoolctl
 from itool.errors import ItoolError
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def logs(
     if not show(settings, store, wanted, printer, follow=follow):
         asked = {"iteration": wanted_iteration, "shard": shard, "attempt": attempt}
         which = "".join(f", {what} {number}" for what, number in asked.items() if number is not None)
-        raise InputError(f"run {settings.run} has no log of {name}{which}", remedy="`itoolctl status` says what has run")
+        remedy = f"{itoolctl(f'status {settings.run}', settings.root)} says what has run"
+        raise InputError(f"run {settings.run} has no log of {name}{which}", remedy=remedy)
 
 
 def parse_stage(stage: str, iteration: int | None) -> tuple[str, int | None]:

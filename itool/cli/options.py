@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from itool.commands import DEFAULT_ROOT, itoolctl
 from itool.names import Backend, Method
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from itool.config import RunConfig
     from itool.errors import InputError
 
-DEFAULT_ROOT = "runs"
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
@@ -57,16 +57,31 @@ def build_config(
 ) -> RunConfig:
     """The configuration of a command that may start something: file, then --set, then the short options.
 
-    Without a file, a run that exists already is continued with the configuration that lies beside its artifacts.
+    Without a file, a run that exists already is continued with the configuration that lies beside its artifacts; a run of the default
+    name that does not takes the defaults. Raises InputError for a named run without a file that does not exist.
     """
-    from itool.config import check_run_name, load_config  # noqa: PLC0415 - pydantic, only when a command runs
+    from itool.config import RunConfig, check_run_name, load_config, read_overrides  # noqa: PLC0415 - pydantic, only when a command runs
 
-    if run is not None:
-        check_run_name(run)
     named = {"run": run, "root": root, "iterations": n, "method": method, "runtime.backend": backend}
     overrides = _overrides(sets, named)
-    stored = _stored_document(run, root) if config is None and run is not None else None
-    return load_config(config, overrides) if stored is None or run is None else _continued(stored, run, root, overrides)
+    if config is not None:
+        return load_config(config, overrides)
+    asked = read_overrides(overrides)
+    name, place = str(asked.get("run", RunConfig.model_fields["run"].default)), str(asked.get("root", DEFAULT_ROOT))
+    check_run_name(name)
+    stored = _stored_document(name, _open(place, asked))
+    if stored is not None:
+        return _continued(stored, name, place, overrides)
+    if run is not None:
+        raise no_such_run(name, place, start="give --config to start it")
+    return load_config(None, overrides)
+
+
+def given_config(config: Path | None, sets: list[str] | None, *, root: str | None = None, backend: Backend | None = None) -> RunConfig:
+    """The configuration of a command that asks no store for one, as it checks the store itself: a file or the defaults, then options."""
+    from itool.config import load_config  # noqa: PLC0415
+
+    return load_config(config, _overrides(sets, {"root": root, "runtime.backend": backend}))
 
 
 def existing_config(
@@ -78,7 +93,7 @@ def existing_config(
     from itool.config import check_run_name  # noqa: PLC0415
 
     name = run or _only_run(root)
-    stored = _stored_document(name, root)
+    stored = _stored_document(name, open_root(root))
     if stored is None:
         raise no_such_run(name, root)
     check_run_name(name)
@@ -86,13 +101,14 @@ def existing_config(
     return _continued(stored, name, root, _overrides(sets, named))
 
 
-def no_such_run(name: str, root: str | None) -> InputError:
-    """The error about a run that is not there, with those that are."""
+def no_such_run(name: str, root: str | None, *, start: str = "") -> InputError:
+    """The error about a run that is not there, with those that are; `start` says how it would begin."""
     from itool.errors import InputError  # noqa: PLC0415
 
     known = run_names(root)
-    remedy = f"There {'is' if len(known) == 1 else 'are'} {', '.join(known)}" if known else "Start one with `itoolctl iterate`"
-    return InputError(f"there is no run {name} in {root or DEFAULT_ROOT}", remedy=remedy)
+    there = f"There {'is' if len(known) == 1 else 'are'} {', '.join(known)}" if known else ""
+    remedy = "; or ".join(filter(None, (there, start))) or _start(root)
+    return InputError(f"there is no run {name} in {root or DEFAULT_ROOT}", remedy=remedy[:1].upper() + remedy[1:])
 
 
 def open_root(root: str | None) -> Store:
@@ -129,10 +145,14 @@ def _only_run(root: str | None) -> str:
 
     names = run_names(root)
     if not names:
-        raise InputError(f"there is no run in {root or DEFAULT_ROOT}", remedy="Start one with `itoolctl iterate`, or give --root")
+        raise InputError(f"there is no run in {root or DEFAULT_ROOT}", remedy=f"{_start(root)}, or give --root")
     if len(names) > 1:
         raise ConfigError(f"{root or DEFAULT_ROOT} holds {len(names)} runs: {', '.join(names)}", remedy="Name one")
     return names[0]
+
+
+def _start(root: str | None) -> str:
+    return f"Start one with {itoolctl('iterate', root or DEFAULT_ROOT)}"
 
 
 def _overrides(sets: list[str] | None, named: dict[str, Any]) -> list[str]:
@@ -146,13 +166,21 @@ def _continued(stored: dict[str, Any], run: str, root: str | None, overrides: li
     return merge_config(stored, [f"root={json.dumps(root or DEFAULT_ROOT)}", *overrides], origin=f"stored configuration of run {run}")
 
 
-def _stored_document(run: str, root: str | None) -> dict[str, Any] | None:
+def _open(root: str, asked: dict[str, Any]) -> Store:
+    """The store of a root as overrides ask for it."""
+    from itool.artifacts.store import open_store  # noqa: PLC0415
+    from itool.config import parse_config  # noqa: PLC0415
+
+    return open_store(root, parse_config({"store": asked.get("store", {})}).store)
+
+
+def _stored_document(run: str, store: Store) -> dict[str, Any] | None:
     import yaml  # noqa: PLC0415
 
     from itool.cluster.controller import config_key  # noqa: PLC0415
     from itool.errors import InputError  # noqa: PLC0415
 
-    store, key = open_root(root), config_key(run)
+    key = config_key(run)
     if store.size(key) is None:
         return None
     try:

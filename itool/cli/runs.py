@@ -10,6 +10,7 @@ import typer
 
 from itool.cli.options import Output, OutputOption, RootOption, existing_config, note, print_json, run_names
 from itool.cli.tables import columns
+from itool.commands import DEFAULT_ROOT, itoolctl
 
 if TYPE_CHECKING:
     from itool.operations.run_list import RunLine
@@ -23,7 +24,7 @@ def runs(root: RootOption = None, output: OutputOption = Output.text) -> None:
         print_json([asdict(line) for line in lines])
         return
     if not names:
-        note("There is no run yet. Start one with `itoolctl iterate`.")
+        note(f"There is no run yet in {root or DEFAULT_ROOT}. Start one with {itoolctl('iterate', root or DEFAULT_ROOT)}.")
     if not lines:
         return
     shown = [

@@ -131,6 +131,9 @@ def test_version_is_that_of_the_manifests(itoolctl: Itoolctl) -> None:
         (["iterate", "--set", "search.width=0"], 64, "search.width = 0"),
         (["plan", "--config", "nowhere.yaml"], 64, "configuration file nowhere.yaml does not exist"),
         (["plan", "--run", "Not_A_Label"], 64, "run = 'Not_A_Label' is no DNS label"),
+        (["plan", "--run", "nope"], 65, "there is no run nope in runs. Give --config to start it"),
+        (["iterate", "--run", "nope", "--root", "my runs"], 65, "there is no run nope in my runs. Give --config to start it"),
+        (["status", "--root", "my runs"], 65, "Start one with `itoolctl iterate --root 'my runs'`, or give --root"),
         (["status"], 65, "there is no run in runs"),
         (["status", "nothing"], 65, "there is no run nothing in runs"),
         (["report", "nothing"], 65, "there is no run nothing in runs"),
@@ -272,6 +275,19 @@ def test_plan_says_which_stages_a_changed_setting_reruns(finished: Itoolctl) -> 
     assert due["i1/dpo"] == "dpo.beta 0.1 -> 0.2"
     assert "3 of 8 stages to run, 5 reused" in finished("plan", "--run", "demo", "--set", "dpo.beta=0.2").stdout
     assert "Nothing to run" in finished("plan", "--run", "demo").stdout
+
+
+def test_without_a_file_the_stored_configuration_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = FolderStore(Path("runs"))
+    store.write("demo/config.yaml", b"run: demo\nseed: 7\n")
+    store.write("other/config.yaml", b"run: other\nseed: 8\n")
+    bare, named = options.build_config(None, None, n=5), options.build_config(None, None, run="other")
+    assert (bare.run, bare.seed, bare.iterations) == ("demo", 7, 5)
+    assert (named.run, named.seed) == ("other", 8)
+    assert options.build_config(None, ["run=other"]).seed == 8
+    assert options.build_config(None, None, root="empty").seed == RunConfig().seed
+    assert options.given_config(None, None).seed == RunConfig().seed
 
 
 @pytest.mark.parametrize("command", ["plan", "iterate"])
