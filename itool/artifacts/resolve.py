@@ -8,7 +8,7 @@ inputs alone, for a job that was told its key.
     stale     there are artifacts of this stage, but made from other settings or inputs; `reason` says which
     missing   the stage has never finished
     waiting   an input is not done, so the key is not known yet
-    damaged   the artifact exists but is incomplete or altered: never used, never silently replaced
+    damaged   the artifact exists but is incomplete, altered or of a newer version: never used, never silently replaced
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
-from itool.artifacts.manifest import MANIFEST_NAME, ArtifactRef, Manifest, artifact_prefix, manifest_key, parse_manifest
+from itool.artifacts.manifest import MANIFEST_NAME, ArtifactRef, Manifest, NewerArtifact, artifact_prefix, manifest_key, parse_manifest
 from itool.artifacts.store import Store
 from itool.commands import removal
 from itool.config import RunConfig
@@ -59,7 +59,7 @@ class Resolution:
 
 @dataclass(frozen=True)
 class Observed:
-    """What lies in the store for a run: object sizes by key, readable manifests by prefix, unreadable ones with the reason."""
+    """What lies in the store for a run: object sizes by key, readable manifests by prefix, unreadable ones with reason and remedy."""
 
     sizes: Mapping[str, int] = field(default_factory=dict)
     manifests: Mapping[str, Manifest] = field(default_factory=dict)
@@ -146,12 +146,14 @@ def _each(ask: Callable[[str], T], names: list[str]) -> list[T]:
 
 
 def _read(store: Store, prefix: str) -> Manifest | str:
-    """A manifest, or why it cannot be used."""
+    """A manifest, or why it cannot be used and what to do."""
     name = manifest_key(prefix)
     try:
         return parse_manifest(store.read(name), f"{store.root}/{name}")
-    except ArtifactError as error:
+    except NewerArtifact as error:
         return str(error)
+    except ArtifactError as error:
+        return f"{error}; remove it with {removal(prefix, store.root)} and run again"
 
 
 def manifest_prefixes(sizes: Mapping[str, int]) -> list[str]:
@@ -256,9 +258,9 @@ def _find(
 ) -> Resolution | None:
     """The artifact with this key in a run's folder: done, damaged, or None when there is none."""
     prefix = artifact_prefix(run, stage, key)
-    remedy = f"remove it with {removal(prefix, root)} and run again"
     if prefix in observed.broken:
-        return Resolution(stage, "damaged", f"{observed.broken[prefix]}; {remedy}", key, prefix, inputs=refs)
+        return Resolution(stage, "damaged", observed.broken[prefix], key, prefix, inputs=refs)
+    remedy = f"remove it with {removal(prefix, root)} and run again"
     manifest = observed.manifests.get(prefix)
     if manifest is None:
         return None

@@ -123,9 +123,12 @@ def run_names(root: str | None) -> list[str]:
     """Runs under a root: folders with a stored configuration."""
     from itool.artifacts.store import FolderStore  # noqa: PLC0415
     from itool.cluster.controller import CONFIG_NAME  # noqa: PLC0415
+    from itool.errors import StorageError  # noqa: PLC0415
 
     store = open_root(root)
     if isinstance(store, FolderStore):
+        if store.folder.is_file():
+            raise StorageError(f"root {store.root} is a file", remedy="Give a folder or s3://bucket/prefix with --root")
         return sorted(path.parent.name for path in store.folder.glob(f"*/{CONFIG_NAME}"))
     return sorted(key.partition("/")[0] for key in store.list("") if key.count("/") == 1 and key.endswith(f"/{CONFIG_NAME}"))
 

@@ -144,6 +144,7 @@ def test_version_is_that_of_the_manifests(itoolctl: Itoolctl) -> None:
         (["artifacts", "rm", "nope/i9/dpo"], 65, "there is no artifact 'nope/i9/dpo' in "),
         (["artifacts", "rm", "nope/i9/dpo", "--root", "my runs"], 65, "See `itoolctl artifacts ls --root '/"),
         (["artifacts", "verify", "nope"], 65, "there is no run nope in runs. Start one with"),
+        (["artifacts", "verify", "--root", "nowhere"], 65, "nowhere. Give another --root"),
         (["artifacts", "show", "demo/i9/dpo"], 65, "no artifact 'demo/i9/dpo'"),
         (["plan", "--root", "ftp://somewhere"], 64, "unknown kind of store"),
         (["plan", "--root", "gs://bucket/runs"], 64, "unknown kind of store. Use a folder or s3://bucket/prefix"),
@@ -198,6 +199,18 @@ def test_runs_that_cannot_be_read_do_not_hide_the_others(within: Within) -> None
     assert [line.partition(": ")[0] for line in errors.splitlines()] == ["My_Project is left out", "old is left out"]
     code, output, _ = within("runs", "-o", "json")
     assert (code, [run["run"] for run in json.loads(output)]) == (0, ["good"])
+
+
+def test_a_root_without_runs_is_named(within: Within) -> None:
+    assert within("runs", "--root", "nowhere") == (
+        0,
+        "",
+        "There is no run yet in nowhere. Start one with `itoolctl iterate --root nowhere`.\n",
+    )
+    assert within("artifacts", "ls", "--root", "nowhere") == (0, "", f"There is no artifact in {Path('nowhere').absolute()}.\n")
+    Path("file").touch()
+    code, _, errors = within("runs", "--root", "file")
+    assert (code, one_line(errors).startswith(f"itoolctl: root {Path('file').absolute()} is a file. Give a folder")) == (74, True)
 
 
 def test_the_last_line_of_a_log_needs_no_line_end(within: Within) -> None:
