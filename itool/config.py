@@ -8,6 +8,8 @@ Which stage reads which field stands in `stages.py`; a field that no stage lists
 from __future__ import annotations
 
 import re
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -298,6 +300,17 @@ def parse_config(document: dict[str, Any], *, origin: str = "configuration") -> 
         return RunConfig.model_validate(document)
     except ValidationError as error:
         raise ConfigError(_explain(error, origin)) from None
+
+
+def drop_unknown_keys(document: dict[str, Any]) -> None:
+    """Remove the keys of a mapping that no setting has, in place; all else is left for `parse_config` to judge."""
+    try:
+        RunConfig.model_validate(document)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            if problem["type"] == "extra_forbidden":
+                *sections, key = problem["loc"]
+                reduce(getitem, sections, document).pop(key)
 
 
 def check_run_name(name: str) -> None:

@@ -21,7 +21,7 @@ def cancel(
     """Stop a run after its stages have saved a checkpoint, and vLLM with it. Artifacts stay; `itoolctl iterate --run RUN` resumes."""
     from itool.commands import resume  # noqa: PLC0415
 
-    settings = existing_config(run, root, config, backend=backend)
+    settings = existing_config(run, root, config, backend=backend, known_keys_only=True)
     stopped = stop(settings)
     if output is Output.json:
         print_json({"run": settings.run, "stopped": stopped})

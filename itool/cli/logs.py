@@ -48,7 +48,7 @@ def logs(
     from itool.operations.attempt_logs import Wanted  # noqa: PLC0415
 
     name, wanted_iteration = parse_stage(stage, iteration)
-    settings = existing_config(run, root, config, backend=backend)
+    settings = existing_config(run, root, config, backend=backend, known_keys_only=True)
     store, wanted = open_store(settings.root, settings.store), Wanted(name, wanted_iteration, shard, attempt)
     printer = Printer(name, as_json=output is Output.json)
     show = _show_cluster if settings.runtime.backend == "kubernetes" else _show_local

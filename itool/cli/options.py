@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from itool.config import RunConfig
     from itool.errors import InputError
 
+OTHER_FILE = "Give the run's file with --config"
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
@@ -69,9 +70,10 @@ def build_config(
     asked = read_overrides(overrides)
     name, place = str(asked.get("run", RunConfig.model_fields["run"].default)), str(asked.get("root", DEFAULT_ROOT))
     check_run_name(name)
-    stored = _stored_document(name, _open(place, asked))
+    store = _open(place, asked)
+    stored = _stored_document(name, store)
     if stored is not None:
-        return _continued(stored, name, place, overrides)
+        return _continued(stored, store, name, place, overrides)
     if run is not None:
         raise no_such_run(name, place, start="give --config to start it")
     return load_config(None, overrides)
@@ -85,20 +87,34 @@ def given_config(config: Path | None, sets: list[str] | None, *, root: str | Non
 
 
 def existing_config(
-    run: str | None, root: str | None, config: Path | None = None, sets: list[str] | None = None, backend: Backend | None = None
+    run: str | None,
+    root: str | None,
+    config: Path | None = None,
+    sets: list[str] | None = None,
+    backend: Backend | None = None,
+    *,
+    known_keys_only: bool = False,
 ) -> RunConfig:
-    """The configuration of a run that exists. Raises InputError when there is no such run."""
+    """The configuration of a run that exists. Raises InputError when there is no such run.
+
+    `known_keys_only` leaves out what a newer version has stored beside the rest: enough to stop a run or to read its logs.
+    """
     if config is not None:
         return build_config(config, sets, run=run, root=root, backend=backend)
     from itool.config import check_run_name  # noqa: PLC0415
 
     name = run or _only_run(root)
-    stored = _stored_document(name, open_root(root))
+    store = open_root(root)
+    stored = _stored_document(name, store)
     if stored is None:
         raise no_such_run(name, root)
     check_run_name(name)
     named = {"run": name, "root": root, "runtime.backend": backend}
-    return _continued(stored, name, root, _overrides(sets, named))
+    if known_keys_only:
+        from itool.config import drop_unknown_keys  # noqa: PLC0415
+
+        drop_unknown_keys(stored)
+    return _continued(stored, store, name, root, _overrides(sets, named))
 
 
 def no_such_run(name: str, root: str | None, *, start: str = "") -> InputError:
@@ -163,10 +179,17 @@ def _overrides(sets: list[str] | None, named: dict[str, Any]) -> list[str]:
     return [*(sets or []), *(f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None)]
 
 
-def _continued(stored: dict[str, Any], run: str, root: str | None, overrides: list[str]) -> RunConfig:
-    from itool.config import merge_config  # noqa: PLC0415
+def _continued(stored: dict[str, Any], store: Store, run: str, root: str | None, overrides: list[str]) -> RunConfig:
+    from itool.cluster.controller import config_key  # noqa: PLC0415
+    from itool.config import merge_config, parse_config  # noqa: PLC0415
+    from itool.errors import ConfigError  # noqa: PLC0415
 
-    return merge_config(stored, [f"root={json.dumps(root or DEFAULT_ROOT)}", *overrides], origin=f"stored configuration of run {run}")
+    origin = f"{store.root}/{config_key(run)}"
+    try:
+        parse_config(stored, origin=origin)
+    except ConfigError as error:  # not the options' fault
+        raise ConfigError(str(error), remedy=f"Use the itool that has written it. {OTHER_FILE}") from None
+    return merge_config(stored, [f"root={json.dumps(root or DEFAULT_ROOT)}", *overrides], origin=origin)
 
 
 def _open(root: str, asked: dict[str, Any]) -> Store:
@@ -181,17 +204,18 @@ def _stored_document(run: str, store: Store) -> dict[str, Any] | None:
     import yaml  # noqa: PLC0415
 
     from itool.cluster.controller import config_key  # noqa: PLC0415
+    from itool.config import read_yaml  # noqa: PLC0415
     from itool.errors import InputError  # noqa: PLC0415
 
     key = config_key(run)
     if store.size(key) is None:
         return None
     try:
-        document = yaml.safe_load(store.read(key))
+        document = read_yaml(store.read(key))
     except yaml.YAMLError:
         document = None
     if not isinstance(document, dict):
-        raise InputError(f"{store.root}/{key} is not a configuration", remedy="Give the run's file with --config")
+        raise InputError(f"{store.root}/{key} is not a configuration", remedy=OTHER_FILE)
     if any(name in os.environ for name in ENDPOINT_VARIABLES):  # the run's own endpoint may be one that only pods reach
         document["store"] = {**(document.get("store") or {}), "endpoint_url": None}
     return document

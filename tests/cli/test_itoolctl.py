@@ -191,14 +191,28 @@ def test_ctrl_c_while_another_controller_works_does_not_call_its_run_stopped(wit
 
 
 def test_runs_that_cannot_be_read_do_not_hide_the_others(within: Within) -> None:
-    for name, text in {"good": "run: good", "old": "run: old\nno_longer_known: 1", "My_Project": "x: 1"}.items():
+    texts = {"old": "run: old\nno_longer_known: 1", "My_Project": "x: 1", "date": "run: 2026-11-31", "twice": "seed: 1\nseed: 2"}
+    Path("runs/folder/config.yaml").mkdir(parents=True)
+    for name, text in {"good": "run: good", **texts}.items():
         Path("runs", name).mkdir(parents=True)
         Path("runs", name, "config.yaml").write_text(text)
     code, output, errors = within("runs")
     assert (code, [line.split()[0] for line in output.splitlines()]) == (0, ["run", "good"])
-    assert [line.partition(": ")[0] for line in errors.splitlines()] == ["My_Project is left out", "old is left out"]
+    left_out = [line.partition(" is left out: ")[0] for line in errors.splitlines()]
+    assert left_out == ["My_Project", "date", "folder", "old", "twice"]
+    assert "config.yaml: unknown key no_longer_known; allowed here:" in errors
+    assert "Use the itool that has written it. Give the run's file with --config" in errors
     code, output, _ = within("runs", "-o", "json")
     assert (code, [run["run"] for run in json.loads(output)]) == (0, ["good"])
+
+
+def test_the_logs_of_a_newer_versions_run_can_be_read_and_the_run_cancelled(within: Within) -> None:
+    Path("runs/demo/logs").mkdir(parents=True)
+    Path("runs/demo/config.yaml").write_text("run: demo\nnewer: 1\ndpo:\n  newest: {a: 1}\n")
+    Path("runs/demo/logs/i0-prepare-1.log").write_text("done\n")
+    assert within("logs", "prepare")[:2] == (0, "done\n")
+    assert within("cancel") == (0, "", "Nothing works on run demo.\n")
+    assert within("status")[0] == 64
 
 
 def test_a_root_without_runs_is_named(within: Within) -> None:
