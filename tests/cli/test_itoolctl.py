@@ -243,6 +243,23 @@ def test_one_artifact_is_whole(within: Within) -> None:
     assert within("artifacts", "verify") == (0, "", "1 artifact is whole.\n")
 
 
+def test_plan_says_where_a_damaged_artifact_stops_the_run(within: Within) -> None:
+    config, store = RunConfig(root="runs"), FolderStore(Path("runs"))
+    runner = InMemoryRunner(store, config)
+    controller = Controller(config, store, runner, FolderLease(Path("lock")))
+    while len(runner.started) < 2:
+        controller.step()
+    [manifest] = Path("runs/demo/i0/prepare").glob("*/manifest.json")
+    manifest.write_text("[]")
+    code, output, _ = within("plan")
+    lines = [line.split()[:2] for line in output.splitlines()]
+    assert (code, lines[1], lines[2]) == (0, ["i0/prepare", "stop"], ["i0/warmup", "run"])
+    assert output.endswith("\nThe run would stop at i0/prepare with exit code 65.\n")
+    code, output, _ = within("plan", "-o", "json")
+    first = json.loads(output)["stages"][0]
+    assert (first["action"], first["state"], first["expected_seconds"]) == ("stop", "damaged", None)
+
+
 def test_a_stored_configuration_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = CountedStore(tmp_path)
     store.write("demo/config.yaml", b"run: demo\nseed: 7\n")
