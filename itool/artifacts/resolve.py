@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeVar
 from itool.artifacts.manifest import MANIFEST_NAME, ArtifactRef, Manifest, NewerArtifact, artifact_prefix, manifest_key, parse_manifest
 from itool.artifacts.store import Store
 from itool.commands import removal
-from itool.config import RunConfig
+from itool.config import RunConfig, show_value
 from itool.errors import ArtifactError
 from itool.stages import STAGES, StageId, artifact_key, inputs_of, settings_of, shards_of, stage_ids
 
@@ -321,7 +321,7 @@ def _changed_inputs(old: Manifest, refs: dict[str, ArtifactRef]) -> list[str]:
 
 
 def _show(value: Any) -> str:
-    text = str(value)
+    text = value if isinstance(value, str) else show_value(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from itool.commands import DEFAULT_ROOT, itoolctl
+from itool.commands import DEFAULT_ROOT, ROOT_VARIABLE, itoolctl
 from itool.names import Backend, Method
 
 if TYPE_CHECKING:
@@ -29,13 +29,22 @@ class Output(StrEnum):
     json = "json"
 
 
+def _refuse_empty(root: str | None) -> str | None:
+    from itool.errors import ConfigError  # noqa: PLC0415
+
+    if root == "":  # as of a variable that is not set: half of what is done would go to the default root
+        raise ConfigError("root is empty", remedy="Use a folder or s3://bucket/prefix")
+    return root
+
+
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="Configuration file (YAML).")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a setting, as in --set search.width=4.")
 ]
 RunOption = Annotated[str | None, typer.Option("--run", "-r", metavar="NAME", help="Name of the run.")]
 RootOption = Annotated[
-    str | None, typer.Option("--root", metavar="ROOT", envvar="ITOOL_ROOT", help="Artifacts: a folder or s3://bucket/prefix.")
+    str | None,
+    typer.Option("--root", metavar="ROOT", envvar=ROOT_VARIABLE, callback=_refuse_empty, help="Artifacts: a folder or s3://bucket/prefix."),
 ]
 BackendOption = Annotated[
     Backend | None, typer.Option("--backend", help="Where stages run: processes on this machine, or Jobs in a cluster.")
