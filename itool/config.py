@@ -47,7 +47,9 @@ LearningRate = Annotated[Rate, Field(le=1.0)]
 class ModelConfig(Section):
     """The base model and the adapter that is trained on it."""
 
-    path: Filled = Field("demo", description="`demo` (shipped with iTool), a Hugging Face hub id, a folder, or a .gguf file")
+    path: Filled = Field(
+        "demo", description="`demo` (shipped with iTool), a hub id, or a folder or .gguf file (relative: to the working directory)"
+    )
     revision: str | None = Field(None, description="hub revision; pin it for runs that must be repeatable")
     chat_template: Filled | None = Field(None, description="a Jinja file that replaces the model's own chat template")
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -62,7 +64,7 @@ class DataConfig(Section):
     """Where examples come from and how they are split. Splits hash example ids, so adding one moves none that opens differently."""
 
     source: Literal["demo", "toolace", "xlam", "toolbench", "seal_tools", "openai"] = "demo"
-    path: Filled | None = Field(None, description="training data: a file, a folder or a hub id (not for `demo`)")
+    path: Filled | None = Field(None, description="training data: a file or folder (relative: to the working directory) or a hub id")
     held_out_path: Filled | None = Field(None, description="held-out data in the same format; without it `held_out_fraction` is split off")
     tool_pool_path: Filled | None = Field(None, description="pool of tools that candidate lists are drawn from (seal_tools)")
     candidate_tools: Annotated[Count, Field(le=1000)] = Field(6, description="longest candidate list that is drawn from the pool")
@@ -221,7 +223,7 @@ class RunConfig(Section):
     run: Annotated[str, Field(pattern=RUN_NAME)] = Field(
         "demo", description="the run's name, a DNS label; its artifacts lie below root/run"
     )
-    root: Filled = Field("runs", description="artifacts: a folder or s3://bucket/prefix")
+    root: Filled = Field("runs", description="artifacts: a folder (relative: to the working directory) or s3://bucket/prefix")
     reuse_from: Annotated[str, Field(pattern=RUN_NAME)] | None = Field(None, description="another run whose equal artifacts are reused")
     seed: CountOrZero = 17
     iterations: Annotated[CountOrZero, Field(le=10_000)] = Field(

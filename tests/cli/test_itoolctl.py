@@ -457,7 +457,23 @@ def test_doctor_names_a_remedy_for_what_is_missing(itoolctl: Itoolctl) -> None:
     assert done.returncode == 1
     assert checks["base model"]["state"] == "missing"
     assert checks["base model"]["remedy"] == "Correct model.path"
-    assert checks["store"]["state"] == "ok"
+    assert checks["base model"]["finding"] == f"{itoolctl.folder}/no-such-model does not exist"
+    assert (checks["store"]["state"], checks["store"]["exit_code"]) == ("ok", 0)
+    assert not (itoolctl.folder / "runs").exists()
+
+
+def test_doctor_asks_the_server_and_looks_at_the_data(within: Within) -> None:
+    Path("data.jsonl").write_text("{}")
+    url = ("--set", "policy.backend=vllm", "--set", "policy.url=http://127.0.0.1:9")
+    code, output, _ = within("doctor", "-o", "json", *url, "--set", "data.source=openai", "--set", "data.path=data.jsonl")
+    checks = {check["name"]: check for check in json.loads(output)}
+    assert (code, checks["vllm"]["state"], checks["data"]["state"]) == (69, "missing", "ok")
+    assert checks["vllm"]["finding"].startswith("policy.url = http://127.0.0.1:9 does not answer: ")
+    code, output, _ = within("doctor", "-o", "json", "--set", "data.source=openai", "--set", "data.path=gone.jsonl")
+    assert (code, json.loads(output)[-1]["finding"]) == (1, f"data.path = gone.jsonl: {Path('gone.jsonl').absolute()} does not exist")
+    hub = ("--set", "data.source=xlam", "--set", "data.path=owner/name", "--set", "data.held_out_path=data.jsonl")
+    code, output, _ = within("doctor", "-o", "json", *hub)
+    assert (code, json.loads(output)[-1]["state"]) == (0, "note")
 
 
 @pytest.mark.slow

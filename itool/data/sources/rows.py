@@ -88,7 +88,7 @@ def read_rows(path: str, *, excluding: Sequence[str | None] = ()) -> Iterator[Ro
     elif HUB_ID.match(path) and local.suffix not in (".json", ".jsonl") and not local.parent.is_dir():
         yield from _read_hub(path)
     else:
-        raise InputError(f"data file {path} does not exist", remedy="Set data.path to a file, a folder or a hub id")
+        raise InputError(f"data file {local.absolute()} does not exist", remedy="Set data.path to a file, a folder or a hub id")
 
 
 def _read_file(path: Path) -> Iterator[Row]:
