@@ -73,7 +73,7 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - the CLI's boundary: an unforeseen error is one line too
         from itool.artifacts.process import as_itool_error  # noqa: PLC0415 - only a failing command needs it
 
-        known = as_itool_error(error, place="the disk or standard output")
+        known = as_itool_error(error, place="the disk or standard output", use="target")
         if isinstance(known, StorageError):
             _leave(str(known), known.exit_code)
         said = str(error).rstrip(".")

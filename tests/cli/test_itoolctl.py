@@ -246,6 +246,18 @@ def test_one_artifact_is_whole(within: Within) -> None:
     assert within("artifacts", "verify") == (0, "", "1 artifact is whole.\n")
 
 
+def test_a_store_that_cannot_be_read_is_said_once(within: Within) -> None:
+    Path("runs/demo").mkdir(parents=True)
+    Path("runs/demo/config.yaml").write_text("run: demo")
+    Path("runs/demo/i0").touch()
+    code, output, errors = within("status")
+    assert (code, "cannot use" in output) == (74, False)
+    place = Path("runs/demo/i0").absolute()
+    assert one_line(errors) == (
+        f"itoolctl: cannot use {place}: Not a directory. A file stands where a folder is needed: move it away or set root to a folder\n"
+    )
+
+
 def test_plan_says_where_a_damaged_artifact_stops_the_run(within: Within) -> None:
     config, store = RunConfig(root="runs"), FolderStore(Path("runs"))
     runner = InMemoryRunner(store, config)
