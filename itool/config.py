@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -314,7 +312,10 @@ def drop_unknown_keys(document: dict[str, Any]) -> None:
         for problem in error.errors(include_url=False):
             if problem["type"] == "extra_forbidden":
                 *sections, key = problem["loc"]
-                reduce(getitem, sections, document).pop(key)
+                holder: Any = document
+                for section in sections:
+                    holder = holder[section]
+                del holder[key]
 
 
 def check_run_name(name: str) -> None:

@@ -24,7 +24,7 @@ RemovedArgument = Annotated[str, typer.Argument(metavar="ARTIFACT", help="As `ls
 
 @app.command("ls")
 def ls(
-    run: Annotated[str, typer.Argument(metavar="[RUN]", help="Only this run.")] = "",
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Only this run.")] = "",
     root: RootOption = None,
     output: OutputOption = Output.text,
 ) -> None:
@@ -73,7 +73,7 @@ def show(name: NameArgument, root: RootOption = None, output: OutputOption = Out
 
 @app.command("verify")
 def verify(
-    run: Annotated[str, typer.Argument(metavar="[RUN|ARTIFACT]", help="Only this.")] = "",
+    run: Annotated[str, typer.Argument(metavar="RUN|ARTIFACT", help="Only this.")] = "",
     root: RootOption = None,
     output: OutputOption = Output.text,
 ) -> None:
@@ -114,7 +114,7 @@ def verify(
 def get(
     name: NameArgument,
     target: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the files go.")],
-    files: Annotated[list[str] | None, typer.Argument(metavar="[FILE]...", help="Only these; a name that ends in / is a folder.")] = None,
+    files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Only these; a name that ends in / is a folder.")] = None,
     root: RootOption = None,
 ) -> None:
     """Copy an artifact's files, verified, to a local folder."""

@@ -66,6 +66,8 @@ def parse_stage(stage: str, iteration: int | None) -> tuple[str, int | None]:
 
     prefix, slash, name = stage.rpartition("/")
     if slash and prefix.startswith("i") and prefix[1:].isdigit():
+        if iteration not in (None, int(prefix[1:])):
+            raise ConfigError(f"{stage} and --iteration {iteration} are two iterations", remedy="Give one of them")
         iteration = int(prefix[1:])
     elif slash:
         name = stage

@@ -52,7 +52,7 @@ BackendOption = Annotated[
 CountOption = Annotated[int | None, typer.Option("--n", "-n", min=0, help="Number of iterations.")]
 MethodOption = Annotated[Method | None, typer.Option("--method", "-m", help="What an iteration does.")]
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="json for scripts.")]
-RunArgument = Annotated[str | None, typer.Argument(metavar="[RUN]", help="Name of the run; the only one under the root when left out.")]
+RunArgument = Annotated[str | None, typer.Argument(metavar="RUN", help="Name of the run; the only one under the root when left out.")]
 
 
 def build_config(

@@ -180,7 +180,9 @@ def _read_hub(path: str) -> Iterator[Row]:
     try:
         from datasets import load_dataset  # noqa: PLC0415 - slow to import, and only hub data need it
     except ImportError:
-        raise DependencyError(f"data set {path} needs the `datasets` package", remedy="Install itool[train]") from None
+        raise DependencyError(
+            f"data set {path} needs the `datasets` package", remedy="`make install-train`, or `pip install -e '.[train]'` in a checkout"
+        ) from None
     try:
         rows = load_dataset(path, split="train")
     except (OSError, ValueError, RuntimeError) as error:  # offline, not found, gated, or no such split
