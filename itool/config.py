@@ -7,6 +7,7 @@ Which stage reads which field stands in `stages.py`; a field that no stage lists
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -30,6 +31,7 @@ FORMS = {
     QUANTITY: "quantity: use a number with a unit, as in 500m, 2 or 4Gi",
 }
 """What a value of each pattern is called in errors, and how it looks."""
+Filled = Annotated[str, Field(min_length=1)]
 MOST_DEMO_EXAMPLES = 100_000
 Samples = Annotated[Count, Field(le=10_000)]
 Examples = Annotated[Count, Field(le=10**7)]
@@ -43,9 +45,11 @@ LearningRate = Annotated[Rate, Field(le=1.0)]
 class ModelConfig(Section):
     """The base model and the adapter that is trained on it."""
 
-    path: str = Field("demo", description="`demo` (shipped with iTool), a Hugging Face hub id, a folder, or a .gguf file")
+    path: Filled = Field(
+        "demo", description="`demo` (shipped with iTool), a hub id, or a folder or .gguf file (relative: to the working directory)"
+    )
     revision: str | None = Field(None, description="hub revision; pin it for runs that must be repeatable")
-    chat_template: str | None = Field(None, description="a Jinja file that replaces the model's own chat template")
+    chat_template: Filled | None = Field(None, description="a Jinja file that replaces the model's own chat template")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="what training, scoring and serving compute in")
     context_tokens: Annotated[Tokens, Field(ge=32)] = Field(1024, description="longest prompt + response, in tokens")
     max_response_tokens: Tokens = Field(128, description="longest response, in tokens")
@@ -60,9 +64,9 @@ class DataConfig(Section):
     source: Literal["demo", "toolace", "xlam", "toolbench", "seal_tools", "openai"] = Field(
         "demo", description="format of the data (docs/data.md); `demo`: the built-in task"
     )
-    path: str | None = Field(None, description="training data: a file, a folder or a hub id (not for `demo`)")
-    held_out_path: str | None = Field(None, description="held-out data in the same format; without it `held_out_fraction` is split off")
-    tool_pool_path: str | None = Field(None, description="pool of tools that candidate lists are drawn from (seal_tools)")
+    path: Filled | None = Field(None, description="training data: a file or folder (relative: to the working directory) or a hub id")
+    held_out_path: Filled | None = Field(None, description="held-out data in the same format; without it `held_out_fraction` is split off")
+    tool_pool_path: Filled | None = Field(None, description="pool of tools that candidate lists are drawn from (seal_tools)")
     candidate_tools: Annotated[Count, Field(le=1000)] = Field(6, description="longest candidate list that is drawn from the pool")
     no_call_fraction: Share = Field(0.0, description="share of examples whose right tools are withheld, so that text is right (seal_tools)")
     count: Examples | None = Field(None, description="use at most so many training examples (demo: generate so many)")
@@ -246,7 +250,7 @@ class RunConfig(Section):
     run: Annotated[str, Field(pattern=RUN_NAME)] = Field(
         "demo", description="the run's name, a DNS label; its artifacts lie below root/run"
     )
-    root: str = Field("runs", description="artifacts: a folder or s3://bucket/prefix")
+    root: Filled = Field("runs", description="artifacts: a folder (relative: to the working directory) or s3://bucket/prefix")
     reuse_from: Annotated[str, Field(pattern=RUN_NAME)] | None = Field(None, description="another run whose equal artifacts are reused")
     seed: CountOrZero = Field(17, description="seed of the run, from which that of every stage, tree and sample is derived")
     iterations: Annotated[CountOrZero, Field(le=10_000)] = Field(
@@ -320,12 +324,34 @@ def merge_config(document: dict[str, Any], overrides: list[str], *, origin: str)
     return parse_config(document, origin=origin)
 
 
+def read_overrides(overrides: list[str]) -> dict[str, Any]:
+    """What `a.b=c` overrides say, as a mapping that is not checked. Raises ConfigError for one that cannot be read."""
+    document: dict[str, Any] = {}
+    for override in overrides:
+        _apply_override(document, override)
+    return document
+
+
 def parse_config(document: dict[str, Any], *, origin: str = "configuration") -> RunConfig:
     """Check a configuration that is already a mapping. Raises ConfigError, first problem first."""
     try:
         return RunConfig.model_validate(document)
     except ValidationError as error:
         raise ConfigError(_explain(error, origin)) from None
+
+
+def drop_unknown_keys(document: dict[str, Any]) -> None:
+    """Remove the keys of a mapping that no setting has, in place; all else is left for `parse_config` to judge."""
+    try:
+        RunConfig.model_validate(document)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            if problem["type"] == "extra_forbidden":
+                *sections, key = problem["loc"]
+                holder: Any = document
+                for section in sections:
+                    holder = holder[section]
+                del holder[key]
 
 
 def check_run_name(name: str) -> None:
@@ -339,6 +365,8 @@ def _read_document(path: Path) -> dict[str, Any]:
         document = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"configuration file {path} does not exist", remedy="Give an existing file with --config") from None
+    except IsADirectoryError:
+        raise ConfigError(f"configuration file {path.absolute()} is a folder", remedy="Give a file with --config") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration file {path} cannot be read: {error}") from None
     except _RepeatedKey as error:
@@ -379,7 +407,7 @@ class _Loader(yaml.SafeLoader):
 
 def _apply_override(document: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key.strip():
+    if not equals or not all(part.strip() for part in key.split(".")):
         raise ConfigError(f"--set {override!r} is not of the form section.key=value")
     try:
         value = read_yaml(text)
@@ -399,17 +427,26 @@ def _explain(error: ValidationError, origin: str) -> str:
     problems = error.errors(include_url=False)
     first = problems[0]
     key = ".".join(str(part) for part in first["loc"] if part != "[key]") or "configuration"
-    if first["type"] == "extra_forbidden":
+    if first["type"] in ("extra_forbidden", "invalid_key"):
         text = f"{origin}: unknown key {key}; allowed here: {', '.join(_siblings(first['loc']))}"
     elif first["type"] == "value_error":
         text = f"{origin}: {key + ': ' if first['loc'] else ''}{first['ctx']['error']}"
+    elif first["type"] in ("model_type", "dict_type"):
+        text = f"{origin}: {key} = {show_value(first['input'])} is no section: give settings below it, or leave it out"
+    elif first["type"] == "string_too_short":
+        text = f"{origin}: {key} is empty; {'use a folder or s3://bucket/prefix' if key == 'root' else 'give a value, or leave it out'}"
     elif first["type"] == "string_pattern_mismatch" and first["ctx"]["pattern"] in FORMS:
         text = f"{origin}: {key} = {first['input']!r} is no {FORMS[first['ctx']['pattern']]}"
     else:
         message = first["msg"][:1].lower() + first["msg"][1:]
-        text = f"{origin}: {key} = {first['input']!r}: {message}"
+        text = f"{origin}: {key} = {show_value(first['input'])}: {message}"
     more = len(problems) - 1
     return text + (f" ({more} more problem{'s' if more > 1 else ''})" if more else "")
+
+
+def show_value(value: Any) -> str:
+    """A value as a person wrote it in YAML: null, true and false, not Python's names."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
 
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:

@@ -5,7 +5,7 @@
     ├── InputError           65   data or a base model is unusable: no retry helps
     │   └── ArtifactError    65   a stored object is missing, truncated or altered
     ├── DependencyError      69   S3, vLLM or another service is down: retry
-    ├── StorageError         74   the disk is full or a folder cannot be written
+    ├── StorageError         74   the disk is full, or a file or folder cannot be written or read
     ├── NumericalError       76   a loss, a gradient or a model's output is not finite: no retry helps
     └── Interrupted          75   stopped after a verified checkpoint: start again to resume
 
@@ -51,7 +51,7 @@ class DependencyError(ItoolError):
 
 
 class StorageError(ItoolError):
-    """A disk is full or a folder cannot be written."""
+    """A disk is full, or a file or folder cannot be written or read."""
 
     exit_code = 74
 

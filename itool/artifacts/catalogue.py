@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from itool.artifacts.commit import fetch, read_manifest
-from itool.artifacts.manifest import Manifest, manifest_key, parse_manifest
+from itool.artifacts.manifest import Manifest, NewerArtifact, manifest_key, parse_manifest
 from itool.artifacts.resolve import damage, manifest_prefixes
 from itool.artifacts.store import Store, delete_tree
+from itool.commands import itoolctl
 from itool.errors import ArtifactError, InputError
 
 
@@ -44,23 +45,34 @@ def find_artifact(store: Store, name: str) -> str:
 
 
 def find_remains(store: Store, name: str) -> str:
-    """As `find_artifact`, of folders of artifacts and shards with or without a manifest, so that damaged ones can be removed too."""
+    """As `find_artifact`, of folders of artifacts and shards with or without a manifest, so that damaged ones can be removed too.
+
+    What is to be removed is named by its stage at least: a run of one artifact has no shorter name for it.
+    """
     name = name.strip("/")
     folders = _folders(store.list(name.partition("/")[0]))
     if name in folders:
         return name
-    return _only(sorted(folder for folder in _beginning_with(name, folders) if "/shards/" not in folder), store, name)
+    found = sorted(folder for folder in _beginning_with(name, folders) if "/shards/" not in folder)
+    if found and name.count("/") < 2:
+        raise InputError(f"{name!r} names no stage; it holds {_some(found)}", remedy="Give run/iteration/stage at least, as in demo/i1/dpo")
+    return _only(found, store, name)
 
 
 def no_such_artifact(store: Store, name: str) -> InputError:
     """The error about an artifact that is not there."""
-    return InputError(f"there is no artifact {name!r} in {store.root}", remedy="See `itoolctl artifacts ls`")
+    return InputError(f"there is no artifact {name!r} in {store.root}", remedy=f"See {itoolctl('artifacts ls', store.root)}")
 
 
 def verify_artifact(store: Store, prefix: str) -> list[str]:
-    """Read every file of an artifact and compare size and SHA-256. Returns the problems, one line each; none when it is whole."""
+    """Read every file of an artifact and compare size and SHA-256. Returns the problems, one line each; none when it is whole.
+
+    Raises NewerArtifact for one that only a newer version can read.
+    """
     try:
         manifest = read_manifest(store, prefix)
+    except NewerArtifact:
+        raise
     except ArtifactError as error:
         return [str(error)]
     if manifest is None:
@@ -106,8 +118,12 @@ def _only(found: list[str], store: Store, name: str) -> str:
     if not found:
         raise no_such_artifact(store, name)
     if len(found) > 1:
-        raise InputError(f"{name!r} fits {len(found)} artifacts: {', '.join(found[:4])}", remedy="Give the key too")
+        raise InputError(f"{name!r} fits {len(found)} artifacts: {_some(found)}", remedy="Give the key too")
     return found[0]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _beginning_with(name: str, prefixes: Iterable[str]) -> list[str]:

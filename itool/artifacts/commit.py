@@ -18,6 +18,7 @@ from typing import Any
 from itool.artifacts.manifest import Manifest, data_folder, describe_file, describe_folder, manifest_key, parse_manifest
 from itool.artifacts.resolve import damage, shard_prefix
 from itool.artifacts.store import Store
+from itool.commands import removal
 from itool.errors import ArtifactError, ItoolError
 from itool.logs import get_logger
 
@@ -78,7 +79,7 @@ def fetch(store: Store, key: str, expected_sha256: str, target: Path) -> None:
 def read_file(store: Store, prefix: str, manifest: Manifest, path: str) -> bytes:
     """One file of an artifact, checked. Raises ArtifactError when it is gone or not what the manifest says."""
     key = manifest.file_key(prefix, path)
-    remedy = f"Remove it with `itoolctl artifacts rm {prefix}` and run again"
+    remedy = f"Remove it with {removal(prefix, store.root)} and run again"
     try:
         data = store.read(key)
     except ArtifactError as error:
@@ -127,7 +128,7 @@ def _fetch_part(store: Store, folder: str, manifest: Manifest, path: str, target
     try:
         fetch(store, manifest.file_key(folder, path), manifest.files[path].sha256, target / path)
     except ArtifactError as error:
-        raise ArtifactError(str(error), remedy=f"Remove it with `itoolctl artifacts rm {folder}` and run again") from None
+        raise ArtifactError(str(error), remedy=f"Remove it with {removal(folder, store.root)} and run again") from None
     return target / path
 
 
@@ -182,7 +183,7 @@ def _standing(store: Store, prefix: str, mine: Manifest) -> Manifest:
         raise ArtifactError(f"{prefix} was removed while it was written", remedy="Run again")
     problem = damage(standing, prefix, store.list(prefix))
     if problem:
-        raise ArtifactError(problem, remedy=f"Remove it with `itoolctl artifacts rm {prefix}` and run again")
+        raise ArtifactError(problem, remedy=f"Remove it with {removal(prefix, store.root)} and run again")
     if standing.digest != mine.digest:
         _log.warning(
             "another attempt finished first with another result", prefix=prefix, kept=standing.digest[:12], dropped=mine.digest[:12]

@@ -13,6 +13,7 @@ from itool.artifacts.commit import check_file, fetch
 from itool.artifacts.manifest import FileEntry, Manifest
 from itool.artifacts.resolve import Resolution
 from itool.artifacts.store import Store
+from itool.commands import removal
 from itool.errors import ArtifactError, InputError, ItoolError
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
@@ -103,7 +104,8 @@ class InputFiles:
             else:
                 check_file(local, entry.sha256, str(local))
         except ArtifactError as error:
-            raise ArtifactError(str(error), remedy=f"Remove it with `itoolctl artifacts rm {source.prefix}` and run again") from None
+            remedy = f"Remove it with {removal(str(source.prefix), self._store.root)} and run again"
+            raise ArtifactError(str(error), remedy=remedy) from None
         self._verified.add(key)
 
     def _folder(self, source: Resolution) -> Path:

@@ -29,6 +29,10 @@ MANIFEST_NAME = "manifest.json"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+class NewerArtifact(ArtifactError):  # noqa: N818 - says what it is: nothing is wrong with it
+    """An artifact that a newer version has written: whole, and to be kept."""
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -141,15 +145,22 @@ class Manifest(_Part):
 
 
 def parse_manifest(data: bytes, origin: str) -> Manifest:
-    """Read a manifest. Raises ArtifactError, naming `origin`, when it is not exactly what was written or comes from a newer version."""
+    """Read a manifest, naming `origin` in errors.
+
+    Raises NewerArtifact when a newer version has written it, ArtifactError when it is not exactly what was written.
+    """
     try:
         document = json.loads(data)
-        checksum = document.pop("checksum")
-    except (ValueError, KeyError, AttributeError):
-        raise ArtifactError(f"{origin} is not a complete manifest") from None
-    schema = document.get("schema")
+    except ValueError:
+        document = None
+    if not isinstance(document, dict) or "checksum" not in document:
+        raise ArtifactError(f"{origin} is not a complete manifest")
+    checksum, schema = document.pop("checksum"), document.get("schema")
     if isinstance(schema, int) and schema > SCHEMA_VERSION:
-        raise ArtifactError(f"{origin} has schema {schema}, this version reads up to {SCHEMA_VERSION}", remedy="Use a newer itool")
+        version = document.get("code_version") or "of that schema"
+        raise NewerArtifact(
+            f"{origin} has schema {schema}, this version reads up to {SCHEMA_VERSION}", remedy=f"Use itool {version} or newer"
+        )
     if checksum != _checksum(document):
         raise ArtifactError(f"{origin} was altered: its checksum does not match")
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from itool.artifacts.disk import storage_error
+from itool.artifacts.disk import Use, storage_error
 from itool.errors import ConfigError, Interrupted, ItoolError
 
 _STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
@@ -152,19 +152,19 @@ def exit_code_of(error: BaseException) -> int:
     return known.exit_code
 
 
-def as_itool_error(error: BaseException, place: str = "the staging folder") -> ItoolError:
+def as_itool_error(error: BaseException, place: str = "the staging folder", use: Use = "root") -> ItoolError:
     """Any error as one of ours: a full disk or a read-only folder is a StorageError, what nobody foresaw an ItoolError with its type.
 
-    `place` is named where the error itself names no file.
+    `place` is named where the error itself names no file; `use` is what the file was used for.
     """
     if isinstance(error, ItoolError):
         return error
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("stopped at once by a second Ctrl-C", remedy="Run the same command again to resume")
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
-        return storage_error(error, Path(place))
+        return storage_error(error, Path(place), use)
     if (number := _wrapped_errno(str(error))) is not None:
-        return storage_error(OSError(number, os.strerror(number)), Path(place))
+        return storage_error(OSError(number, os.strerror(number)), Path(place), use)
     return ItoolError(f"{type(error).__name__}: {error}", remedy="Set ITOOL_DEBUG=1 for the traceback")
 
 

@@ -8,7 +8,7 @@ inputs alone, for a job that was told its key.
     stale     there are artifacts of this stage, but made from other settings or inputs; `reason` says which
     missing   the stage has never finished
     waiting   an input is not done, so the key is not known yet
-    damaged   the artifact exists but is incomplete or altered: never used, never silently replaced
+    damaged   the artifact exists but is incomplete, altered or of a newer version: never used, never silently replaced
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from itool.artifacts.local_files import CONTENT, file_fingerprints
-from itool.artifacts.manifest import MANIFEST_NAME, ArtifactRef, Manifest, artifact_prefix, manifest_key, parse_manifest
+from itool.artifacts.manifest import MANIFEST_NAME, ArtifactRef, Manifest, NewerArtifact, artifact_prefix, manifest_key, parse_manifest
 from itool.artifacts.store import Store
-from itool.config import RunConfig
+from itool.commands import removal
+from itool.config import RunConfig, show_value
 from itool.errors import ArtifactError
 from itool.names import StageName
 from itool.stages import STAGES, StageId, artifact_key, inputs_of, settings_of, shards_of, stage_ids
@@ -60,7 +61,7 @@ class Resolution:
 
 @dataclass(frozen=True)
 class Observed:
-    """What lies in the store for a run: object sizes by key, readable manifests by prefix, unreadable ones with the reason.
+    """What lies in the store for a run: object sizes by key, readable manifests by prefix, unreadable ones with reason and remedy.
 
     `files` are the fingerprints of the local files that `prepare` reads.
     """
@@ -164,12 +165,14 @@ def _each(ask: Callable[[str], T], names: list[str]) -> list[T]:
 
 
 def _read(store: Store, prefix: str) -> Manifest | str:
-    """A manifest, or why it cannot be used."""
+    """A manifest, or why it cannot be used and what to do."""
     name = manifest_key(prefix)
     try:
         return parse_manifest(store.read(name), f"{store.root}/{name}")
-    except ArtifactError as error:
+    except NewerArtifact as error:
         return str(error)
+    except ArtifactError as error:
+        return f"{error}; remove it with {removal(prefix, store.root)} and run again"
 
 
 def manifest_prefixes(sizes: Mapping[str, int]) -> list[str]:
@@ -264,7 +267,7 @@ def _resolve_stage(
     refs = {role: source.artifact for role, source in inputs.items() if source.artifact is not None}
     key = artifact_key(config, stage, {role: ref.digest for role, ref in refs.items()}, settings=settings)
     for run in _runs(config):
-        found = _find(run, stage, key, refs, observed, reused=run != config.run)
+        found = _find(run, stage, key, refs, observed, root=config.root, reused=run != config.run)
         if found is not None:
             return found
     prefix = artifact_prefix(config.run, stage, key)
@@ -287,12 +290,14 @@ def _runs(config: RunConfig) -> list[str]:
     return [config.run, *reused]
 
 
-def _find(run: str, stage: StageId, key: str, refs: dict[str, ArtifactRef], observed: Observed, *, reused: bool) -> Resolution | None:
+def _find(
+    run: str, stage: StageId, key: str, refs: dict[str, ArtifactRef], observed: Observed, *, root: str, reused: bool
+) -> Resolution | None:
     """The artifact with this key in a run's folder: done, damaged, or None when there is none."""
     prefix = artifact_prefix(run, stage, key)
-    remedy = f"remove it with `itoolctl artifacts rm {prefix}` and run again"
     if prefix in observed.broken:
-        return Resolution(stage, "damaged", f"{observed.broken[prefix]}; {remedy}", key, prefix, inputs=refs)
+        return Resolution(stage, "damaged", observed.broken[prefix], key, prefix, inputs=refs)
+    remedy = f"remove it with {removal(prefix, root)} and run again"
     manifest = observed.manifests.get(prefix)
     if manifest is None:
         return None
@@ -363,7 +368,7 @@ def _changed_inputs(old: Manifest, refs: dict[str, ArtifactRef]) -> list[str]:
 
 
 def _show(value: Any) -> str:
-    text = str(value)
+    text = value if isinstance(value, str) else show_value(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 

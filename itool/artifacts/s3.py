@@ -119,7 +119,7 @@ class S3Store:
                 self._client.download_fileobj(self._bucket, self._prefix + key, file, Config=self._transfer)
             temporary.replace(target)
         except OSError as error:
-            raise storage_error(error, target) from None
+            raise storage_error(error, target, "target") from None
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)

@@ -43,6 +43,7 @@ from itool.artifacts.process import (
 from itool.artifacts.progress import Progress
 from itool.artifacts.resolve import Resolution, resolve, resolve_one, shard_prefix
 from itool.artifacts.store import WORK_FOLDER, FolderStore, Store, open_store
+from itool.commands import resume
 from itool.config import RunConfig, load_config
 from itool.errors import ArtifactError, ConfigError, InputError, Interrupted, ItoolError, NumericalError
 from itool.logs import configure_logging, get_logger
@@ -280,7 +281,7 @@ def _run(name: StageName, body: Body, config: RunConfig, arguments: JobArguments
     config = config.model_copy(update={"iterations": max(config.iterations, arguments.iteration)})
     told = resolve_one(store, config, stage_id, arguments.key) if arguments.key else None
     resolutions = told or resolve(store, config)
-    resolution = _startable(stage_id, resolutions, arguments)
+    resolution = _startable(config, stage_id, resolutions, arguments)
     if resolution.done:
         _log.info("stage already done", stage=str(stage_id), key=resolution.key)
         return
@@ -337,7 +338,7 @@ def _only_jsonl(stage: Stage) -> None:
                 raise ItoolError(f"shard of {stage.id} wrote {path.name}: shards can be joined only when they write .jsonl files")
 
 
-def _startable(stage: StageId, resolutions: Mapping[StageId, Resolution], arguments: JobArguments) -> Resolution:
+def _startable(config: RunConfig, stage: StageId, resolutions: Mapping[StageId, Resolution], arguments: JobArguments) -> Resolution:
     """The stage's resolution when it is done or can run. Raises ConfigError, ArtifactError or InputError."""
     if stage not in resolutions:
         known = ", ".join(str(other) for other in resolutions)
@@ -351,7 +352,8 @@ def _startable(stage: StageId, resolutions: Mapping[StageId, Resolution], argume
         broken = next((other for other in resolutions.values() if other.state == "damaged"), None)
         if broken is not None:
             raise ArtifactError(f"stage {stage} cannot start: {broken.reason}")
-        raise InputError(f"stage {stage} cannot start: {resolution.reason}", remedy="Run the stages before it, or `itoolctl iterate`")
+        remedy = f"Run the stages before it, or {resume(config.run, config.root)}"
+        raise InputError(f"stage {stage} cannot start: {resolution.reason}", remedy=remedy)
     return resolution
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from itool.artifacts.disk import TEMPORARY_SUFFIX, storage_error
+from itool.artifacts.disk import TEMPORARY_SUFFIX, Use, storage_error
 from itool.config import StoreConfig
 from itool.errors import ArtifactError, ConfigError
 
@@ -98,11 +98,11 @@ class FolderStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise storage_error(error, path) from None
+            raise storage_error(error, path, "reading") from None
 
     def read(self, key: str) -> bytes:
         path = self.path(key)
-        with _explained(path):
+        with _explained(path, "reading"):
             return path.read_bytes()
 
     def write(self, key: str, data: bytes) -> None:
@@ -140,16 +140,17 @@ class FolderStore:
 
     def download(self, key: str, target: Path) -> None:
         path = self.path(key)
-        with _explained(path):
+        with _explained(path, "reading"):
             if not path.is_file():
                 raise FileNotFoundError(path)
-        with _explained(target):
+            path.open("rb").close()  # what cannot be read is the store's fault, all else the target's
+        with _explained(target, "target"):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
 
     def list(self, folder: str) -> dict[str, int]:
         start = self.path(folder) if folder.strip("/") else self.folder
-        with _explained(start):
+        with _explained(start, "reading"):
             return dict(self._walk(start))
 
     def delete(self, key: str) -> None:
@@ -197,13 +198,13 @@ def list_folder(folder: Path) -> list[os.DirEntry[str]]:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _explained(path: Path, use: Use = "root") -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
         raise ArtifactError(f"{error.filename or path} does not exist") from None
     except OSError as error:
-        raise storage_error(error, path) from None
+        raise storage_error(error, path, use) from None
 
 
 @contextlib.contextmanager

@@ -19,16 +19,18 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Look at, verify, copy out and remove artifacts.", no_args_is_help=True, rich_markup_mode=None)
 NameArgument = Annotated[str, typer.Argument(metavar="ARTIFACT", help="As `ls` prints it; the key may be left out when there is one.")]
+RemovedArgument = Annotated[str, typer.Argument(metavar="ARTIFACT", help="As `ls` prints it, at least as far as the stage.")]
 
 
 @app.command("ls")
 def ls(
-    run: Annotated[str, typer.Argument(metavar="[RUN]", help="Only this run.")] = "",
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Only this run.")] = "",
     root: RootOption = None,
     output: OutputOption = Output.text,
 ) -> None:
     """List artifacts, oldest first."""
-    entries = _list(open_root(root), run, root)
+    store = open_root(root)
+    entries = _list(store, run, root)
     if output is Output.json:
         print_json(
             [
@@ -42,6 +44,9 @@ def ls(
                 for entry in entries
             ]
         )
+        return
+    if not entries:
+        note(f"There is no artifact in {store.root}.")
         return
     rows = [
         [entry.prefix, entry.manifest.digest[:12], size(entry.manifest.bytes), duration(entry.manifest.seconds), entry.problem]
@@ -68,17 +73,27 @@ def show(name: NameArgument, root: RootOption = None, output: OutputOption = Out
 
 @app.command("verify")
 def verify(
-    run: Annotated[str, typer.Argument(metavar="[RUN|ARTIFACT]", help="Only this.")] = "",
+    run: Annotated[str, typer.Argument(metavar="RUN|ARTIFACT", help="Only this.")] = "",
     root: RootOption = None,
     output: OutputOption = Output.text,
 ) -> None:
     """Read every file and compare size and SHA-256 with the manifests. Exit code 65 when something is missing or altered."""
     from itool.artifacts.catalogue import find_artifact, verify_artifact  # noqa: PLC0415
-    from itool.errors import ArtifactError  # noqa: PLC0415
+    from itool.artifacts.manifest import NewerArtifact  # noqa: PLC0415
+    from itool.commands import removal  # noqa: PLC0415
+    from itool.errors import ArtifactError, InputError  # noqa: PLC0415
 
     store = open_root(root)
     prefixes = [find_artifact(store, run)] if run.count("/") >= 2 else [entry.prefix for entry in _list(store, run, root)]
-    problems = {prefix: verify_artifact(store, prefix) for prefix in prefixes}
+    if not prefixes:
+        raise InputError(f"there is no artifact in {store.root}{'/' if run else ''}{run}", remedy="Give another --root")
+    problems, newer = {}, []
+    for prefix in prefixes:
+        try:
+            problems[prefix] = verify_artifact(store, prefix)
+        except NewerArtifact as error:
+            problems[prefix] = [str(error)]
+            newer.append(prefix)
     if output is Output.json:
         print_json([{"artifact": prefix, "problems": found} for prefix, found in problems.items()])
     else:
@@ -87,10 +102,11 @@ def verify(
     damaged = [prefix for prefix, found in problems.items() if found]
     if damaged:
         count = sum(len(problems[prefix]) for prefix in damaged)
-        raise ArtifactError(
-            f"{count} problem{'s' if count > 1 else ''} in {len(damaged)} of {len(prefixes)} artifacts",
-            remedy=f"Remove with `itoolctl artifacts rm {damaged[0]}`{', and so on,' if len(damaged) > 1 else ''} and run again",
-        )
+        altered = [prefix for prefix in damaged if prefix not in newer]
+        remedy = "Use the itool that wrote them"
+        if altered:
+            remedy = f"Remove with {removal(altered[0], store.root)}{', and so on,' if len(altered) > 1 else ''} and run again"
+        raise ArtifactError(f"{count} problem{'s' if count > 1 else ''} in {len(damaged)} of {len(prefixes)} artifacts", remedy=remedy)
     note("1 artifact is whole." if len(prefixes) == 1 else f"{len(prefixes)} artifacts are whole.")
 
 
@@ -98,7 +114,7 @@ def verify(
 def get(
     name: NameArgument,
     target: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the files go.")],
-    files: Annotated[list[str] | None, typer.Argument(metavar="[FILE]...", help="Only these; a name that ends in / is a folder.")] = None,
+    files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Only these; a name that ends in / is a folder.")] = None,
     root: RootOption = None,
 ) -> None:
     """Copy an artifact's files, verified, to a local folder."""
@@ -110,7 +126,7 @@ def get(
 
 
 @app.command("rm")
-def rm(name: NameArgument, root: RootOption = None) -> None:
+def rm(name: RemovedArgument, root: RootOption = None) -> None:
     """Remove an artifact; the next `iterate` makes it again."""
     from itool.artifacts.catalogue import find_remains, remove_artifact  # noqa: PLC0415
 

@@ -18,13 +18,15 @@ def cancel(
     backend: BackendOption = None,
     output: OutputOption = Output.text,
 ) -> None:
-    """Stop a run after its stages have saved a checkpoint, and vLLM with it. Artifacts stay; `itoolctl iterate` resumes."""
-    settings = existing_config(run, root, config, backend=backend)
+    """Stop a run after its stages have saved a checkpoint, and vLLM with it. Artifacts stay; `itoolctl iterate --run RUN` resumes."""
+    from itool.commands import resume  # noqa: PLC0415
+
+    settings = existing_config(run, root, config, backend=backend, known_keys_only=True)
     stopped = stop(settings)
     if output is Output.json:
         print_json({"run": settings.run, "stopped": stopped})
     elif stopped:
-        note(f"Run {settings.run} has stopped. `itoolctl iterate` resumes it.")
+        note(f"Run {settings.run} has stopped. {resume(settings.run, settings.root)} resumes it.")
     else:
         note(f"Nothing works on run {settings.run}.")
 

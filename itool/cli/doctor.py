@@ -8,19 +8,22 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from itool.cli.options import BackendOption, ConfigOption, Output, OutputOption, RootOption, SetOption, build_config, note, print_json
+from itool.cli.options import BackendOption, ConfigOption, Output, OutputOption, RootOption, SetOption, given_config, note, print_json
 from itool.cluster.check import Check
 
 if TYPE_CHECKING:
+    from itool.artifacts.store import Store
     from itool.config import RunConfig
 
 TRAINING_PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "safetensors")
+ANSWER_SECONDS = 5.0
 FREE_DISK_BYTES = 2 << 30
 FREE_MEMORY_BYTES = 4 << 30
 
@@ -40,14 +43,14 @@ def doctor(
 
     Ends with the code of the first thing that is missing: 64 a setting, 69 a service that does not answer, 1 something on this machine.
     """
-    settings = build_config(config, sets, root=root, backend=backend)
+    settings = given_config(config, sets, root=root, backend=backend)
     found: list[Check] = []
     for check in _checks(settings, preflight=preflight):
         found.append(check)
         if output is Output.text and not preflight:
             _show(check)
     if output is Output.json:
-        print_json([asdict(check) for check in found])
+        print_json([asdict(check) | {"exit_code": check.exit_code if check.state == "missing" else 0} for check in found])
     missing = [check for check in found if check.state == "missing"]
     if output is Output.text and preflight and not missing:  # a pod's two streams mix: in its log the reason stands alone
         for check in found:
@@ -69,7 +72,7 @@ def _checks(config: RunConfig, *, preflight: bool) -> Iterator[Check]:
         yield from (_python(config), _store(config))
         yield from _cluster(config)
     else:
-        yield from (probe(config) for probe in (_python, _packages, _disk, _memory, _store, _vllm, _base_model))
+        yield from (probe(config) for probe in (_python, _packages, _disk, _memory, _store, _vllm, _base_model, _data))
 
 
 def _cluster(config: RunConfig) -> Iterator[Check]:
@@ -116,7 +119,7 @@ def _packages(_config: RunConfig) -> Check:
             "training",
             "missing",
             f"not installed: {', '.join(missing)}",
-            "`make install-train`, or `pip install 'itool[train]'`",
+            "`make install-train`, or `pip install -e '.[train]'` in a checkout",
         )
     return Check("training", "ok", ", ".join(f"{name} {version}" for name, version in found.items()))
 
@@ -158,9 +161,13 @@ def _store(config: RunConfig) -> Check:
     key, data = f"doctor-{secrets.token_hex(6)}", b"round trip"
     try:
         store = open_store(config.root, config.store)
+        new_folders = [folder for folder in _folders(store) if not folder.exists()]
         created, again = store.create(key, data), store.create(key, b"other")
         same = store.read(key) == data
         store.delete(key)
+        for folder in new_folders:
+            with suppress(OSError):  # somebody else has put something there
+                folder.rmdir()
     except ItoolError as error:
         return Check("store", "missing", str(error), exit_code=error.exit_code)
     if created and same and not again:
@@ -169,16 +176,43 @@ def _store(config: RunConfig) -> Check:
     return Check("store", "missing", finding, "Use a store with conditional writes", ConfigError.exit_code)
 
 
+def _folders(store: Store) -> list[Path]:
+    """The folder of a local store and those above it, innermost first."""
+    folder = store.local_path("doctor")
+    return list(folder.parents) if folder else []
+
+
 def _vllm(config: RunConfig) -> Check:
     from itool.errors import DependencyError  # noqa: PLC0415
     from itool.policy.server import find_vllm_python  # noqa: PLC0415
 
+    if config.policy.backend == "vllm" and config.policy.url is not None:
+        return _server(config.policy.url)
     needed = config.policy.starts_vllm
     try:
         return Check("vllm", "ok", f"runs with {find_vllm_python()}")
     except DependencyError as error:
         text = f"{error}" if needed else f"{error}; only policy.backend vllm needs it"
         return Check("vllm", "missing" if needed else "note", text)
+
+
+def _server(url: str) -> Check:
+    """Whether the server that the policy is to ask answers."""
+    import httpx  # noqa: PLC0415
+
+    from itool.errors import DependencyError  # noqa: PLC0415
+
+    key, server = os.environ.get("VLLM_API_KEY"), url.rstrip("/").removesuffix("/v1")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    near = server.startswith("http://127.0.0.1:")  # no proxy knows that server
+    try:
+        answer = httpx.get(f"{server}/v1/models", headers=headers, timeout=ANSWER_SECONDS, trust_env=not near)
+        problem = "" if answer.status_code == httpx.codes.OK else f"answers /v1/models with {answer.status_code}"
+    except httpx.HTTPError as error:
+        problem = f"does not answer: {error}"
+    if not problem:
+        return Check("vllm", "ok", f"policy.url = {url} answers")
+    return Check("vllm", "missing", f"policy.url = {url} {problem}", "Start the server, or correct policy.url", DependencyError.exit_code)
 
 
 def _base_model(config: RunConfig) -> Check:
@@ -194,7 +228,7 @@ def _base_model(config: RunConfig) -> Check:
     if path.exists():
         return Check("base model", "ok", f"{path} ({'folder' if path.is_dir() else 'file'})")
     if name.endswith(".gguf") or name.startswith((".", "/", "~")):
-        return Check("base model", "missing", f"{name} does not exist", "Correct model.path")
+        return Check("base model", "missing", f"{path.absolute()} does not exist", "Correct model.path")
     cache = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface") / "hub" / f"models--{name.replace('/', '--')}"
     if cache.is_dir():
         return Check("base model", "ok", f"{name}, in the hub cache")
@@ -204,3 +238,39 @@ def _base_model(config: RunConfig) -> Check:
         f"{name} is taken from the Hugging Face hub when `prepare` runs",
         "Needs network access, and HF_TOKEN for gated models",
     )
+
+
+def _data(config: RunConfig) -> Check:
+    """Whether the data are here and can be read; what they hold is for `prepare` to say."""
+    from itool.data.sources.seal_tools import find_pool  # noqa: PLC0415
+    from itool.errors import InputError  # noqa: PLC0415
+
+    data = config.data
+    if data.source == "demo":
+        return Check("data", "ok", "demo, generated")
+    named = {"data.path": data.path, "data.held_out_path": data.held_out_path}
+    if data.source == "seal_tools":
+        try:
+            named["data.tool_pool_path"] = find_pool(data)
+        except InputError as error:
+            return Check("data", "missing", str(error))
+    found = {key: (path, _unreadable(path)) for key, path in named.items() if path is not None}
+    for key, (path, problem) in found.items():
+        if problem:
+            return Check("data", "missing", f"{key} = {path}: {problem}", f"Correct {key}")
+    remote = [path for path, problem in found.values() if problem is None]
+    if remote:
+        return Check("data", "note", f"{', '.join(remote)} is taken from the Hugging Face hub when `prepare` runs", "Needs network access")
+    return Check("data", "ok", ", ".join(str(Path(path).absolute()) for path, _ in found.values()))
+
+
+def _unreadable(name: str) -> str | None:
+    """Why a path cannot be read; "" when it can, None for the id of a hub data set."""
+    from itool.data.sources.rows import HUB_ID  # noqa: PLC0415
+
+    path = Path(name)
+    if path.exists():
+        return "" if os.access(path, os.R_OK) else f"{path.absolute()} cannot be read"
+    if HUB_ID.match(name) and path.suffix not in (".json", ".jsonl") and not path.parent.is_dir():
+        return None
+    return f"{path.absolute()} does not exist"

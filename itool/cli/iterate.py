@@ -22,6 +22,7 @@ from itool.cli.options import (
     build_config,
     note,
 )
+from itool.commands import itoolctl
 
 if TYPE_CHECKING:
     from itool.config import RunConfig
@@ -83,8 +84,7 @@ def _interrupted(settings: RunConfig) -> Exception:
     from itool.errors import Interrupted  # noqa: PLC0415
 
     resume = f"Resume with: itoolctl {shlex.join(sys.argv[1:])}"
+    cancel = itoolctl(f"cancel {settings.run}", settings.root)
     if settings.runtime.backend == "local":
         return Interrupted(f"run {settings.run} stopped", remedy=resume)
-    return Interrupted(
-        f"nobody acts on run {settings.run} any more; Jobs that run go on, `itoolctl cancel {settings.run}` stops them", remedy=resume
-    )
+    return Interrupted(f"nobody acts on run {settings.run} any more; Jobs that run go on, {cancel} stops them", remedy=resume)

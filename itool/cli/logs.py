@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from itool.cli.options import BackendOption, ConfigOption, Output, OutputOption, RootOption, RunOption, existing_config, note
+from itool.commands import itoolctl
 from itool.errors import ItoolError
 
 if TYPE_CHECKING:
@@ -47,14 +48,15 @@ def logs(
     from itool.operations.attempt_logs import Wanted  # noqa: PLC0415
 
     name, wanted_iteration = parse_stage(stage, iteration)
-    settings = existing_config(run, root, config, backend=backend)
+    settings = existing_config(run, root, config, backend=backend, known_keys_only=True)
     store, wanted = open_store(settings.root, settings.store), Wanted(name, wanted_iteration, shard, attempt)
     printer = Printer(name, as_json=output is Output.json)
     show = _show_cluster if settings.runtime.backend == "kubernetes" else _show_local
     if not show(settings, store, wanted, printer, follow=follow):
         asked = {"iteration": wanted_iteration, "shard": shard, "attempt": attempt}
         which = "".join(f", {what} {number}" for what, number in asked.items() if number is not None)
-        raise InputError(f"run {settings.run} has no log of {name}{which}", remedy="`itoolctl status` says what has run")
+        remedy = f"{itoolctl(f'status {settings.run}', settings.root)} says what has run"
+        raise InputError(f"run {settings.run} has no log of {name}{which}", remedy=remedy)
 
 
 def parse_stage(stage: str, iteration: int | None) -> tuple[str, int | None]:
@@ -64,6 +66,8 @@ def parse_stage(stage: str, iteration: int | None) -> tuple[str, int | None]:
 
     prefix, slash, name = stage.rpartition("/")
     if slash and prefix.startswith("i") and prefix[1:].isdigit():
+        if iteration not in (None, int(prefix[1:])):
+            raise ConfigError(f"{stage} and --iteration {iteration} are two iterations", remedy="Give one of them")
         iteration = int(prefix[1:])
     elif slash:
         name = stage

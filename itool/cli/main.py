@@ -6,16 +6,21 @@ errors.py; ITOOL_DEBUG=1 adds the traceback. Nothing heavy is imported before a 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from itool.cli import artifacts, cancel, compare, doctor, iterate, logs, plan, report, runs, stages, status
 from itool.errors import ItoolError, StorageError
+
+WRONG_USAGE = 2
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""Click's class for a wrong command line. Typer may bring a click of its own, and gives only what derives from it a public name."""
 
 app = typer.Typer(
     name="itoolctl",
@@ -67,17 +72,45 @@ app.command("doctor")(doctor.doctor)
 def main() -> None:
     """Run the command line; every error becomes one line and its documented exit code."""
     try:
-        app()
+        code = app(prog_name="itoolctl", standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code or 0)
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):  # typer ends with 1 then
+            _end_quietly()
+        raise
     except ItoolError as error:
         _leave(str(error), error.exit_code)
+    except UsageError as error:
+        _leave(usage(error), WRONG_USAGE)
     except Exception as error:  # noqa: BLE001 - the CLI's boundary: an unforeseen error is one line too
         from itool.artifacts.process import as_itool_error  # noqa: PLC0415 - only a failing command needs it
 
-        known = as_itool_error(error, place="the disk or standard output")
+        known = as_itool_error(error, place="the disk or standard output", use="target")
         if isinstance(known, StorageError):
             _leave(str(known), known.exit_code)
         said = str(error).rstrip(".")
         _leave(f"unforeseen {type(error).__name__}: {said}. Please report it with the traceback that ITOOL_DEBUG=1 shows", 1)
+
+
+def usage(error: Any) -> str:
+    """What is wrong on the command line, with the value that was given, and where to look. Help as it is, where nothing was given."""
+    text = str(error.format_message())
+    if "\n" in text:
+        typer.echo(text, err=True)
+        sys.exit(WRONG_USAGE)
+    refused = getattr(error.__context__, "errors", None)  # pydantic's, with which typer reads values
+    given = repr(refused()[0]["input"]) if refused else ""
+    text = text.replace("Value error, ", "").rstrip(".")
+    where = error.ctx.command_path if error.ctx else "itoolctl"
+    return f"{text}{f' (given: {given})' if given not in text else ''}. See `{where} --help`"
+
+
+def _end_quietly() -> NoReturn:
+    """Whoever read the output has seen enough; what is left in the buffers goes nowhere."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
 
 
 def _leave(message: str, code: int) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from itool.commands import DEFAULT_ROOT, ROOT_VARIABLE, itoolctl
 from itool.names import Backend, Method
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from itool.config import RunConfig
     from itool.errors import InputError
 
-DEFAULT_ROOT = "runs"
+OTHER_FILE = "Give the run's file with --config"
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
@@ -28,13 +29,22 @@ class Output(StrEnum):
     json = "json"
 
 
+def _refuse_empty(root: str | None) -> str | None:
+    from itool.errors import ConfigError  # noqa: PLC0415
+
+    if root == "":  # as of a variable that is not set: half of what is done would go to the default root
+        raise ConfigError("root is empty", remedy="Use a folder or s3://bucket/prefix")
+    return root
+
+
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="Configuration file (YAML).")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a setting, as in --set search.width=4.")
 ]
 RunOption = Annotated[str | None, typer.Option("--run", "-r", metavar="NAME", help="Name of the run.")]
 RootOption = Annotated[
-    str | None, typer.Option("--root", metavar="ROOT", envvar="ITOOL_ROOT", help="Artifacts: a folder or s3://bucket/prefix.")
+    str | None,
+    typer.Option("--root", metavar="ROOT", envvar=ROOT_VARIABLE, callback=_refuse_empty, help="Artifacts: a folder or s3://bucket/prefix."),
 ]
 BackendOption = Annotated[
     Backend | None, typer.Option("--backend", help="Where stages run: processes on this machine, or Jobs in a cluster.")
@@ -42,7 +52,7 @@ BackendOption = Annotated[
 CountOption = Annotated[int | None, typer.Option("--n", "-n", min=0, help="Number of iterations.")]
 MethodOption = Annotated[Method | None, typer.Option("--method", "-m", help="What an iteration does.")]
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="json for scripts.")]
-RunArgument = Annotated[str | None, typer.Argument(metavar="[RUN]", help="Name of the run; the only one under the root when left out.")]
+RunArgument = Annotated[str | None, typer.Argument(metavar="RUN", help="Name of the run; the only one under the root when left out.")]
 
 
 def build_config(
@@ -57,42 +67,73 @@ def build_config(
 ) -> RunConfig:
     """The configuration of a command that may start something: file, then --set, then the short options.
 
-    Without a file, a run that exists already is continued with the configuration that lies beside its artifacts.
+    Without a file, a run that exists already is continued with the configuration that lies beside its artifacts; a run of the default
+    name that does not takes the defaults. Raises InputError for a named run without a file that does not exist.
     """
-    from itool.config import check_run_name, load_config  # noqa: PLC0415 - pydantic, only when a command runs
+    from itool.config import RunConfig, check_run_name, load_config, read_overrides  # noqa: PLC0415 - pydantic, only when a command runs
 
-    if run is not None:
-        check_run_name(run)
     named = {"run": run, "root": root, "iterations": n, "method": method, "runtime.backend": backend}
     overrides = _overrides(sets, named)
-    stored = _stored_document(run, root) if config is None and run is not None else None
-    return load_config(config, overrides) if stored is None or run is None else _continued(stored, run, root, overrides)
+    if config is not None:
+        return load_config(config, overrides)
+    asked = read_overrides(overrides)
+    name, place = str(asked.get("run", RunConfig.model_fields["run"].default)), str(asked.get("root", DEFAULT_ROOT))
+    check_run_name(name)
+    store = _open(place, asked)
+    stored = _stored_document(name, store)
+    if stored is not None:
+        return _continued(stored, store, name, place, overrides)
+    if run is not None:
+        raise no_such_run(name, place, start="give --config to start it")
+    return load_config(None, overrides)
+
+
+def given_config(config: Path | None, sets: list[str] | None, *, root: str | None = None, backend: Backend | None = None) -> RunConfig:
+    """The configuration of a command that asks no store for one, as it checks the store itself: a file or the defaults, then options."""
+    from itool.config import load_config  # noqa: PLC0415
+
+    return load_config(config, _overrides(sets, {"root": root, "runtime.backend": backend}))
 
 
 def existing_config(
-    run: str | None, root: str | None, config: Path | None = None, sets: list[str] | None = None, backend: Backend | None = None
+    run: str | None,
+    root: str | None,
+    config: Path | None = None,
+    sets: list[str] | None = None,
+    backend: Backend | None = None,
+    *,
+    known_keys_only: bool = False,
 ) -> RunConfig:
-    """The configuration of a run that exists. Raises InputError when there is no such run."""
+    """The configuration of a run that exists. Raises InputError when there is no such run.
+
+    `known_keys_only` leaves out what a newer version has stored beside the rest: enough to stop a run or to read its logs.
+    """
     if config is not None:
         return build_config(config, sets, run=run, root=root, backend=backend)
     from itool.config import check_run_name  # noqa: PLC0415
 
     name = run or _only_run(root)
-    stored = _stored_document(name, root)
+    store = open_root(root)
+    stored = _stored_document(name, store)
     if stored is None:
         raise no_such_run(name, root)
     check_run_name(name)
     named = {"run": name, "root": root, "runtime.backend": backend}
-    return _continued(stored, name, root, _overrides(sets, named))
+    if known_keys_only:
+        from itool.config import drop_unknown_keys  # noqa: PLC0415
+
+        drop_unknown_keys(stored)
+    return _continued(stored, store, name, root, _overrides(sets, named))
 
 
-def no_such_run(name: str, root: str | None) -> InputError:
-    """The error about a run that is not there, with those that are."""
+def no_such_run(name: str, root: str | None, *, start: str = "") -> InputError:
+    """The error about a run that is not there, with those that are; `start` says how it would begin."""
     from itool.errors import InputError  # noqa: PLC0415
 
     known = run_names(root)
-    remedy = f"There {'is' if len(known) == 1 else 'are'} {', '.join(known)}" if known else "Start one with `itoolctl iterate`"
-    return InputError(f"there is no run {name} in {root or DEFAULT_ROOT}", remedy=remedy)
+    there = f"There {'is' if len(known) == 1 else 'are'} {', '.join(known)}" if known else ""
+    remedy = "; or ".join(filter(None, (there, start))) or _start(root)
+    return InputError(f"there is no run {name} in {root or DEFAULT_ROOT}", remedy=remedy[:1].upper() + remedy[1:])
 
 
 def open_root(root: str | None) -> Store:
@@ -107,9 +148,12 @@ def run_names(root: str | None) -> list[str]:
     """Runs under a root: folders with a stored configuration."""
     from itool.artifacts.store import FolderStore  # noqa: PLC0415
     from itool.cluster.controller import CONFIG_NAME  # noqa: PLC0415
+    from itool.errors import StorageError  # noqa: PLC0415
 
     store = open_root(root)
     if isinstance(store, FolderStore):
+        if store.folder.is_file():
+            raise StorageError(f"root {store.root} is a file", remedy="Give a folder or s3://bucket/prefix with --root")
         return sorted(path.parent.name for path in store.folder.glob(f"*/{CONFIG_NAME}"))
     return sorted(key.partition("/")[0] for key in store.list("") if key.count("/") == 1 and key.endswith(f"/{CONFIG_NAME}"))
 
@@ -129,10 +173,14 @@ def _only_run(root: str | None) -> str:
 
     names = run_names(root)
     if not names:
-        raise InputError(f"there is no run in {root or DEFAULT_ROOT}", remedy="Start one with `itoolctl iterate`, or give --root")
+        raise InputError(f"there is no run in {root or DEFAULT_ROOT}", remedy=f"{_start(root)}, or give --root")
     if len(names) > 1:
         raise ConfigError(f"{root or DEFAULT_ROOT} holds {len(names)} runs: {', '.join(names)}", remedy="Name one")
     return names[0]
+
+
+def _start(root: str | None) -> str:
+    return f"Start one with {itoolctl('iterate', root or DEFAULT_ROOT)}"
 
 
 def _overrides(sets: list[str] | None, named: dict[str, Any]) -> list[str]:
@@ -140,27 +188,43 @@ def _overrides(sets: list[str] | None, named: dict[str, Any]) -> list[str]:
     return [*(sets or []), *(f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None)]
 
 
-def _continued(stored: dict[str, Any], run: str, root: str | None, overrides: list[str]) -> RunConfig:
-    from itool.config import merge_config  # noqa: PLC0415
+def _continued(stored: dict[str, Any], store: Store, run: str, root: str | None, overrides: list[str]) -> RunConfig:
+    from itool.cluster.controller import config_key  # noqa: PLC0415
+    from itool.config import merge_config, parse_config  # noqa: PLC0415
+    from itool.errors import ConfigError  # noqa: PLC0415
 
-    return merge_config(stored, [f"root={json.dumps(root or DEFAULT_ROOT)}", *overrides], origin=f"stored configuration of run {run}")
+    origin = f"{store.root}/{config_key(run)}"
+    try:
+        parse_config(stored, origin=origin)
+    except ConfigError as error:  # not the options' fault
+        raise ConfigError(str(error), remedy=f"Use the itool that has written it. {OTHER_FILE}") from None
+    return merge_config(stored, [f"root={json.dumps(root or DEFAULT_ROOT)}", *overrides], origin=origin)
 
 
-def _stored_document(run: str, root: str | None) -> dict[str, Any] | None:
+def _open(root: str, asked: dict[str, Any]) -> Store:
+    """The store of a root as overrides ask for it."""
+    from itool.artifacts.store import open_store  # noqa: PLC0415
+    from itool.config import parse_config  # noqa: PLC0415
+
+    return open_store(root, parse_config({"store": asked.get("store", {})}).store)
+
+
+def _stored_document(run: str, store: Store) -> dict[str, Any] | None:
     import yaml  # noqa: PLC0415
 
     from itool.cluster.controller import config_key  # noqa: PLC0415
+    from itool.config import read_yaml  # noqa: PLC0415
     from itool.errors import InputError  # noqa: PLC0415
 
-    store, key = open_root(root), config_key(run)
+    key = config_key(run)
     if store.size(key) is None:
         return None
     try:
-        document = yaml.safe_load(store.read(key))
+        document = read_yaml(store.read(key))
     except yaml.YAMLError:
         document = None
     if not isinstance(document, dict):
-        raise InputError(f"{store.root}/{key} is not a configuration", remedy="Give the run's file with --config")
+        raise InputError(f"{store.root}/{key} is not a configuration", remedy=OTHER_FILE)
     if any(name in os.environ for name in ENDPOINT_VARIABLES):  # the run's own endpoint may be one that only pods reach
         document["store"] = {**(document.get("store") or {}), "endpoint_url": None}
     return document

@@ -23,6 +23,7 @@ from itool.cli.options import (
     print_json,
 )
 from itool.cli.tables import columns, duration
+from itool.errors import ArtifactError
 
 if TYPE_CHECKING:
     from itool.artifacts.manifest import Manifest
@@ -62,9 +63,7 @@ def plan(
     if output is Output.json:
         print_json(_document(settings.run, resolutions, costs))
         return
-    rows = [
-        [str(stage), "reuse" if found.done else "run", found.reason, _expected(stage, found, costs)] for stage, found in resolutions.items()
-    ]
+    rows = [[str(stage), _action(found), found.reason, _expected(stage, found, costs)] for stage, found in resolutions.items()]
     typer.echo(columns(["stage", "", "why", "expected"], rows))
     typer.echo(_summary(resolutions, costs))
 
@@ -80,14 +79,22 @@ def measured_costs(manifests: Iterable[Manifest]) -> dict[str, Cost]:
     }
 
 
+def _action(found: Resolution) -> str:
+    """What `iterate` does at this stage: it never replaces a damaged artifact."""
+    return "reuse" if found.done else "stop" if found.state == "damaged" else "run"
+
+
 def _expected(stage: StageId, found: Resolution, costs: Mapping[str, Cost]) -> str:
-    if found.done:
+    if _action(found) != "run":
         return ""
     return f"about {duration(costs[stage.name].seconds)}" if stage.name in costs else "not measured yet"
 
 
 def _summary(resolutions: Mapping[StageId, Resolution], costs: Mapping[str, Cost]) -> str:
-    due = [stage for stage, found in resolutions.items() if not found.done]
+    due = [stage for stage, found in resolutions.items() if _action(found) == "run"]
+    damaged = [stage for stage, found in resolutions.items() if _action(found) == "stop"]
+    if damaged:
+        return f"\nThe run would stop at {damaged[0]} with exit code {ArtifactError.exit_code}."
     if not due:
         return f"\nNothing to run: all {len(resolutions)} stages are up to date."
     text = f"\n{len(due)} of {len(resolutions)} stages to run, {len(resolutions) - len(due)} reused"
@@ -104,10 +111,10 @@ def _document(run: str, resolutions: Mapping[StageId, Resolution], costs: Mappin
     return {
         "run": run,
         "stages": [
-            {"name": stage.name, "iteration": stage.iteration, "action": "reuse" if found.done else "run", "state": found.state}
+            {"name": stage.name, "iteration": stage.iteration, "action": _action(found), "state": found.state}
             | {"reason": found.reason, "key": found.key, "prefix": found.prefix}
-            | {"expected_seconds": costs[stage.name].seconds if not found.done and stage.name in costs else None}
-            | {"expected_gpu_seconds": costs[stage.name].gpu_seconds if not found.done and stage.name in costs else None}
+            | {"expected_seconds": costs[stage.name].seconds if _action(found) == "run" and stage.name in costs else None}
+            | {"expected_gpu_seconds": costs[stage.name].gpu_seconds if _action(found) == "run" and stage.name in costs else None}
             for stage, found in resolutions.items()
         ],
     }

@@ -8,6 +8,7 @@ import typer
 
 from itool.cli.options import ConfigOption, Output, OutputOption, RootOption, RunArgument, SetOption, existing_config, note
 from itool.cli.tables import columns, duration
+from itool.commands import itoolctl
 
 if TYPE_CHECKING:
     from itool.evaluate.report_schema import EvaluationReport, Report
@@ -26,7 +27,8 @@ def report(
     settings = existing_config(run, root, config, sets)
     found = find_report(settings)
     if not found.current:
-        note(f"This is the newest stored report; run {settings.run} has changed since. `itoolctl plan` says what is missing.")
+        plan = itoolctl(f"plan --run {settings.run}", settings.root)
+        note(f"This is the newest stored report; run {settings.run} has changed since. {plan} says what is missing.")
     if output is Output.json:
         typer.echo(found.text, nl=False)
         return

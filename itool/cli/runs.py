@@ -10,6 +10,7 @@ import typer
 
 from itool.cli.options import Output, OutputOption, RootOption, existing_config, note, print_json, run_names
 from itool.cli.tables import columns
+from itool.commands import DEFAULT_ROOT, itoolctl
 
 if TYPE_CHECKING:
     from itool.operations.run_list import RunLine
@@ -23,7 +24,7 @@ def runs(root: RootOption = None, output: OutputOption = Output.text) -> None:
         print_json([asdict(line) for line in lines])
         return
     if not names:
-        note("There is no run yet. Start one with `itoolctl iterate`.")
+        note(f"There is no run yet in {root or DEFAULT_ROOT}. Start one with {itoolctl('iterate', root or DEFAULT_ROOT)}.")
     if not lines:
         return
     shown = [
@@ -49,13 +50,13 @@ def _line(name: str, root: str | None) -> RunLine | None:
     """None, and a note, where the stored configuration or artifacts are of no use: one run shall not hide the others."""
     from itool.artifacts.store import open_store  # noqa: PLC0415
     from itool.cluster.client import open_cluster  # noqa: PLC0415
-    from itool.errors import ConfigError, InputError  # noqa: PLC0415
+    from itool.errors import ConfigError, InputError, StorageError  # noqa: PLC0415
     from itool.operations.run_list import run_line  # noqa: PLC0415
 
     try:
         settings = existing_config(name, root)
         return run_line(settings, open_store(settings.root, settings.store), partial(open_cluster, settings.kubernetes.namespace))
-    except (ConfigError, InputError) as error:
+    except (ConfigError, InputError, StorageError) as error:
         note(f"{name} is left out: {error}")
         return None
 

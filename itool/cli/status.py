@@ -41,13 +41,13 @@ def status(
 ) -> None:
     """Show how far a run is: every stage, its pods, vLLM, and why something waits or failed.
 
-    Ends with 69 when the store or the cluster did not answer; what could be read is shown all the same.
+    Ends with 69 when the store or the cluster did not answer, 74 when a folder cannot be read; what could be read is shown all the same.
     """
     reader = open_reader(existing_config(run, root, config, backend=backend))
     shown = ""
     while True:
         found = reader.read()
-        text = as_text(found) if output is Output.text else ""
+        text = as_text(found, with_problem=watch) if output is Output.text else ""
         if output is Output.json:
             print_document(as_document(found))
         elif text != shown:
@@ -75,8 +75,8 @@ def as_document(found: RunStatus) -> dict[str, Any]:
     return {"schema": STATUS_VERSION} | asdict(found) | {"done": found.done, "total": len(found.stages)}
 
 
-def as_text(found: RunStatus) -> str:
-    """The status as a table and a line that sums it up."""
+def as_text(found: RunStatus, *, with_problem: bool = True) -> str:
+    """The status as a table and a line that sums it up; without the problem where the command ends with it."""
     rows = [cells for line in folded(found.stages) for cells in line]
     rows += [_pod_cells("vLLM", row) for row in found.serving or ()]
     rows += [_pod_cells("controller", row) for row in found.controller_pods if row.state != "succeeded"]
@@ -88,7 +88,7 @@ def as_text(found: RunStatus) -> str:
     line = f"run {found.run}: {found.state}, {found.done} of {len(found.stages)} stages done; {worker}"
     if found.state == "unknown":
         line = f"run {found.run}: only its Jobs can be seen"
-    return f"{table}\n\n{line}" + (f"\n{found.problem}" if found.problem else "")
+    return f"{table}\n\n{line}" + (f"\n{found.problem}" if found.problem and with_problem else "")
 
 
 def folded(stages: Sequence[StageRow]) -> Iterator[list[list[str | None]]]:

@@ -21,6 +21,7 @@ from itool.cluster.decide_serving import Serve, StopServing
 from itool.cluster.leases import Lease, LeaseLost
 from itool.cluster.progress import NoWatcher, Progress, ProgressTail, Watcher
 from itool.cluster.runner import Attempt, Attempts, Runner, Task
+from itool.commands import itoolctl
 from itool.config import RunConfig
 from itool.errors import DependencyError, InputError, Interrupted, ItoolError
 from itool.logs import get_logger
@@ -225,7 +226,7 @@ def require_reused_run(store: Store, config: RunConfig) -> None:
     """Raise InputError when `reuse_from` names a run that was never started: all would silently be made anew."""
     if config.reuse_from and config.reuse_from != config.run and store.size(config_key(config.reuse_from)) is None:
         what = f"reuse_from = {config.reuse_from!r}: there is no such run in {store.root}"
-        raise InputError(what, remedy="`itoolctl runs` lists them; or leave the setting out")
+        raise InputError(what, remedy=f"{itoolctl('runs', store.root)} lists them; or leave the setting out")
 
 
 def store_config(store: Store, config: RunConfig) -> None:

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from itool.artifacts.disk import storage_error, storage_remedy
 from itool.artifacts.store import Store
+from itool.commands import itoolctl
 from itool.errors import DependencyError, StorageError
 from itool.logs import get_logger
 
@@ -117,7 +118,7 @@ class FolderLease:
         while not _try_lock(descriptor):
             holder = _parse(os.pread(descriptor, 4096, 0))
             if _lives(holder) or time.monotonic() > deadline:
-                raise _held(self.path.parent.name, holder)
+                raise _held(self.path.parent.name, str(self.path.parent.parent), holder)
             self.sleep(0.1)
 
     def renew(self) -> bool:
@@ -152,7 +153,8 @@ class FolderLease:
         if holder is None:
             return False
         if holder.get("host") != socket.gethostname():
-            raise DependencyError(f"run {self.path.parent.name} is held on {holder.get('host')}", remedy="Run `itoolctl cancel` there")
+            run = self.path.parent.name
+            raise DependencyError(f"run {run} is held on {holder.get('host')}", remedy=f"Run `itoolctl cancel {run}` there")
         if _lives(holder):
             os.kill(int(holder["pid"]), signal.SIGTERM)
         return True
@@ -174,9 +176,9 @@ class StoreLease:
         """Create the next generation, if the newest has been released or has expired."""
         newest, holder = self._newest()
         if holder is not None and self._is_held(holder):
-            raise _held(self.run, holder)
+            raise _held(self.run, self.store.root, holder)
         if not self.store.create(self._key(newest + 1), self._document()):
-            raise _held(self.run, self._newest()[1] or {})
+            raise _held(self.run, self.store.root, self._newest()[1] or {})
         self._generation, self._renewed_at = newest + 1, self.clock()
         for generation in range(newest, max(newest - 3, -1), -1):
             self.store.delete(self._key(generation))
@@ -188,7 +190,8 @@ class StoreLease:
         newest, _ = self._newest()
         if newest > self._generation:
             self._generation = None
-            raise LeaseLost(f"another controller has taken over run {self.run}", remedy="Follow it with `itoolctl status`")
+            remedy = f"Follow it with {itoolctl(f'status {self.run}', self.store.root)}"
+            raise LeaseLost(f"another controller has taken over run {self.run}", remedy=remedy)
         self.store.write(self._key(self._generation), self._document())
         self._renewed_at = self.clock()
         return self.store.size(self._stop_key(self._generation)) is not None
@@ -268,6 +271,7 @@ def _lives(holder: dict[str, Any]) -> bool:
     return True
 
 
-def _held(run: str, holder: dict[str, Any]) -> LeaseHeld:
+def _held(run: str, root: str, holder: dict[str, Any]) -> LeaseHeld:
     who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
-    return LeaseHeld(f"run {run} is held by another controller ({who})", remedy="Wait for it, or stop it with `itoolctl cancel`")
+    remedy = f"Wait for it, or stop it with {itoolctl(f'cancel {run}', root)}"
+    return LeaseHeld(f"run {run} is held by another controller ({who})", remedy=remedy)

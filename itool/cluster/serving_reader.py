@@ -20,6 +20,7 @@ from itool.cluster.pod_states import pod_state, seconds
 from itool.cluster.pods import serving_name
 from itool.cluster.serving_manifests import FETCHER, pod_template, template_of
 from itool.cluster.wish import Proof, StoredArtifact, Wish, read_proof, read_wish
+from itool.commands import resume
 from itool.config import RunConfig
 from itool.errors import NEVER_AGAIN, ArtifactError
 from itool.policy.model_folder import usable_context
@@ -138,7 +139,8 @@ def _model_config(store: Store, model: StoredArtifact) -> dict[str, Any]:
     """The base model's config.json, from the artifact that pods will fetch it from."""
     manifest = read_manifest(store, model.prefix)
     if manifest is None:
-        raise ArtifactError(f"{store.root}/{model.prefix} does not exist", remedy="Run `itoolctl iterate` again")
+        remedy = f"Run {resume(model.prefix.partition('/')[0], store.root)} again"
+        raise ArtifactError(f"{store.root}/{model.prefix} does not exist", remedy=remedy)
     document: dict[str, Any] = json.loads(read_file(store, model.prefix, manifest, "model/config.json"))
     return document
 

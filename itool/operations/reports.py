@@ -11,6 +11,7 @@ from itool.artifacts.commit import read_file
 from itool.artifacts.manifest import Manifest
 from itool.artifacts.resolve import observe, resolve_observed
 from itool.artifacts.store import Store, open_store
+from itool.commands import itoolctl, removal, resume
 from itool.config import RunConfig
 from itool.errors import ArtifactError, InputError
 from itool.evaluate.report_schema import Report
@@ -41,14 +42,15 @@ def find_report(config: RunConfig) -> FoundReport:
         prefix, manifest = _newest_report(config.run, observed.manifests)
     if prefix is None or manifest is None:
         raise InputError(
-            f"run {config.run} has no report yet", remedy="`itoolctl status` says how far it is; `itoolctl iterate` finishes it"
+            f"run {config.run} has no report yet",
+            remedy=f"{itoolctl(f'status {config.run}', config.root)} says how far it is; {resume(config.run, config.root)} finishes it",
         )
     text = read_file(store, prefix, manifest, "report.json").decode()
     try:
         parsed = Report.model_validate_json(text)
     except ValidationError:
-        first = f"`itoolctl artifacts rm {prefix}`, then " if resolution.done else ""
-        remedy = f"{first}`itoolctl iterate` makes it again"
+        first = f"{removal(prefix, config.root)}, then " if resolution.done else ""
+        remedy = f"{first}{resume(config.run, config.root)} makes it again"
         key = manifest.file_key(prefix, "report.json")
         raise InputError(f"{store.root}/{key} is of another version of itool", remedy=remedy) from None
     return FoundReport(text, parsed, _checked_page(store, prefix, manifest), resolution.done)

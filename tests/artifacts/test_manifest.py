@@ -14,6 +14,7 @@ from itool.artifacts.manifest import (
     Counts,
     FileEntry,
     Manifest,
+    NewerArtifact,
     content_digest,
     describe_folder,
     parse_manifest,
@@ -65,8 +66,14 @@ def test_a_truncated_manifest_is_refused(cut: int) -> None:
 
 
 def test_a_manifest_of_a_newer_version_is_named_so() -> None:
-    with pytest.raises(ArtifactError, match="schema 99"):
-        parse_manifest(manifest({}, schema=99).to_json().encode(), "m")
+    with pytest.raises(NewerArtifact, match=r"schema 99, this version reads up to \d+\. Use itool 9\.0 or newer"):
+        parse_manifest(manifest({}, schema=99, code_version="9.0").to_json().encode(), "m")
+
+
+@pytest.mark.parametrize("text", ["[]", "[1]", "7", "null", '"checksum"'])
+def test_json_that_is_no_object_is_no_manifest(text: str) -> None:
+    with pytest.raises(ArtifactError, match="m is not a complete manifest"):
+        parse_manifest(text.encode(), "m")
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x", ""])

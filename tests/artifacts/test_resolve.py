@@ -255,6 +255,14 @@ def test_a_waiting_stage_names_its_own_changes_first() -> None:
     assert (resolution.state, resolution.reason) == ("waiting", "seed 17 -> 5; input data (i0/prepare) may change")
 
 
+def test_changes_are_shown_as_the_file_writes_them() -> None:
+    world = World()
+    world.finish_all(configured())
+    reason = world.resolve(configured(data={"count": 5}, search={"inject_ground_truth": False}))[PREPARE].reason
+    assert reason == "data.count null -> 5"
+    assert world.resolve(configured(search={"inject_ground_truth": False}))[StageId(1, "generate")].reason.endswith("true -> false")
+
+
 def test_the_nearest_artifact_explains() -> None:
     world = World()
     world.finish_all(configured(dpo={"beta": 0.3, "updates": 7, "loss": "ipo", "nll_weight": 0.0}))

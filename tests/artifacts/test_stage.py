@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from itool.artifacts.catalogue import find_artifact, get_artifact, list_artifacts, remove_artifact, verify_artifact
+from itool.artifacts.catalogue import find_artifact, find_remains, get_artifact, list_artifacts, remove_artifact, verify_artifact
+from itool.artifacts.manifest import manifest_key
 from itool.artifacts.resolve import Resolution, resolve
 from itool.artifacts.s3 import S3Store
 from itool.artifacts.stage import Body, Stage, run_stage, stage_seed
@@ -284,7 +285,7 @@ def test_a_damaged_input_is_named_never_used_and_repaired_by_removing_it(
     assert run.stage("warmup", warmup) == 65
     line = capfd.readouterr().err.splitlines()[-1]
     assert "model/weights" in line
-    assert f"itoolctl artifacts rm {prefix}" in line
+    assert f"`itoolctl artifacts rm {prefix} --root {run.store.root}`" in line
     remove_artifact(run.store, prefix)
     assert run.stage("prepare", prepare) == 0
     assert verify_artifact(run.store, prefix) == []
@@ -414,6 +415,26 @@ def test_artifacts_are_listed_found_and_copied_out(run: Run, tmp_path: Path) -> 
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["weights"]
     with pytest.raises(InputError, match="has no 'x'"):
         get_artifact(run.store, entry.prefix, tmp_path / "out", ["x"])
+
+
+def test_nobody_is_told_to_remove_what_a_newer_version_wrote(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    run.stage("prepare", prepare)
+    made = run.resolution(PREPARE)
+    assert made.manifest is not None
+    newer = made.manifest.model_copy(update={"schema_version": 99, "code_version": "9.0"})
+    run.store.write(manifest_key(str(made.prefix)), newer.to_json().encode())
+    assert run.stage("prepare", prepare) == 65
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.endswith("Use itool 9.0 or newer")
+    assert "artifacts rm" not in line
+
+
+@pytest.mark.parametrize("name", ["demo", "demo/", "demo/i0"])
+def test_what_is_removed_is_named_by_its_stage(run: Run, name: str) -> None:
+    run.stage("prepare", prepare)
+    with pytest.raises(InputError, match=r"names no stage; it holds demo/i0/prepare/\w+\. Give run/iteration/stage"):
+        find_remains(run.store, name)
+    assert find_remains(run.store, "demo/i0/prepare") == run.resolution(PREPARE).prefix
 
 
 WORKER = """

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from itool.artifacts.disk import storage_error
 from itool.artifacts.store import FolderStore, Store, delete_tree, open_store
 from itool.config import StoreConfig
 from itool.errors import ArtifactError, ConfigError, StorageError
@@ -173,3 +174,15 @@ def test_a_linked_source_is_copied_not_moved(tmp_path: Path) -> None:
     store.path("run/a").write_bytes(b"changed")
     assert original.read_bytes() == b"mine"
     assert not store.path("run/b").samefile(original)
+
+
+def test_a_remedy_fits_what_was_tried(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "root")
+    store.write("a/manifest.json", b"{}")
+    with pytest.raises(StorageError, match=r"Is a directory\. A folder stands where a file is needed: move it away"):
+        store.read("a")
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"A file stands where a folder is needed: move it away, or name another folder"):
+        store.download("a/manifest.json", tmp_path / "file" / "manifest.json")
+    denied = PermissionError(errno.EACCES, "no", "/data/manifest.json")
+    assert str(storage_error(denied, tmp_path, "reading")).endswith("Permission denied. Change its permissions so that it can be read")

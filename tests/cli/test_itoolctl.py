@@ -130,16 +130,29 @@ def test_version_is_that_of_the_manifests(itoolctl: Itoolctl) -> None:
         (["iterate", "--set", "search.widht=3"], 64, "unknown key search.widht; allowed here:"),
         (["iterate", "--set", "search.width=0"], 64, "search.width = 0"),
         (["plan", "--config", "nowhere.yaml"], 64, "configuration file nowhere.yaml does not exist"),
+        (["plan", "--config", "."], 64, " is a folder. Give a file with --config"),
+        (["iterate", "--root", ""], 64, "root is empty. Use a folder or s3://bucket/prefix"),
+        (["artifacts", "ls", "--root", ""], 64, "root is empty."),
         (["plan", "--run", "Not_A_Label"], 64, "run = 'Not_A_Label' is no DNS label"),
+        (["plan", "--run", "nope"], 65, "there is no run nope in runs. Give --config to start it"),
+        (["iterate", "--run", "nope", "--root", "my runs"], 65, "there is no run nope in my runs. Give --config to start it"),
+        (["status", "--root", "my runs"], 65, "Start one with `itoolctl iterate --root 'my runs'`, or give --root"),
         (["status"], 65, "there is no run in runs"),
         (["status", "nothing"], 65, "there is no run nothing in runs"),
         (["report", "nothing"], 65, "there is no run nothing in runs"),
         (["compare", "one"], 64, "compare needs at least two runs"),
         (["logs", "training"], 64, "'training' is no stage"),
+        (["logs", "i2/score", "--iteration", "1"], 64, "i2/score and --iteration 1 are two iterations. Give one of them"),
+        (["iterate", "--n", "x"], 2, "(given: 'x'). See `itoolctl iterate --help`"),
+        (["iterate", "--backend", "gpu"], 2, "itoolctl: Invalid value for '--backend': 'gpu' is not one of 'local', 'kubernetes'. See"),
+        (["artifacts", "get", "x"], 2, "itoolctl: Missing argument 'FOLDER'. See `itoolctl artifacts get --help`"),
+        (["nope"], 2, "itoolctl: No such command 'nope'. See `itoolctl --help`"),
         (["artifacts", "ls", "nope"], 65, "there is no run nope in runs. Start one with"),
         (["artifacts", "ls", "nope/i9"], 65, "there is no artifact 'nope/i9' in "),
         (["artifacts", "rm", "nope/i9/dpo"], 65, "there is no artifact 'nope/i9/dpo' in "),
+        (["artifacts", "rm", "nope/i9/dpo", "--root", "my runs"], 65, "See `itoolctl artifacts ls --root '/"),
         (["artifacts", "verify", "nope"], 65, "there is no run nope in runs. Start one with"),
+        (["artifacts", "verify", "--root", "nowhere"], 65, "nowhere. Give another --root"),
         (["artifacts", "show", "demo/i9/dpo"], 65, "no artifact 'demo/i9/dpo'"),
         (["plan", "--root", "ftp://somewhere"], 64, "unknown kind of store"),
         (["plan", "--root", "gs://bucket/runs"], 64, "unknown kind of store. Use a folder or s3://bucket/prefix"),
@@ -170,7 +183,7 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(itoolctl: Itoolctl) -> No
         itoolctl._command(("schema",)), env=itoolctl.environment, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
     )
     os.close(writer)
-    assert (done.returncode, done.stderr) == (1, "")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_ctrl_c_while_another_controller_works_does_not_call_its_run_stopped(within: Within) -> None:
@@ -184,14 +197,40 @@ def test_ctrl_c_while_another_controller_works_does_not_call_its_run_stopped(wit
 
 
 def test_runs_that_cannot_be_read_do_not_hide_the_others(within: Within) -> None:
-    for name, text in {"good": "run: good", "old": "run: old\nno_longer_known: 1", "My_Project": "x: 1"}.items():
+    texts = {"old": "run: old\nno_longer_known: 1", "My_Project": "x: 1", "date": "run: 2026-11-31", "twice": "seed: 1\nseed: 2"}
+    Path("runs/folder/config.yaml").mkdir(parents=True)
+    for name, text in {"good": "run: good", **texts}.items():
         Path("runs", name).mkdir(parents=True)
         Path("runs", name, "config.yaml").write_text(text)
     code, output, errors = within("runs")
     assert (code, [line.split()[0] for line in output.splitlines()]) == (0, ["run", "good"])
-    assert [line.partition(": ")[0] for line in errors.splitlines()] == ["My_Project is left out", "old is left out"]
+    left_out = [line.partition(" is left out: ")[0] for line in errors.splitlines()]
+    assert left_out == ["My_Project", "date", "folder", "old", "twice"]
+    assert "config.yaml: unknown key no_longer_known; allowed here:" in errors
+    assert "Use the itool that has written it. Give the run's file with --config" in errors
     code, output, _ = within("runs", "-o", "json")
     assert (code, [run["run"] for run in json.loads(output)]) == (0, ["good"])
+
+
+def test_the_logs_of_a_newer_versions_run_can_be_read_and_the_run_cancelled(within: Within) -> None:
+    Path("runs/demo/logs").mkdir(parents=True)
+    Path("runs/demo/config.yaml").write_text("run: demo\nnewer: 1\ndpo:\n  newest: {a: 1}\n")
+    Path("runs/demo/logs/i0-prepare-1.log").write_text("done\n")
+    assert within("logs", "prepare")[:2] == (0, "done\n")
+    assert within("cancel") == (0, "", "Nothing works on run demo.\n")
+    assert within("status")[0] == 64
+
+
+def test_a_root_without_runs_is_named(within: Within) -> None:
+    assert within("runs", "--root", "nowhere") == (
+        0,
+        "",
+        "There is no run yet in nowhere. Start one with `itoolctl iterate --root nowhere`.\n",
+    )
+    assert within("artifacts", "ls", "--root", "nowhere") == (0, "", f"There is no artifact in {Path('nowhere').absolute()}.\n")
+    Path("file").touch()
+    code, _, errors = within("runs", "--root", "file")
+    assert (code, one_line(errors).startswith(f"itoolctl: root {Path('file').absolute()} is a file. Give a folder")) == (74, True)
 
 
 def test_the_last_line_of_a_log_needs_no_line_end(within: Within) -> None:
@@ -208,6 +247,35 @@ def test_one_artifact_is_whole(within: Within) -> None:
     while len(runner.started) < 2:
         controller.step()
     assert within("artifacts", "verify") == (0, "", "1 artifact is whole.\n")
+
+
+def test_a_store_that_cannot_be_read_is_said_once(within: Within) -> None:
+    Path("runs/demo").mkdir(parents=True)
+    Path("runs/demo/config.yaml").write_text("run: demo")
+    Path("runs/demo/i0").touch()
+    code, output, errors = within("status")
+    assert (code, "cannot use" in output) == (74, False)
+    place = Path("runs/demo/i0").absolute()
+    assert one_line(errors) == (
+        f"itoolctl: cannot use {place}: Not a directory. A file stands where a folder is needed: move it away or set root to a folder\n"
+    )
+
+
+def test_plan_says_where_a_damaged_artifact_stops_the_run(within: Within) -> None:
+    config, store = RunConfig(root="runs"), FolderStore(Path("runs"))
+    runner = InMemoryRunner(store, config)
+    controller = Controller(config, store, runner, FolderLease(Path("lock")))
+    while len(runner.started) < 2:
+        controller.step()
+    [manifest] = Path("runs/demo/i0/prepare").glob("*/manifest.json")
+    manifest.write_text("[]")
+    code, output, _ = within("plan")
+    lines = [line.split()[:2] for line in output.splitlines()]
+    assert (code, lines[1], lines[2]) == (0, ["i0/prepare", "stop"], ["i0/warmup", "run"])
+    assert output.endswith("\nThe run would stop at i0/prepare with exit code 65.\n")
+    code, output, _ = within("plan", "-o", "json")
+    first = json.loads(output)["stages"][0]
+    assert (first["action"], first["state"], first["expected_seconds"]) == ("stop", "damaged", None)
 
 
 def test_a_stored_configuration_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,6 +337,19 @@ def test_plan_says_which_stages_a_changed_setting_reruns(finished: Itoolctl) -> 
     assert due["i1/dpo"] == "dpo.beta 0.1 -> 0.2"
     assert "3 of 8 stages to run, 5 reused" in finished("plan", "--run", "demo", "--set", "dpo.beta=0.2").stdout
     assert "Nothing to run" in finished("plan", "--run", "demo").stdout
+
+
+def test_without_a_file_the_stored_configuration_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = FolderStore(Path("runs"))
+    store.write("demo/config.yaml", b"run: demo\nseed: 7\n")
+    store.write("other/config.yaml", b"run: other\nseed: 8\n")
+    bare, named = options.build_config(None, None, n=5), options.build_config(None, None, run="other")
+    assert (bare.run, bare.seed, bare.iterations) == ("demo", 7, 5)
+    assert (named.run, named.seed) == ("other", 8)
+    assert options.build_config(None, ["run=other"]).seed == 8
+    assert options.build_config(None, None, root="empty").seed == RunConfig().seed
+    assert options.given_config(None, None).seed == RunConfig().seed
 
 
 @pytest.mark.parametrize("command", ["plan", "iterate"])
@@ -391,7 +472,23 @@ def test_doctor_names_a_remedy_for_what_is_missing(itoolctl: Itoolctl) -> None:
     assert done.returncode == 1
     assert checks["base model"]["state"] == "missing"
     assert checks["base model"]["remedy"] == "Correct model.path"
-    assert checks["store"]["state"] == "ok"
+    assert checks["base model"]["finding"] == f"{itoolctl.folder}/no-such-model does not exist"
+    assert (checks["store"]["state"], checks["store"]["exit_code"]) == ("ok", 0)
+    assert not (itoolctl.folder / "runs").exists()
+
+
+def test_doctor_asks_the_server_and_looks_at_the_data(within: Within) -> None:
+    Path("data.jsonl").write_text("{}")
+    url = ("--set", "policy.backend=vllm", "--set", "policy.url=http://127.0.0.1:9")
+    code, output, _ = within("doctor", "-o", "json", *url, "--set", "data.source=openai", "--set", "data.path=data.jsonl")
+    checks = {check["name"]: check for check in json.loads(output)}
+    assert (code, checks["vllm"]["state"], checks["data"]["state"]) == (69, "missing", "ok")
+    assert checks["vllm"]["finding"].startswith("policy.url = http://127.0.0.1:9 does not answer: ")
+    code, output, _ = within("doctor", "-o", "json", "--set", "data.source=openai", "--set", "data.path=gone.jsonl")
+    assert (code, json.loads(output)[-1]["finding"]) == (1, f"data.path = gone.jsonl: {Path('gone.jsonl').absolute()} does not exist")
+    hub = ("--set", "data.source=xlam", "--set", "data.path=owner/name", "--set", "data.held_out_path=data.jsonl")
+    code, output, _ = within("doctor", "-o", "json", *hub)
+    assert (code, json.loads(output)[-1]["state"]) == (0, "note")
 
 
 @pytest.mark.slow

@@ -373,6 +373,8 @@ def test_data_of_which_nothing_can_be_used_are_refused(tmp_path: Path) -> None:
 def test_data_that_are_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         load_examples(DataConfig(source="openai", path=str(tmp_path / "none.jsonl")))
+    with pytest.raises(InputError, match=rf"data file {Path('none.jsonl').absolute()} does not exist"):
+        load_examples(DataConfig(source="openai", path="none.jsonl"))
     with pytest.raises(InputError, match=r"holds no \.json or \.jsonl file"):
         load_examples(DataConfig(source="openai", path=str(tmp_path)))
 

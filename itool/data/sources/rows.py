@@ -89,7 +89,7 @@ def read_rows(path: str, *, excluding: Sequence[str | None] = ()) -> Iterator[Ro
     elif HUB_ID.match(path) and local.suffix not in (".json", ".jsonl") and not local.parent.is_dir():
         yield from _read_hub(path)
     else:
-        raise InputError(f"data file {path} does not exist", remedy="Set data.path to a file, a folder or a hub id")
+        raise InputError(f"data file {local.absolute()} does not exist", remedy="Set data.path to a file, a folder or a hub id")
 
 
 def _read_file(path: Path) -> Iterator[Row]:
@@ -182,7 +182,9 @@ def _read_hub(path: str) -> Iterator[Row]:
         from datasets import load_dataset  # noqa: PLC0415 - slow to import, and only hub data need it
         from datasets.exceptions import FileNotFoundDatasetsError  # noqa: PLC0415
     except ImportError:
-        raise DependencyError(f"data set {path} needs the `datasets` package", remedy="Install itool[train]") from None
+        raise DependencyError(
+            f"data set {path} needs the `datasets` package", remedy="`make install-train`, or `pip install -e '.[train]'` in a checkout"
+        ) from None
     try:
         rows = load_dataset(path, split="train")
     except (FileNotFoundDatasetsError, ValueError, RuntimeError) as error:  # not there, gated, no such split, a script: no retry helps
