@@ -53,6 +53,9 @@ PATTERNS = {
 }
 """What Helm prints instead of a pattern that says too little."""
 
+NOT_EMPTY = "^a text that is not empty$"
+"""What Helm prints instead of a length."""
+
 TABLE = re.compile(r"(?<=<!-- values -->\n).*(?=<!-- end of values -->)", re.DOTALL)
 
 
@@ -285,6 +288,8 @@ def _in_words(schema: dict[str, Any]) -> dict[str, Any]:
     match schema:
         case {"pattern": str(pattern), **rest} if pattern in PATTERNS:
             return rest | {"if": {"pattern": pattern}, "else": {"pattern": PATTERNS[pattern]}}
+        case {"minLength": 1, **rest}:
+            return rest | {"if": {"minLength": 1}, "else": {"pattern": NOT_EMPTY}}
         case {"type": str(kind)} if kind in WORDS:
             null = False
         case {"type": [str(kind), "null"]} if kind in WORDS:

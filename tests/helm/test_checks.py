@@ -19,7 +19,7 @@ from tests.helm.rendering import POD_MONITOR, refusal, render
     ("changes", "line"),
     [
         ({"run": {"root": "runs"}}, 'run.root = "runs" is a folder, which pods do not share; set run.root to s3://bucket/prefix'),
-        ({"run": {"root": ""}}, "run.root is empty; set run.root to s3://bucket/prefix"),
+        ({"run": {"root": ""}}, "at '/run/root': '' does not match pattern '^a text that is not empty$'"),
         ({"run": {"root": "gs://bucket/x"}}, 'run.root = "gs://bucket/x" is no S3 address; set run.root to s3://bucket/prefix'),
         ({"run": {"root": "s3://"}}, 'run.root = "s3://" names no bucket; set run.root to s3://bucket/prefix'),
         ({"run": {"root": "s3:///prefix"}}, 'run.root = "s3:///prefix" names no bucket; set run.root to s3://bucket/prefix'),
