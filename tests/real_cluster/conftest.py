@@ -52,6 +52,8 @@ SMALL: dict[str, Any] = {
 }
 CALM = "calm"
 LONG = {"iterations": 0, "warmup__epochs": 4}
+REASON_SECONDS = 15
+"""So soon `itoolctl status` says what has happened."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,9 @@ class Site:
         """`itoolctl ...`, checked for its exit code."""
         return finish(self.start(*arguments), expect, timeout_seconds)
 
-    def status(self, config: Path) -> dict[str, Any]:
+    def status(self, config: Path, expect: int = 0) -> dict[str, Any]:
         """What `itoolctl status --output json` says of a run."""
-        document: dict[str, Any] = json.loads(self.itoolctl("status", "--config", str(config), "--output", "json").stdout)
+        document: dict[str, Any] = json.loads(self.itoolctl("status", "--config", str(config), "--output", "json", expect=expect).stdout)
         return document
 
     def store(self, root: str | None = None) -> S3Store:
@@ -181,6 +183,11 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 120, pa
             return answer
         time.sleep(pause)
     pytest.fail(f"{what}: not after {seconds} s")
+
+
+def reason_in_status(site: Site, config: Path, reason: str, expect: int = 0) -> None:
+    """Wait for a reason in the run's status; it must be asked for in time. Begin when the cluster itself shows what has happened."""
+    wait_until(lambda: reason in json.dumps(site.status(config, expect)), f"{reason!r} in status", REASON_SECONDS)
 
 
 @contextmanager

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +18,12 @@ import pytest
 from itool.cluster.leases import StoreLease
 from itool.cluster.objects import JOB_LABEL
 from tests.jobs.conftest import digests_in
-from tests.real_cluster.conftest import Site, finish, wait_until
-from tests.real_cluster.trainings import prepared, training, training_pod
+from tests.real_cluster.conftest import Site, finish, reason_in_status, wait_until
+from tests.real_cluster.trainings import kept_logs, prepared, training, training_pod
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-REASON_SECONDS = 15
+WRONG_SECRET = "wrong"
 NO_RETRY = {"kubernetes__backoff_limit": 0}
 SHORT_WAIT = {"kubernetes__pending_seconds": 25}
 TINY_SCRATCH = {  # in memory, since the kubelet looks at the size of an emptyDir on disk only once a minute
@@ -46,16 +49,21 @@ OBSTACLES = (
     Obstacle({"kubernetes__images": {"warmup": "localhost/itool/nothing:none"}, **SHORT_WAIT}, "Pending", "nothing:none", 69),
     Obstacle({"kubernetes__stages": {"warmup": {"cpu": "100m", "memory": "100Mi"}}, **NO_RETRY}, "Failed", "OOMKilled", 1),
     Obstacle({"kubernetes__stages": {"warmup": TINY_SCRATCH}, **NO_RETRY}, "Failed", "No space left on device", 74),
+    Obstacle({"kubernetes__credentials_secret": WRONG_SECRET}, "Failed", "refuses the credentials", 64),
 )
 
 
 def test_a_pod_deleted_and_the_next_one_killed_mid_training_resume_from_their_checkpoints(
     site: Site, long_warmup: dict[str, dict[str, str]]
 ) -> None:
-    _, process, pod = training(site, "killed")
-    site.kubectl("delete", "pod", pod, "--wait=false")
+    config, process, pod = training(site, "killed")
+    with held(process_of(pod)):  # it would be gone before anybody could look
+        site.kubectl("delete", "pod", pod, "--wait=false")
+        reason_in_status(site, config, "is being stopped")
     second = training_pod(site, "killed", process, other_than=pod)
     os.kill(process_of(second), signal.SIGKILL)
+    wait_until(lambda: phase_of(site, second) == "Failed", "the killed pod's end", 60)
+    reason_in_status(site, config, "killed by signal 9")
     finish(process)
     assert kept_logs(site, "killed", "i0-warmup").count("checkpoint resumed") == 2
     assert digests_in(site.store(), "killed") == long_warmup
@@ -66,11 +74,14 @@ def test_controllers_are_refused_interrupted_and_killed_and_the_job_goes_on(site
     second = site.itoolctl("iterate", "--config", str(config), expect=69)
     assert len(second.stderr.strip().splitlines()) == 1
     assert "left" in second.stderr
+    assert f"process {process.pid} on {socket.gethostname()}" in second.stderr
+    holder = site.status(config)["controller"]
+    assert (holder["pid"], holder["host"]) == (process.pid, socket.gethostname())
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
     assert "itoolctl cancel" in errors.splitlines()[-1]
-    assert site.kubectl("get", "pod", pod, "--output", "jsonpath={.status.phase}") in ("Running", "Succeeded")
+    assert phase_of(site, pod) in ("Running", "Succeeded")
     third = site.start("iterate", "--config", str(config))
     wait_until(lambda: StoreLease(site.store(), "left").holder(), "the third controller's lease", 60)
     third.kill()
@@ -91,29 +102,24 @@ def test_cancel_stops_the_stage_with_a_checkpoint(site: Site, long_warmup: dict[
 
 
 def test_pods_that_cannot_run_say_why_and_the_run_completes_once_mended(site: Site, undisturbed: dict[str, dict[str, str]]) -> None:
+    wrong = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing"}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": WRONG_SECRET}, "stringData": wrong}
+    site.kubectl("apply", "--filename", "-", given=json.dumps(secret))
+    runs = [f"stuck-{number}" for number in range(len(OBSTACLES))]
     with ThreadPoolExecutor(2) as two:  # most of it is waiting
-        runs = [f"stuck-{number}" for number in range(len(OBSTACLES))]
         list(two.map(partial(fails_and_says_why, site), runs, OBSTACLES))
-    for run in (runs[0], runs[-1]):  # one that was pending, one that failed
-        finish(site.start("iterate", "--config", str(site.config(run, iterations=0))))
+        list(two.map(partial(completes, site), runs))
+    for run in runs:
         assert digests_in(site.store(), run)["i0/warmup"] == undisturbed["i0/warmup"]
-
-
-def test_wrong_credentials_fail_at_once_with_64(site: Site, undisturbed: dict[str, dict[str, str]]) -> None:
-    wrong = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "wrong"}}
-    wrong["stringData"] = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing"}
-    site.kubectl("apply", "--filename", "-", given=json.dumps(wrong))
-    config = prepared(site, "stranger", iterations=0, kubernetes__credentials_secret="wrong")
-    done = site.itoolctl("iterate", "--config", str(config), expect=64)
-    last = done.stderr.strip().splitlines()[-1]
-    assert "i0/warmup" in last
-    assert "refuses the credentials" in last
 
 
 def test_an_unusable_base_model_fails_without_a_retry(site: Site) -> None:
     config = site.config("no-model", iterations=0, model__path="/no/such/model")
     done = site.itoolctl("iterate", "--config", str(config), expect=65)
     assert "/no/such/model" in done.stderr.strip().splitlines()[-1]
+    [row, *_] = site.status(config)["stages"]
+    assert row["state"] == "failed"
+    assert "/no/such/model" in row["reason"]
     assert len(site.get("pods", "itool/run=no-model")) == 1
 
 
@@ -129,10 +135,17 @@ def fails_and_says_why(site: Site, run: str, obstacle: Obstacle) -> None:
         return any(pod["status"]["phase"] == obstacle.phase for pod in fresh)
 
     wait_until(is_stuck, f"a pod that is {obstacle.phase}", 120)
-    wait_until(lambda: obstacle.reason in json.dumps(site.status(config)), f"{obstacle.reason} in status", REASON_SECONDS)
+    reason_in_status(site, config, obstacle.reason)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == obstacle.exit_code, errors
-    assert obstacle.reason in errors.strip().splitlines()[-1]
+    last = errors.strip().splitlines()[-1]
+    assert "i0/warmup" in last
+    assert obstacle.reason in last
+
+
+def completes(site: Site, run: str) -> None:
+    """Run it again with settings under which it can."""
+    site.itoolctl("iterate", "--config", str(site.config(run, iterations=0)))
 
 
 def running_pods(site: Site, run: str) -> list[dict[str, Any]]:
@@ -140,10 +153,19 @@ def running_pods(site: Site, run: str) -> list[dict[str, Any]]:
     return [pod for pod in site.get("pods", f"itool/run={run}") if pod["status"]["phase"] in ("Pending", "Running")]
 
 
-def kept_logs(site: Site, run: str, label: str) -> str:
-    """What the store keeps of a stage's pods."""
-    store = site.store()
-    return "".join(store.read(key).decode() for key in store.list(f"{run}/logs") if f"/{label}-" in key)
+def phase_of(site: Site, pod: str) -> str:
+    """A pod's phase."""
+    return site.kubectl("get", "pod", pod, "--output", "jsonpath={.status.phase}")
+
+
+@contextmanager
+def held(process: int) -> Iterator[None]:
+    """A process that does nothing for a while; signals that come meanwhile reach it afterwards."""
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
 
 
 def process_of(pod: str) -> int:

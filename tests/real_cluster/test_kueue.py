@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 
 from tests.jobs.conftest import digests_in
-from tests.real_cluster.conftest import LONG, Site, finish, wait_until
+from tests.real_cluster.conftest import LONG, Site, finish, reason_in_status, wait_until
 from tests.real_cluster.trainings import prepared, training_pod
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 DEFINITION = "localqueues.kueue.x-k8s.io"
 WAITS = "waits in Kueue's queue gpus"
-REASON_SECONDS = 15
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,13 +52,13 @@ def test_a_job_waits_until_it_is_admitted_and_survives_preemption(site: Site, lo
     process = site.start("iterate", "--config", str(config))
     [warmup] = wait_until(lambda: site.get("jobs", "itool/run=queued,itool/stage=warmup"), "the warm-up's Job", 60)
     assert warmup["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
-    wait_until(lambda: WAITS in json.dumps(site.status(config)), "the wait in status", REASON_SECONDS)
+    reason_in_status(site, config, WAITS)
     assert site.get("pods", "itool/run=queued") == []
     hold(site, warmup, False)
     pod = training_pod(site, "queued", process)
     hold(site, warmup, True)
     wait_until(lambda: pod not in [found["metadata"]["name"] for found in site.get("pods", "itool/run=queued")], "preemption", 60)
-    wait_until(lambda: WAITS in json.dumps(site.status(config)), "the wait in status again", REASON_SECONDS)
+    reason_in_status(site, config, WAITS)
     hold(site, warmup, False)
     for stage in ("evaluate", "report"):
         [job] = wait_until(lambda stage=stage: site.get("jobs", f"itool/run=queued,itool/stage={stage}"), f"the Job of {stage}", 300)

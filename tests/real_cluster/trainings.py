@@ -22,6 +22,12 @@ def prepared(site: Site, run: str, **changes: Any) -> Path:
     return site.config(run, **changes)
 
 
+def kept_logs(site: Site, run: str, label: str) -> str:
+    """What the store keeps of a stage's pods."""
+    store = site.store()
+    return "".join(store.read(key).decode() for key in store.list(f"{run}/logs") if f"/{label}-" in key)
+
+
 def training_pod(site: Site, run: str, process: subprocess.Popen[str], other_than: str = "") -> str:
     """The warm-up's pod (not one that has gone), when it has stored a checkpoint."""
 
