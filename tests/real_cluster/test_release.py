@@ -102,8 +102,12 @@ def test_an_installation_trains_an_iteration_although_its_controller_is_deleted(
     laptops = owner_object(parse_config({"run": RUN, "root": release.site.store().root}))  # the run began there: it becomes the release's
     release.site.kubectl("create", "--filename", "-", given=json.dumps(laptops))
     release.helm("install", release.name, str(REPOSITORY / "helm/itool"), "--values", release.values())
+    wait_until(lambda: release.site.get("jobs", f"itool/run={RUN},itool/stage=prepare"), "the first Job", 300)
+    with no_controller(release, 1):
+        wait_until(lambda: "i0/prepare" in digests_in(release.site.store(), RUN), "the first artifact", 300)
+        assert not release.site.get("jobs", f"itool/run={RUN},itool/stage=warmup"), "the next stage began before the controller was deleted"
     wait_until(lambda: release.site.get("pods", f"itool/run={RUN},itool/stage=warmup"), "the warm-up's pod", 400)
-    controllers = release.site.get("pods", "app.kubernetes.io/component=controller")
+    controllers = controller_pods(release.site)
     release.site.kubectl("delete", "pod", *(pod["metadata"]["name"] for pod in controllers), "--wait=false")
     undisturbed: dict[str, Any] = request.getfixturevalue("undisturbed")  # made here while the pods of the other are waited for
     release.wait(1)
@@ -217,6 +221,24 @@ def objects_of(site: Site) -> set[str]:
 def servers(site: Site) -> list[dict[str, Any]]:
     """The run's vLLM pods."""
     return site.get("pods", f"itool/run={RUN},app.kubernetes.io/component=serving")
+
+
+def controller_pods(site: Site) -> list[dict[str, Any]]:
+    """The pods of the release's controller that have not ended."""
+    found = site.get("pods", "app.kubernetes.io/component=controller")
+    return [pod for pod in found if pod["status"]["phase"] in ("Pending", "Running")]
+
+
+@contextmanager
+def no_controller(release: Release, revision: int) -> Iterator[None]:
+    """The controller's pod is deleted, and its Job gives it no successor for a while."""
+    job = f"{release.name}-controller-{revision}"
+    release.site.kubectl("patch", "job", job, "--patch", '{"spec": {"suspend": true}}')
+    try:
+        wait_until(lambda: not controller_pods(release.site), "the controller's pod has gone", 120)
+        yield
+    finally:
+        release.site.kubectl("patch", "job", job, "--patch", '{"spec": {"suspend": false}}')
 
 
 @contextmanager
