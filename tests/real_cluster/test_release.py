@@ -21,7 +21,7 @@ from itool.policy.model_folder import read_model_folder
 from itool.policy.server import LocalVllmServer, find_vllm_python
 from tests.jobs.conftest import digests_in
 from tests.policy.conftest import running
-from tests.real_cluster.conftest import REPOSITORY, SMALL, Site, copy_stages, finish, wait_until
+from tests.real_cluster.conftest import REASON_SECONDS, REPOSITORY, SMALL, Site, copy_stages, finish, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
@@ -32,6 +32,7 @@ WARM = ("i0/prepare", "i0/warmup", "i0/evaluate")
 SERVING = {"policy__backend": "vllm", "policy__startup_seconds": 600, "search__trees_in_flight": 1}
 """One tree at a time, so that a search lasts long enough to be disturbed."""
 KINDS = "configmaps,services,deployments,jobs,pods,serviceaccounts,roles,rolebindings,networkpolicies,poddisruptionbudgets"
+ELSEWHERE_PORT = 8080
 REACH = "import socket, sys\nsocket.create_connection((sys.argv[1], int(sys.argv[2])), 4).close()"
 
 
@@ -178,7 +179,11 @@ def test_more_iterations_extend_the_run_although_vllm_is_killed(release: Release
     [server] = [pod["metadata"]["name"] for pod in servers(release.site)]
     release.site.kubectl("delete", "pod", server, "--wait=false", "--grace-period=1")
     assert searching(), "the search was over before vLLM was killed"
-    reach_checks(release.site, wait_until(lambda: address_of_another(release.site, server), "another vLLM that is ready", 300))
+    wait_until(lambda: start_of_another(release.site, server), "what the new vLLM waits for in status", REASON_SECONDS)
+    with listening_elsewhere(release.site) as elsewhere:
+        reach_checks(
+            release.site, wait_until(lambda: address_of_another(release.site, server), "another vLLM that is ready", 300), elsewhere
+        )
     release.wait(2)
     after = digests_in(release.site.store(), RUN)
     assert {name: after[name] for name in before} == before
@@ -268,6 +273,13 @@ def gpu_pods(site: Site, run: str) -> list[str]:
     return holders
 
 
+def start_of_another(site: Site, gone: str) -> str | None:
+    """Why a vLLM pod other than `gone` does not serve yet, as status tells it."""
+    config = site.config(RUN, **SERVING, runtime__overlap_evaluation=True, iterations=2)
+    rows = site.status(config)["serving"]
+    return next((row["reason"] for row in rows if row["pod"] != gone and row["state"] in ("pending", "starting")), None)
+
+
 def address_of_another(site: Site, gone: str) -> str | None:
     """Where a vLLM pod other than `gone` is ready to serve."""
     for pod in servers(site):
@@ -277,8 +289,25 @@ def address_of_another(site: Site, gone: str) -> str | None:
     return None
 
 
-def reach_checks(site: Site, serving: str) -> None:
-    """What the network policies let through to and past a vLLM at the address `serving`, and what not. All at once: it will not stay."""
+@contextmanager
+def listening_elsewhere(site: Site) -> Iterator[str]:
+    """The address of a pod in another namespace that accepts connections at ELSEWHERE_PORT."""
+    namespace = ("--namespace", f"{site.namespace}-elsewhere")
+    site.kubectl("create", "namespace", namespace[1])
+    try:
+        pod = small_pod(site, "listener", {"app": "listener"}, ["python", "-m", "http.server", str(ELSEWHERE_PORT)])
+        site.kubectl("create", *namespace, "--filename", "-", given=json.dumps(pod))
+        site.kubectl("wait", *namespace, "--for=condition=Ready", "--timeout=60s", "pod/listener")
+        yield site.kubectl("get", *namespace, "pod", "listener", "--output", "jsonpath={.status.podIP}")
+    finally:
+        site.kubectl("delete", "namespace", namespace[1], "--wait=false")
+
+
+def reach_checks(site: Site, serving: str, elsewhere: str) -> None:
+    """What the network policies let through to and past a vLLM at the address `serving`, and what not. All at once: it will not stay.
+
+    `elsewhere` is the address of a pod in another namespace, which listens.
+    """
     api = json.loads(site.kubectl("get", "endpoints", "kubernetes", "--namespace", "default", "--output", "json"))["subsets"][0]
     labels = {"app.kubernetes.io/name": "itool", "app.kubernetes.io/instance": "itool", "itool/run": RUN}
     stage, stranger = {**labels, "app.kubernetes.io/component": "stage"}, {"app": "stranger"}
@@ -286,6 +315,8 @@ def reach_checks(site: Site, serving: str) -> None:
         probe(site, "stage-to-vllm", stage, serving, 8000),
         probe(site, "stage-to-api", stage, api["addresses"][0]["ip"], api["ports"][0]["port"]),
         probe(site, "stage-to-service", stage, "kubernetes.default.svc.cluster.local", 443),
+        probe(site, "stage-to-elsewhere", stage, elsewhere, ELSEWHERE_PORT),
+        probe(site, "stranger-to-elsewhere", stranger, elsewhere, ELSEWHERE_PORT),
         probe(site, "stranger-to-vllm", stranger, serving, 8000),
         probe(site, "stranger-to-keeper", stranger, serving, 8001),
     ]
@@ -299,17 +330,24 @@ def reach_checks(site: Site, serving: str) -> None:
     ended = wait_until(phases, "the probes have ended", 90)
     said = {name: site.log(name) for name in probes}
     site.kubectl("delete", "pods", *probes, "--wait=false")
-    assert {name for name, phase in ended.items() if phase == "Succeeded"} == {"stage-to-vllm"}, said
+    let_through = {"stage-to-vllm", "stranger-to-elsewhere"}
+    assert {name for name, phase in ended.items() if phase == "Succeeded"} == let_through, said
     denied = ("timed out", "refused", "unreachable")
-    assert all(any(word in said[name] for word in denied) for name in probes if name != "stage-to-vllm"), said
+    assert all(any(word in said[name] for word in denied) for name in probes if name not in let_through), said
 
 
 def probe(site: Site, name: str, labels: dict[str, str], address: str, port: int) -> dict[str, Any]:
     """A pod that succeeds when it can open a connection."""
+    command = ["sh", "-c", 'sleep 12; exec python -c "$0" "$@"', REACH, address, str(port)]  # policies need a moment
+    return small_pod(site, name, labels, command)
+
+
+def small_pod(site: Site, name: str, labels: dict[str, str], command: list[str]) -> dict[str, Any]:
+    """A pod that runs a command."""
     container = {
         "name": "try",
         "image": f"{site.repository}/controller:{site.tag}",
-        "command": ["sh", "-c", 'sleep 12; exec python -c "$0" "$@"', REACH, address, str(port)],  # policies need a moment
+        "command": command,
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
     spec = {
