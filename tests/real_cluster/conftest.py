@@ -2,7 +2,8 @@
 
 Read from the environment: KUBECONFIG; CLUSTER_S3_ENDPOINT and CLUSTER_S3_ENDPOINT_IN_PODS, CLUSTER_S3_ACCESS_KEY and
 CLUSTER_S3_SECRET_KEY; and either CLUSTER_IMAGES (`repository:tag` of images that the nodes can have already) or CLUSTER_BUILD_IMAGE and
-CLUSTER_LOAD_IMAGE (commands `BUILD context target image` and `LOAD image...`). What is missing is named by a visible skip.
+CLUSTER_LOAD_IMAGE (commands `BUILD context target image` and `LOAD image...`); for outages also CLUSTER_PIDS and CLUSTER_START
+(test_outages.py). What is missing is named by a visible skip.
 
 Most of these tests is waiting, so two processes share them, file by file (`make test-cluster`): the tests of a file may build on each
 other. Each process has a namespace of its own and wants two GPUs (`nvidia.com/gpu`; counted is enough); what disturbs the whole cluster
