@@ -63,7 +63,7 @@ class _ConflictError(Exception):
 class S3Store:
     """Objects below `s3://bucket/prefix`. Thread safe, as boto3's client is."""
 
-    def __init__(self, root: str, config: StoreConfig, *, attempts: int = ATTEMPTS) -> None:
+    def __init__(self, root: str, config: StoreConfig, *, attempts: int = ATTEMPTS, read_seconds: float = READ_SECONDS) -> None:
         bucket, _, prefix = root.removeprefix("s3://").strip("/").partition("/")
         if not bucket:
             raise ConfigError(f"root = {root!r} names no bucket", remedy="Use s3://bucket/prefix")
@@ -74,7 +74,7 @@ class S3Store:
         self._endpoint = config.endpoint_url or next(filter(None, named), "AWS")
         self._attempts = attempts
         with self._explained("connect"):
-            self._client = _client(config, attempts)
+            self._client = _client(config, attempts, read_seconds)
         self._transfer = TransferConfig(
             multipart_threshold=MULTIPART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=min(8, config.max_connections)
         )
@@ -204,7 +204,7 @@ class _ObjectExistsError(ArtifactError):
     """A conditional write found the key taken."""
 
 
-def _client(config: StoreConfig, attempts: int) -> Any:  # boto3 ships no type information
+def _client(config: StoreConfig, attempts: int, read_seconds: float) -> Any:  # boto3 ships no type information
     # a session of its own: the default one is not thread safe and keeps the first credentials it saw
     return boto3.Session().client(
         "s3",
@@ -217,6 +217,6 @@ def _client(config: StoreConfig, attempts: int) -> Any:  # boto3 ships no type i
             max_pool_connections=config.max_connections,
             retries={"mode": "standard", "total_max_attempts": attempts},
             connect_timeout=CONNECT_SECONDS,
-            read_timeout=READ_SECONDS,
+            read_timeout=read_seconds,
         ),
     )

@@ -64,12 +64,15 @@ class Store(Protocol):
         """The file that holds the object, when it already lies on this machine."""
 
 
-def open_store(root: str, config: StoreConfig) -> Store:
-    """The store of a `root`: `s3://bucket/prefix` or a local folder (created on the first write)."""
+def open_store(root: str, config: StoreConfig, *, hurried: bool = False) -> Store:
+    """The store of a `root`: `s3://bucket/prefix` or a local folder (created on the first write).
+
+    `hurried`: for a person who waits; an S3 that hangs is given up within some 11 seconds.
+    """
     if root.startswith("s3://"):
         from itool.artifacts.s3 import S3Store  # noqa: PLC0415 - boto3 costs 0.3 s, and a laptop run never needs it
 
-        return S3Store(root, config)
+        return S3Store(root, config, attempts=2, read_seconds=5.0) if hurried else S3Store(root, config)
     if "://" in root or _SCHEME.match(root):
         raise ConfigError(f"root = {root!r}: unknown kind of store", remedy="Use a folder or s3://bucket/prefix")
     return FolderStore(Path(root))

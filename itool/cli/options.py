@@ -103,17 +103,19 @@ def existing_config(
     backend: Backend | None = None,
     *,
     known_keys_only: bool = False,
+    hurried: bool = False,
 ) -> RunConfig:
     """The configuration of a run that exists. Raises InputError when there is no such run.
 
-    `known_keys_only` leaves out what a newer version has stored beside the rest: enough to stop a run or to read its logs.
+    `known_keys_only` leaves out what a newer version has stored beside the rest: enough to stop a run or to read its logs. `hurried` as
+    in `open_store`.
     """
     if config is not None:
         return build_config(config, sets, run=run, root=root, backend=backend)
     from itool.config import check_run_name  # noqa: PLC0415
 
     name = run or _only_run(root)
-    store = open_root(root)
+    store = open_root(root, hurried=hurried)
     stored = _stored_document(name, store)
     if stored is None:
         raise no_such_run(name, root)
@@ -136,12 +138,12 @@ def no_such_run(name: str, root: str | None, *, start: str = "") -> InputError:
     return InputError(f"there is no run {name} in {root or DEFAULT_ROOT}", remedy=remedy[:1].upper() + remedy[1:])
 
 
-def open_root(root: str | None) -> Store:
+def open_root(root: str | None, *, hurried: bool = False) -> Store:
     """The store of a root when no configuration is at hand; S3 endpoints then come from boto3's own environment variables."""
     from itool.artifacts.store import open_store  # noqa: PLC0415
     from itool.config import StoreConfig  # noqa: PLC0415
 
-    return open_store(root or DEFAULT_ROOT, StoreConfig())
+    return open_store(root or DEFAULT_ROOT, StoreConfig(), hurried=hurried)
 
 
 def run_names(root: str | None) -> list[str]:

@@ -43,7 +43,7 @@ def status(
 
     Ends with 69 when the store or the cluster did not answer, 74 when a folder cannot be read; what could be read is shown all the same.
     """
-    reader = open_reader(existing_config(run, root, config, backend=backend))
+    reader = open_reader(existing_config(run, root, config, backend=backend, hurried=True))
     shown = ""
     while True:
         found = reader.read()
@@ -66,8 +66,8 @@ def open_reader(settings: RunConfig) -> StatusReader:
     from itool.cluster.client import open_cluster  # noqa: PLC0415
     from itool.operations.run_status import StatusReader  # noqa: PLC0415
 
-    cluster = open_cluster(settings.kubernetes.namespace) if settings.runtime.backend == "kubernetes" else None
-    return StatusReader(settings, open_store(settings.root, settings.store), cluster)
+    cluster = open_cluster(settings.kubernetes.namespace, hurried=True) if settings.runtime.backend == "kubernetes" else None
+    return StatusReader(settings, open_store(settings.root, settings.store, hurried=True), cluster)
 
 
 def as_document(found: RunStatus) -> dict[str, Any]:

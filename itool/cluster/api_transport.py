@@ -38,9 +38,12 @@ class Transport:
     seconds, before it knows everybody's rights, with 403; so a right that was there before is waited for, as the server itself is.
     """
 
-    def __init__(self, connect: Callable[[], Connection], attempts: int, sleep: Callable[[float], None]) -> None:
+    def __init__(
+        self, connect: Callable[[], Connection], attempts: int, sleep: Callable[[float], None], read_seconds: float = READ_SECONDS
+    ) -> None:
         self._connect = connect
         self._attempts = attempts
+        self._read_seconds = read_seconds
         self._sleep = sleep
         self._lock = threading.Lock()
         self._accepted = False
@@ -57,12 +60,12 @@ class Transport:
         *,
         right: str = "",
         stream: bool = False,
-        read_seconds: float = READ_SECONDS,
+        read_seconds: float | None = None,
     ) -> urllib3.BaseHTTPResponse:
         """Ask, and ask again while the server is in trouble. `right` is the verb and the resource, of our own resources. Raises Refused or
         ClusterDown.
         """
-        reason, rebuilt = "does not answer", False
+        reason, rebuilt, read_seconds = "does not answer", False, read_seconds or self._read_seconds
         for attempt in range(self._attempts):
             connection = self.connection
             try:

@@ -21,7 +21,7 @@ import urllib3
 import yaml
 
 from itool.cluster.api_answers import ClusterDown, Gone, Refused, watch_error
-from itool.cluster.api_transport import Connection, Transport
+from itool.cluster.api_transport import READ_SECONDS, Connection, Transport
 from itool.cluster.objects import Object
 from itool.errors import ConfigError, ItoolError
 from itool.logs import get_logger
@@ -72,8 +72,9 @@ class Cluster:
         *,
         attempts: int = ATTEMPTS,
         sleep: Callable[[float], None] = time.sleep,
+        read_seconds: float = READ_SECONDS,
     ) -> None:
-        self._transport = Transport(connect, attempts, sleep)
+        self._transport = Transport(connect, attempts, sleep, read_seconds)
         self.namespace = namespace or self._transport.connection.namespace
 
     @property
@@ -264,9 +265,12 @@ class Cluster:
         return error.explained(what, host=self._transport.connection.host, namespace=self.namespace)
 
 
-def open_cluster(namespace: str | None = None) -> Cluster:
-    """The cluster that KUBECONFIG, the pod's service account or ~/.kube/config names. Raises ConfigError when there is none."""
-    return Cluster(connect, namespace)
+def open_cluster(namespace: str | None = None, *, hurried: bool = False) -> Cluster:
+    """The cluster that KUBECONFIG, the pod's service account or ~/.kube/config names. Raises ConfigError when there is none.
+
+    `hurried`: for a person who waits; an API server that hangs is given up within 11 seconds.
+    """
+    return Cluster(connect, namespace, attempts=2, read_seconds=5.0) if hurried else Cluster(connect, namespace)
 
 
 def connect() -> Connection:

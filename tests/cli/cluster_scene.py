@@ -90,8 +90,8 @@ class Scene:
             f"{NAMESPACE}/serviceaccounts/default": {},
         }
         self._monkeypatch = monkeypatch
-        monkeypatch.setattr(s3, "S3Store", lambda _root, _config: self.store)
-        monkeypatch.setattr(client, "open_cluster", lambda _namespace: self.cluster)
+        monkeypatch.setattr(s3, "S3Store", lambda _root, _config, **_: self.store)
+        monkeypatch.setattr(client, "open_cluster", lambda _namespace, **_: self.cluster)
         monkeypatch.delenv("ITOOL_ROOT", raising=False)
 
     def itoolctl(self, *arguments: str) -> int:

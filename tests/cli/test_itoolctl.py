@@ -281,7 +281,7 @@ def test_plan_says_where_a_damaged_artifact_stops_the_run(within: Within) -> Non
 def test_a_stored_configuration_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = CountedStore(tmp_path)
     store.write("demo/config.yaml", b"run: demo\nseed: 7\n")
-    monkeypatch.setattr(options, "open_root", lambda _root: store)
+    monkeypatch.setattr(options, "open_root", lambda _root, **_: store)
     assert options.existing_config("demo", str(tmp_path)).seed == 7
     assert store.asked.count("read demo/config.yaml") == 1
 

@@ -20,10 +20,12 @@ pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(2400)]
 
 
 def test_a_minute_without_s3_and_one_without_the_api_server_are_waited_for(site: Site, long_warmup: dict[str, dict[str, str]]) -> None:
-    _, process, _ = training(site, "stalled")
+    config, process, _ = training(site, "stalled")
     for service in ("s3", "apiserver"):
         with paused(service):
-            time.sleep(60)
+            began = time.monotonic()
+            status_names(site, config, service)
+            time.sleep(began + 60 - time.monotonic())
         wait_until(lambda: site.get("jobs", "itool/run=stalled"), f"{service} to answer again", 60)
     finish(process)
     assert digests_in(site.store(), "stalled") == long_warmup
@@ -34,14 +36,20 @@ def test_an_api_server_and_an_s3_that_refuse_connections_and_start_anew_are_wait
 ) -> None:
     start = command_that_starts_services()
     config, process, _ = training(site, "refused")
-    for service, problem in (("apiserver", "the Kubernetes API at "), ("s3", f"S3 at {os.environ['CLUSTER_S3_ENDPOINT']} does not answer")):
+    for service in ("apiserver", "s3"):
         with killed(service, start):
-            began = time.monotonic()
-            reason_in_status(site, config, problem, expect=69)
-            assert time.monotonic() - began <= REASON_SECONDS
+            status_names(site, config, service)
         wait_until(lambda: site.get("jobs", "itool/run=refused"), f"{service} to answer again", 60)
     finish(process)
     assert digests_in(site.store(), "refused") == long_warmup
+
+
+def status_names(site: Site, config: Path, service: str) -> None:
+    """A person who asks is told in time what is away, also where a connection is accepted and nobody answers."""
+    problem = "the Kubernetes API at " if service == "apiserver" else f"S3 at {os.environ['CLUSTER_S3_ENDPOINT']} does not answer"
+    began = time.monotonic()
+    reason_in_status(site, config, problem, expect=69)
+    assert time.monotonic() - began <= REASON_SECONDS
 
 
 @contextmanager
