@@ -7,7 +7,7 @@
     ├── DependencyError      69   S3, vLLM or another service is down: retry
     ├── StorageError         74   the disk is full, or a file or folder cannot be written or read
     ├── NumericalError       76   a loss, a gradient or a model's output is not finite: no retry helps
-    └── Interrupted          75   stopped after a verified checkpoint: start again to resume
+    └── Interrupted          75   stopped, long stages after a verified checkpoint: start again to resume
 
 Modules refine these, never their exit code; StageFailed carries the stage's.
 
