@@ -266,11 +266,9 @@ def _data(config: RunConfig) -> Check:
 
 def _unreadable(name: str) -> str | None:
     """Why a path cannot be read; "" when it can, None for the id of a hub data set."""
-    from itool.data.sources.rows import HUB_ID  # noqa: PLC0415
+    from itool.data.sources.rows import is_hub_id  # noqa: PLC0415
 
     path = Path(name)
     if path.exists():
         return "" if os.access(path, os.R_OK) else f"{path.absolute()} cannot be read"
-    if HUB_ID.match(name) and path.suffix not in (".json", ".jsonl") and not path.parent.is_dir():
-        return None
-    return f"{path.absolute()} does not exist"
+    return None if is_hub_id(name) else f"{path.absolute()} does not exist"

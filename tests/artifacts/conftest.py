@@ -10,12 +10,17 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from itool.artifacts.resolve import Resolution, resolve
 from itool.artifacts.s3 import S3Store
+from itool.artifacts.stage import Body, run_stage
 from itool.artifacts.store import FolderStore, Store
-from itool.config import StoreConfig
+from itool.config import RunConfig, StoreConfig, parse_config
+from itool.names import StageName
+from itool.stages import StageId
 
 ACCESS_KEY = "itool-test"
 SECRET_KEY = "itool-test-secret"
@@ -130,3 +135,32 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
             time.sleep(0.01)
 
     return wait
+
+
+class Run:
+    """A run in a store, with the command line that its jobs get."""
+
+    def __init__(self, store: Store, folder: Path, **changes: Any) -> None:
+        settings: dict[str, Any] = {"root": store.root, "iterations": 1} | changes
+        if isinstance(store, S3Store):
+            settings["store"] = {"endpoint_url": store._endpoint, "path_style": True}
+        self.store = store
+        self.config: RunConfig = parse_config(settings)
+        self.file = folder / "config.yaml"
+        self.file.write_text(self.config.as_yaml())
+
+    def stage(self, name: StageName, body: Body, *extra: str) -> int:
+        return run_stage(name, body, ["--config", str(self.file), *extra])
+
+    def resolution(self, stage: StageId) -> Resolution:
+        return resolve(self.store, self.config)[stage]
+
+
+@pytest.fixture
+def run(store: Store, tmp_path: Path) -> Run:
+    return Run(store, tmp_path)
+
+
+@pytest.fixture
+def folder_run(tmp_path: Path) -> Run:
+    return Run(FolderStore(tmp_path / "store"), tmp_path)

@@ -17,48 +17,15 @@ import pytest
 
 from itool.artifacts.catalogue import find_artifact, find_remains, get_artifact, list_artifacts, remove_artifact, verify_artifact
 from itool.artifacts.manifest import manifest_key
-from itool.artifacts.resolve import Resolution, resolve
-from itool.artifacts.s3 import S3Store
-from itool.artifacts.stage import Body, Stage, run_stage, stage_seed
+from itool.artifacts.stage import Body, Stage, stage_seed
 from itool.artifacts.store import FolderStore, Store
-from itool.config import RunConfig, parse_config
 from itool.errors import ConfigError, DependencyError, InputError, Interrupted, NumericalError
-from itool.names import StageName
 from itool.records import Example, Message
 from itool.stages import StageId
-from tests.artifacts.conftest import S3Server
+from tests.artifacts.conftest import Run, S3Server
 
 PREPARE, WARMUP = StageId(0, "prepare"), StageId(0, "warmup")
 EXAMPLES = [Example(id=f"e{i}", messages=[Message(role="user", content="q")], response="a") for i in range(3)]
-
-
-class Run:
-    """A run in a store, with the command line that its jobs get."""
-
-    def __init__(self, store: Store, folder: Path, **changes: Any) -> None:
-        settings: dict[str, Any] = {"root": store.root, "iterations": 1} | changes
-        if isinstance(store, S3Store):
-            settings["store"] = {"endpoint_url": store._endpoint, "path_style": True}
-        self.store = store
-        self.config: RunConfig = parse_config(settings)
-        self.file = folder / "config.yaml"
-        self.file.write_text(self.config.as_yaml())
-
-    def stage(self, name: StageName, body: Body, *extra: str) -> int:
-        return run_stage(name, body, ["--config", str(self.file), *extra])
-
-    def resolution(self, stage: StageId) -> Resolution:
-        return resolve(self.store, self.config)[stage]
-
-
-@pytest.fixture
-def run(store: Store, tmp_path: Path) -> Run:
-    return Run(store, tmp_path)
-
-
-@pytest.fixture
-def folder_run(tmp_path: Path) -> Run:
-    return Run(FolderStore(tmp_path / "store"), tmp_path)
 
 
 def prepare(stage: Stage) -> None:

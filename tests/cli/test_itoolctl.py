@@ -21,49 +21,13 @@ from itool.cli.main import main
 from itool.cluster.controller import Controller
 from itool.cluster.leases import FolderLease
 from itool.config import RunConfig
+from tests.cli.command import Itoolctl
 from tests.cluster.in_memory_runner import InMemoryRunner
 from tests.fakes.counted_store import CountedStore
 from tests.fakes.ctrl_c import ctrl_c_when_heard
-from tests.fakes.jobs_path import fake_jobs_environment
 
 Within = Callable[..., tuple[object, str, str]]
 COLD = ("--set", "runtime.warm_start=false")
-
-
-class Itoolctl:
-    """Runs commands in a folder of their own, with stages that take no time."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.environment = {**fake_jobs_environment(), "FAKE_SCRIPT": str(folder / "script.json"), "FAKE_PIDS": str(folder)}
-        self.environment.pop("ITOOL_ROOT", None)
-        self.script()
-
-    def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self._command(arguments),
-            cwd=self.folder,
-            env=self.environment | environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
-    def open(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self._command(arguments), cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-
-    def script(self, **directives: list[str]) -> None:
-        (self.folder / "script.json").write_text(json.dumps(directives))
-
-    def stage_pids(self) -> list[int]:
-        return [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
-
-    @staticmethod
-    def _command(arguments: tuple[str, ...]) -> list[str]:
-        return [sys.executable, "-m", "itool.cli.main", *arguments]
 
 
 @pytest.fixture
@@ -240,12 +204,17 @@ def test_the_last_line_of_a_log_needs_no_line_end(within: Within) -> None:
     assert within("logs", "prepare")[:2] == (0, "first\nkilled in the midd\n")
 
 
-def test_one_artifact_is_whole(within: Within) -> None:
-    config, store = RunConfig(root="runs"), FolderStore(Path("runs"))
+def prepare_in(root: str) -> None:
+    """A run that has prepared, and no more."""
+    config, store = RunConfig(root=root), FolderStore(Path(root))
     runner = InMemoryRunner(store, config)
     controller = Controller(config, store, runner, FolderLease(Path("lock")))
     while len(runner.started) < 2:
         controller.step()
+
+
+def test_one_artifact_is_whole(within: Within) -> None:
+    prepare_in("runs")
     assert within("artifacts", "verify") == (0, "", "1 artifact is whole.\n")
 
 
@@ -262,11 +231,7 @@ def test_a_store_that_cannot_be_read_is_said_once(within: Within) -> None:
 
 
 def test_plan_says_where_a_damaged_artifact_stops_the_run(within: Within) -> None:
-    config, store = RunConfig(root="runs"), FolderStore(Path("runs"))
-    runner = InMemoryRunner(store, config)
-    controller = Controller(config, store, runner, FolderLease(Path("lock")))
-    while len(runner.started) < 2:
-        controller.step()
+    prepare_in("runs")
     [manifest] = Path("runs/demo/i0/prepare").glob("*/manifest.json")
     manifest.write_text("[]")
     code, output, _ = within("plan")

@@ -13,22 +13,20 @@ from itool.artifacts.resolve import resolve
 from itool.cluster import pod_logs
 from itool.cluster.api_answers import ClusterDown
 from itool.cluster.client import PERMISSIONS
-from itool.cluster.controller import Controller, StageFailed, rules_of
+from itool.cluster.controller import StageFailed
 from itool.cluster.job_facts import trim_pod, verdict_on
 from itool.cluster.kubernetes_runner import KubernetesRunner
-from itool.cluster.leases import LeaseLost, StoreLease
+from itool.cluster.leases import LeaseLost
 from itool.cluster.pod_states import seconds
 from itool.cluster.pods import owner_object
 from itool.cluster.progress import NoWatcher
 from itool.cluster.run_events import RunEvents
-from itool.config import RunConfig, parse_config
 from itool.errors import ConfigError, DependencyError, Interrupted
 from itool.stages import StageId, stage_ids
 from tests.cluster.in_memory_cluster import InMemoryCluster, Killed
+from tests.cluster.runner_scenes import OPENED, made_cluster, made_config, open_controller, run
 from tests.cluster.serving_scenes import serve_and_stop
 from tests.fakes.memory_store import MemoryStore
-
-OPENED: list[KubernetesRunner] = []
 
 
 @pytest.fixture(autouse=True)
@@ -37,49 +35,6 @@ def _short_pauses_and_no_leftovers(monkeypatch: pytest.MonkeyPatch) -> Iterator[
     yield
     while OPENED:
         OPENED.pop().pod_logs.close(0.0)
-
-
-def made_config(**more: object) -> RunConfig:
-    document: dict[str, object] = {
-        "root": "s3://bucket/runs",
-        "iterations": 1,
-        "runtime": {"backend": "kubernetes"},
-        "search": {"shards": 3},
-        "kubernetes": {"backoff_limit": 2, "pending_seconds": 20.0, "keep_seconds": 77},
-    }
-    return parse_config(document | more)
-
-
-def open_controller(cluster: InMemoryCluster) -> Controller:
-    """A controller whose every look lets a second pass in the cluster."""
-    runner = KubernetesRunner(cluster.config, cluster, cluster.store, clock=lambda: cluster.now)  # type: ignore[arg-type]
-    OPENED.append(runner)
-    lease = StoreLease(cluster.store, cluster.config.run, clock=lambda: cluster.now)
-    lease.acquire()
-
-    def sleep(_seconds: float) -> None:
-        cluster.tick()
-        runner.cache.look()
-
-    runner.cache.wait = sleep  # type: ignore[method-assign]
-    runner.cache.start(follow=False)
-    runner.remember_the_past()
-    rules = rules_of(cluster.config)
-    return Controller(cluster.config, cluster.store, runner, lease, rules=rules, clock=lambda: cluster.now, sleep=sleep)
-
-
-def run(cluster: InMemoryCluster) -> Controller:
-    controller = open_controller(cluster)
-    try:
-        controller.run()
-    finally:
-        controller.runner.close()
-        controller.lease.release()
-    return controller
-
-
-def made_cluster(config: RunConfig | None = None, **script: list[object]) -> InMemoryCluster:
-    return InMemoryCluster(MemoryStore(), config or made_config(), script)  # type: ignore[arg-type]
 
 
 def digests(cluster: InMemoryCluster) -> list[str]:

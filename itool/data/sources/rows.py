@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from itool.errors import DependencyError, InputError, ItoolError, StorageError
 
 T = TypeVar("T")
-HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _SPACE_OR_COMMA = re.compile(r"[\s,]*")
 
 
@@ -86,10 +86,16 @@ def read_rows(path: str, *, excluding: Sequence[str | None] = ()) -> Iterator[Ro
             yield from _read_file(file)
     elif local.is_file():
         yield from _read_file(local)
-    elif HUB_ID.match(path) and local.suffix not in (".json", ".jsonl") and not local.parent.is_dir():
+    elif is_hub_id(path):
         yield from _read_hub(path)
     else:
         raise InputError(f"data file {local.absolute()} does not exist", remedy="Set data.path to a file, a folder or a hub id")
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a path that is not here names a data set on the hub; beside a folder of that owner's name it is a misspelt one."""
+    local = Path(path)
+    return bool(_HUB_ID.match(path)) and local.suffix not in (".json", ".jsonl") and not local.parent.is_dir()
 
 
 def _read_file(path: Path) -> Iterator[Row]:
