@@ -59,12 +59,12 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.train: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)/train.txt
-	@echo "installing iTool with training into $(VENV) (about 1 GB; minutes the first time)" >&2
+	@echo "installing iTool with training into $(VENV) (about 1 GB with torch's CPU build, several with CUDA; minutes the first time)" >&2
 	@$(VENV)/bin/pip install -q -c $(CONSTRAINTS)/train.txt -e '.[train]' || { echo "$(MISSING)" >&2; exit 1; }
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)/train.txt
-	@echo "installing iTool with training and what the tests need into $(VENV) (about 1 GB; minutes the first time)" >&2
+	@echo "installing iTool with training and what the tests need into $(VENV) (about 1 GB with torch's CPU build, several with CUDA; minutes the first time)" >&2
 	@$(VENV)/bin/pip install -q -c $(CONSTRAINTS)/train.txt -e '.[train,dev]' || { echo "$(MISSING)" >&2; exit 1; }
 	@touch $(VENV)/.train $@
 

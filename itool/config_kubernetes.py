@@ -46,7 +46,7 @@ class PodConfig(Section):
 
 
 class StagePodConfig(PodConfig):
-    """The pods of one stage."""
+    """The pods of every stage that `stages` does not name; what stands below `stages.<stage>` has the same keys."""
 
     nodes: Annotated[Count, Field(le=10_000)] = Field(1, description="pods that train together, one per node (warmup and dpo)")
 
@@ -102,7 +102,7 @@ class KubernetesConfig(Section):
     grace_seconds: Count = Field(120, description="time between SIGTERM and SIGKILL: a checkpoint must be stored within it")
     keep_seconds: Count = Field(86400, description="how long a finished Job stays after its logs were kept in the store")
     pods: StagePodConfig = Field(default_factory=StagePodConfig, description="the pods of every stage that `stages` does not name")
-    stages: dict[StageName, StagePodConfig] = Field(default_factory=dict, description="the pods of a stage; replaces `pods` for it")
+    stages: dict[StageName, StagePodConfig] = Field(default_factory=dict, description="pods by stage, with the keys of `pods`; a stage named here takes nothing from `pods`")
     serving: ServingConfig = Field(default_factory=ServingConfig)
 
     @model_validator(mode="after")
