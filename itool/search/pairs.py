@@ -77,15 +77,21 @@ def _choose_sides(nodes: Sequence[Node], siblings: Sequence[int], min_visits: in
     """
     firm = [index for index in siblings if nodes[index].visits >= min_visits]
     verdicts = [index for index in siblings if nodes[index].terminal and nodes[index].correct]
-    best = max({*firm, *verdicts}, key=lambda index: (nodes[index].action_value, nodes[index].visits, -index), default=None)
+    best = max({*firm, *verdicts}, key=lambda index: (_rounded(nodes[index].action_value), nodes[index].visits, -index), default=None)
     others = [index for index in firm if index != best]
-    worst = min(others, key=lambda index: (nodes[index].action_value, -nodes[index].visits, index), default=None)
+    worst = min(others, key=lambda index: (_rounded(nodes[index].action_value), -nodes[index].visits, index), default=None)
     return None if best is None or worst is None else (best, worst)
+
+
+def _rounded(value: float) -> float:
+    """A value without the last bits of its sums: 0.9 - 0.8 is 0.1, and what is equal on paper is equal."""
+    return round(value, 9)
 
 
 def _find_fault(nodes: Sequence[Node], evidence: Sequence[Evidence], best: int, worst: int, *, min_gap: float) -> str | None:
     chosen, rejected = nodes[best], nodes[worst]
-    if chosen.action_value - rejected.action_value < min_gap or chosen.action_value == rejected.action_value:
+    gap = _rounded(chosen.action_value - rejected.action_value)
+    if gap < min_gap or gap == 0.0:
         return SMALL_GAP
     if chosen.text == rejected.text:
         return SAME_TEXT

@@ -74,6 +74,16 @@ def test_the_smallest_gap_that_is_asked_for_is_enough_and_equal_values_never_are
     assert _extract(*equal, min_gap=0.0) == ([], Counter({pairs.SMALL_GAP: 1}))
 
 
+def test_rounding_of_sums_decides_neither_a_gap_nor_a_tie() -> None:
+    short = [_node(0, "a", 4, (0.9 - 0.8) + (1.0 - 0.9), correct=True), _node(0, "b", 4, 0.9 - 0.8, correct=False)]
+    assert short[0].action_value - short[1].action_value < 0.1, "in floats"
+    assert _extract(*short, min_gap=0.1) == ([("a", "b")], Counter())
+    equal = [_node(0, "a", 2, 1 / 3 + (1.0 - 2 / 3), correct=True), _node(0, "b", 3, 2 / 3, correct=True)]
+    assert equal[0].action_value > equal[1].action_value, "in floats"
+    assert _extract(*equal, _node(0, "c", 3, 0.0, correct=False))[0] == [("b", "c")]
+    assert _extract(*equal, min_gap=0.0) == ([], Counter({pairs.SMALL_GAP: 1}))
+
+
 @pytest.mark.parametrize(("visits", "rejected"), [((2, 5, 5), "c"), ((4, 4, 4), "b")])
 def test_of_equally_bad_steps_the_most_visited_is_rejected_then_the_first(visits: tuple[int, ...], rejected: str) -> None:
     bad = [_node(0, name, count, 0.1, correct=False) for name, count in zip("bcd", visits, strict=True)]
