@@ -62,6 +62,11 @@ def test_withheld_tools_make_text_the_right_answer(tmp_path: Path) -> None:
     assert all(e.tools and "tool1" not in [tool.name for tool in e.tools] and e.response for e in text)
 
 
+def test_tools_are_not_withheld_where_no_other_is_offered(tmp_path: Path) -> None:
+    loaded = load_seal(tmp_path, [seal(f"s{i}", "tool1", "tool4") for i in range(20)], no_call_fraction=0.9, candidate_tools=2)
+    assert {(e.stratum, len(e.tools)) for e in loaded.examples} == {("calls", 2)}
+
+
 def test_seal_tools_faults(tmp_path: Path) -> None:
     assert load_seal(tmp_path, [seal("a", "tool1"), seal("b", "nobody"), seal("c")]).dropped == {"unknown_tool": 1, "no_answer": 1}
     (tmp_path / "tool.jsonl").unlink()

@@ -94,6 +94,7 @@ def _convert_row(row: Row, pool: Pool, config: DataConfig) -> Converted:
     rng = random.Random(f"seal_tools:{example_id}")
     withheld = rng.random() < config.no_call_fraction
     names = draw_candidates(pool, right, config.candidate_tools, rng)
+    withheld = withheld and len(names) > len(right)  # without a distractor no tool would be left to decline
     tools = [pool.tools[name] for name in names if not (withheld and name in right)]
     asked = Asked([Message(role="user", content=query)], tools, example_id, SOURCE, row.where, named=True)
     return answer_text(NO_TOOL_ANSWER, asked) if withheld else answer_calls(calls, asked)
@@ -109,6 +110,8 @@ def _read_call(row: Row, value: object) -> ToolCall:
 
 def draw_candidates(pool: Pool, right: Sequence[str], longest: int, rng: random.Random) -> list[str]:
     """The right tools and distractors, shuffled: from one distractor up to `longest` tools in all, lengths equally likely.
+
+    No distractor where the right tools alone are as many.
 
     Every other distractor is a near one: of the same field as a right tool, then of the same broad field.
     """
