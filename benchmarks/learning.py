@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pair_rules import iterations
+
 SAMPLING_CONTROLS = ("best_of_n", "rejection_sampling")
 
 
@@ -78,8 +80,7 @@ def run(arm: Arm, seed: int, settings: Sequence[str], options: argparse.Namespac
 
 def samples_per_example(root: Path, run: str) -> int:
     """Complete samples that the search drew per example, on average over all trees of a run."""
-    samples = [json.loads(line)["samples"] for path in (root / run).glob("i*/generate/*/*/trees.jsonl") for line in path.open()]
-    return max(1, round(statistics.mean(samples)))
+    return max(1, round(statistics.mean(tree.samples for _, trees in iterations(root / run) for tree in trees)))
 
 
 def accuracy(report: dict[str, Any], iteration: int | str) -> dict[str, float]:

@@ -34,8 +34,10 @@ def main() -> None:
 
 
 def iterations(run: Path) -> Iterator[tuple[str, list[SearchTree]]]:
-    """The trees of each iteration, all shards."""
+    """The trees of each iteration, all shards. SystemExit where a run holds the searches of several settings."""
     for folder in sorted(run.glob("i*/generate")):
+        if len(list(folder.iterdir())) > 1:
+            raise SystemExit(f"{folder} holds the searches of several settings: take a run, or a --root, of its own for each")
         files = [path for path in sorted(folder.rglob("trees.jsonl")) if "checkpoints" not in path.parts]
         yield folder.parent.name, [tree for path in files for tree in read_records(path, SearchTree)]
 
