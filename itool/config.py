@@ -70,9 +70,13 @@ class DataConfig(Section):
     candidate_tools: Annotated[Count, Field(le=1000)] = Field(6, description="longest candidate list that is drawn from the pool")
     no_call_fraction: Share = Field(0.0, description="share of examples whose right tools are withheld, so that text is right (seal_tools)")
     count: Examples | None = Field(None, description="use at most so many training examples (demo: generate so many; null: 2700)")
-    held_out_count: Examples | None = Field(None, description="with held_out_path: use at most so many of them (demo: generate so many; null: 1000)")
+    held_out_count: Examples | None = Field(
+        None, description="with held_out_path: use at most so many of them (demo: generate so many; null: 1000)"
+    )
     buffer_fraction: Fraction = Field(0.1, description="share of the training data that becomes the replay buffer (paper: 10 %)")
-    validation_fraction: Share = Field(0.05, description="share that decides which iteration is kept; never trained on, and not the result that is reported")
+    validation_fraction: Share = Field(
+        0.05, description="share that decides which iteration is kept; never trained on, and not the result that is reported"
+    )
     held_out_fraction: Share = Field(0.05, description="share that is reported, when there is no held-out data")
     buffer_labels: Literal["response", "checker"] = Field(
         "response", description="`checker`: the buffer has no ground-truth text, only a verdict on a response (outcome reward)"
@@ -227,7 +231,7 @@ class StoreConfig(Section):
 
 
 class RuntimeConfig(Section):
-    """How and where stages run. Runs nothing again; the number of threads (`threads`, `overlap_evaluation`) can change the last bits of a result."""
+    """How and where stages run. Runs nothing again; the number of threads can change the last bits of a result."""
 
     backend: Backend = Field("local", description="processes on this machine, or Jobs in a cluster")
     threads: Annotated[CountOrZero, Field(le=4096)] = Field(

@@ -102,7 +102,9 @@ class KubernetesConfig(Section):
     grace_seconds: Count = Field(120, description="time between SIGTERM and SIGKILL: a checkpoint must be stored within it")
     keep_seconds: Count = Field(86400, description="how long a finished Job stays after its logs were kept in the store")
     pods: StagePodConfig = Field(default_factory=StagePodConfig, description="the pods of every stage that `stages` does not name")
-    stages: dict[StageName, StagePodConfig] = Field(default_factory=dict, description="pods by stage, with the keys of `pods`; a stage named here takes nothing from `pods`")
+    stages: dict[StageName, StagePodConfig] = Field(
+        default_factory=dict, description="pods by stage, with the keys of `pods`; a stage named here takes nothing from `pods`"
+    )
     serving: ServingConfig = Field(default_factory=ServingConfig)
 
     @model_validator(mode="after")

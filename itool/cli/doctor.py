@@ -41,8 +41,8 @@ def doctor(
 ) -> None:
     """Check what a run needs: on this machine, or with --backend kubernetes in the cluster. Nothing is created but one small object.
 
-    Ends with the code of the first thing that is missing: 64 a setting, 69 a service that does not answer, 74 a folder that cannot be written,
-    1 anything else on this machine.
+    Ends with the code of the first thing that is missing: 64 a setting, 69 a service that does not answer, 74 a folder that cannot be
+    written, 1 anything else on this machine.
     """
     settings = given_config(config, sets, root=root, backend=backend)
     found: list[Check] = []
