@@ -121,7 +121,7 @@ STAGES: dict[StageName, StageSpec] = {
             ),
             ("held_out.jsonl", "validation.jsonl", "perplexities.jsonl", "metrics.json"),
             gpu=True,
-            version=4,
+            version=5,
         ),
         StageSpec(
             "report",
@@ -129,7 +129,7 @@ STAGES: dict[StageName, StageSpec] = {
             ("run", "method", "iterations"),
             ("report.json", "report.html"),
             gpu=False,
-            version=3,
+            version=4,
         ),
     )
 }

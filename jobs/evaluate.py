@@ -19,8 +19,8 @@ from itool.evaluate.held_out import (
     cut_blocks,
     examples_in_flight,
     ground_truth_perplexities,
-    mean_pass_at_k,
     pass_counts,
+    pass_figures,
     predict,
     summarise,
     summarise_perplexities,
@@ -72,7 +72,7 @@ async def _evaluate(stage: Stage) -> None:
                 summaries[name] = summarise(predictions)
             counts = await measuring.pass_counts(sampled)
             perplexities = await measuring.perplexities(scored)
-    summaries["held_out"] |= {"pass_at_k": mean_pass_at_k(counts, config.evaluate.pass_k), "pass_examples": len(counts)}
+    summaries["held_out"] |= pass_figures(counts, config.evaluate.pass_k)
     stage.write("perplexities.jsonl", (found for found in perplexities if found.perplexity is not None))
     stage.write_json("metrics.json", summaries | {"perplexity": summarise_perplexities(perplexities)})
     stage.count(incoming=total, kept=total)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from itool.config import RunConfig
 from itool.data.chat import render_prompt, response_ids
 from itool.data.judge import judge
-from itool.evaluate.intervals import Interval, wilson
+from itool.evaluate.intervals import Interval, mean_interval, wilson
 from itool.policy.protocol import Policy, Sample
 from itool.records import DIFFICULTIES, Example, ExamplePerplexity, Prediction, Record
 
@@ -148,11 +148,14 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
-def mean_pass_at_k(counts: Sequence[PassCount], ks: Iterable[int]) -> dict[str, float]:
-    """pass@k averaged over examples, by k as JSON has it (a string); nothing when nothing was sampled."""
-    if not counts:
-        return {}
-    return {str(k): sum(pass_at_k(c.samples, c.correct, k) for c in counts) / len(counts) for k in sorted(set(ks))}
+def pass_figures(counts: Sequence[PassCount], ks: Iterable[int]) -> dict[str, Any]:
+    """pass@k averaged over examples and its interval, by k as JSON has it (a string), and of how many examples; no k when of none."""
+    by_k = {str(k): [pass_at_k(c.samples, c.correct, k) for c in counts] for k in sorted(set(ks)) if counts}
+    return {
+        "pass_at_k": {k: statistics.fmean(shares) for k, shares in by_k.items()},
+        "pass_at_k_ci95": {k: mean_interval(shares) for k, shares in by_k.items()},
+        "pass_examples": len(counts),
+    }
 
 
 def accuracy(predictions: Sequence[Prediction]) -> Accuracy:

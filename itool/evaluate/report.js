@@ -12,7 +12,7 @@ function headline() {
   section("run-name").textContent = report.run;
   const { model, data } = report.config;
   section("run-facts").textContent = [phrase(report.method), `model ${model.path}`, `data ${data.source}`, `seed ${report.seed}`, `configuration ${report.config_digest}`].join(" · ");
-  section("page-foot").textContent = `report.json version ${report.schema_version}. Intervals are 95 %: Wilson for one accuracy, Agresti-Min for a paired difference.`;
+  section("page-foot").textContent = `report.json version ${report.schema_version}. Intervals are 95 %: Wilson for one accuracy and for pass@k, Agresti-Min for a paired difference.`;
 }
 
 function summary() {
@@ -61,8 +61,8 @@ function accuracy() {
   put("accuracy", table(
     ["Adapter", "All", ...GROUPS.map(titled), ...(valid.length ? ["Validation"] : []), ...ks.map((k) => el("span", {}, `pass@${k}`, el("br"), el("span", { class: "ci" }, `n = ${integer(sampled)}`)))],
     held.map((e) => [iterationName(e.iteration) + (e.iteration === report.best_iteration ? " (kept)" : ""), cell(e), ...GROUPS.map((g) => cell(e.groups[g])),
-      ...(valid.length ? [cell(valid.find((v) => v.iteration === e.iteration))] : []), ...ks.map((k) => percent(e.pass_at_k[k]))]),
-    { caption: `Held-out exact match with 95 % interval, ${plural(held[0].count, "example")}`, rowClass: (i) => (held[i].iteration === report.best_iteration ? "kept" : null) }));
+      ...(valid.length ? [cell(valid.find((v) => v.iteration === e.iteration))] : []), ...ks.map((k) => (k in e.pass_at_k ? withInterval(e.pass_at_k[k], e.pass_at_k_ci95[k]) : "–"))]),
+    { caption: `Held-out exact match${ks.length ? " and pass@k" : ""} with 95 % interval, ${plural(held[0].count, "example")}`, rowClass: (i) => (held[i].iteration === report.best_iteration ? "kept" : null) }));
   const kinds = [...new Set(held.flatMap((e) => Object.keys(e.errors)))];
   if (kinds.length) put("accuracy", table(["Adapter", ...kinds.map(titled), "Cut off"], held.map((e) => [iterationName(e.iteration), ...kinds.map((kind) => integer(e.errors[kind] || 0)), integer(e.truncated)]), { caption: "Wrong answers by kind" }));
 }

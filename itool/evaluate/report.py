@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 from itool.config import RunConfig
+from itool.evaluate.held_out import pass_figures
 from itool.evaluate.intervals import latest_of_the_best, paired_difference, wilson
 from itool.evaluate.report_inputs import DATASETS, ReportInputs, StageFacts
 from itool.evaluate.report_schema import (
@@ -92,7 +93,6 @@ def evaluation_report(iteration: int, dataset: str, predictions: Sequence[Predic
         if group := _group([p for p in predictions if p.stratum == stratum]):
             groups[title] = group
     correct = sum(p.correct for p in predictions)
-    measured = metrics.get(dataset) or {}
     return EvaluationReport(
         iteration=iteration,
         dataset=cast(Literal["held_out", "validation"], dataset),
@@ -106,8 +106,7 @@ def evaluation_report(iteration: int, dataset: str, predictions: Sequence[Predic
         errors=_counted(p.error or "unknown" for p in predictions if not p.correct),
         truncated=sum(p.truncated for p in predictions),
         verdicts="".join("1" if p.correct else "0" for p in predictions),
-        pass_at_k=_pass_at_k(measured),
-        pass_examples=measured.get("pass_examples", 0),
+        **_stored_pass_figures(metrics, dataset),
     )
 
 
@@ -164,7 +163,6 @@ def _iteration_report(inputs: ReportInputs, k: int, perplexity: list[float], gap
     scores, trees, pairs = inputs.scores.get(k, []), inputs.trees.get(k, []), inputs.pairs.get(k, [])
     generate = inputs.stage("generate", k)
     samples = sum(tree.samples for tree in trees)
-    held_out = inputs.metrics.get(k, {}).get("held_out") or {}
     return IterationReport(
         iteration=k,
         scored=len(scores),
@@ -172,8 +170,7 @@ def _iteration_report(inputs: ReportInputs, k: int, perplexity: list[float], gap
         trees=len(trees),
         pairs=len(pairs),
         injected_fraction=sum(pair.injected for pair in pairs) / len(pairs) if pairs else None,
-        pass_at_k=_pass_at_k(held_out),
-        pass_examples=held_out.get("pass_examples", 0),
+        **_stored_pass_figures(inputs.metrics.get(k, {}), DATASETS[0]),
         pass_rate=sum(tree.correct_samples for tree in trees) / samples if samples else None,
         sampled_tokens=sum(tree.sampled_tokens for tree in trees),
         simulations=sum(tree.simulations for tree in trees),
@@ -258,8 +255,10 @@ def _p90(ascending: Sequence[float]) -> float:
     return ascending[min(len(ascending) - 1, int(0.9 * len(ascending)))]
 
 
-def _pass_at_k(measured: Mapping[str, Any]) -> dict[str, float]:
-    return {str(k): float(v) for k, v in (measured.get("pass_at_k") or {}).items()}
+def _stored_pass_figures(metrics: Mapping[str, Any], dataset: str) -> dict[str, Any]:
+    """pass@k as the stage computed it: its samples are not stored."""
+    stored = metrics.get(dataset) or {}
+    return {name: stored.get(name, nothing) for name, nothing in pass_figures((), ()).items()}
 
 
 def _counted(reasons: Iterable[str]) -> dict[str, int]:

@@ -66,6 +66,9 @@ class EvaluationReport(Part):
         "", description="one digit per example in the order of the dataset, 1 right, 0 wrong; lets runs be compared pairwise"
     )
     pass_at_k: dict[str, float] = Field(default_factory=dict, description="share of `pass_examples` that one of k samples solves")
+    pass_at_k_ci95: dict[str, Interval] = Field(
+        default_factory=dict, description="Wilson interval, 95 %, of each `pass_at_k` over its examples, by the spread between them"
+    )
     pass_examples: int = Field(0, description="examples behind `pass_at_k`, chosen by hash of their ids; the same in every iteration")
 
 
@@ -121,6 +124,7 @@ class IterationReport(Part):
     pairs: int
     injected_fraction: float | None = Field(description="share of pairs that needed the ground-truth step; null without pairs")
     pass_at_k: dict[str, float] = Field(description="of this iteration's adapter on `pass_examples` held-out examples")
+    pass_at_k_ci95: dict[str, Interval] = Field(default_factory=dict, description="as in `evaluations`")
     pass_examples: int = 0
     pass_rate: float | None = Field(description="share of correct samples in this iteration's trees")
     sampled_tokens: int

@@ -22,13 +22,14 @@ from itool.evaluate.held_out import (
     PassCount,
     accuracy,
     ground_truth_perplexities,
-    mean_pass_at_k,
     pass_at_k,
     pass_counts,
+    pass_figures,
     predict,
     summarise,
     summarise_perplexities,
 )
+from itool.evaluate.intervals import wilson
 from tests.fakes.byte_tokenizer import byte_tokenizer
 
 CONFIG = parse_config(
@@ -155,10 +156,12 @@ def test_pass_at_more_than_was_sampled_is_refused() -> None:
         pass_at_k(8, 1, 9)
 
 
-def test_mean_pass_at_k_averages_examples() -> None:
+def test_pass_at_k_is_a_mean_over_examples_with_its_interval() -> None:
     counts = [PassCount(example_id=name, samples=2, correct=correct, tokens=9) for name, correct in (("a", 1), ("b", 0))]
-    assert mean_pass_at_k(counts, [2, 1]) == {"1": 0.25, "2": 0.5}
-    assert mean_pass_at_k([], [1]) == {}
+    figures = pass_figures(counts, [2, 1])
+    assert (figures["pass_at_k"], figures["pass_examples"]) == ({"1": 0.25, "2": 0.5}, 2)
+    assert figures["pass_at_k_ci95"] == {"1": pytest.approx(wilson(1.5, 6)), "2": pytest.approx(wilson(1, 2))}
+    assert pass_figures([], [1]) == {"pass_at_k": {}, "pass_at_k_ci95": {}, "pass_examples": 0}
 
 
 def prediction(correct: bool, *, difficulty: Any, stratum: Any = "calls", error: str | None = None) -> Prediction:

@@ -61,7 +61,11 @@ def test_accuracy_is_counted_from_the_stored_predictions(report, inputs):
     assert sum(warmup.errors.values()) == HELD_OUT - warmup.correct
     assert warmup.verdicts == "".join(str(int(p.correct)) for p in rows)
     assert (warmup.pass_at_k, warmup.pass_examples) == ({"1": 0.52, "8": 0.7}, 60)
-    assert (report.iterations[0].pass_at_k, report.iterations[0].pass_examples) == ({"1": 0.54, "8": 0.71}, 60)
+    assert warmup.pass_at_k_ci95 == {"1": pytest.approx((0.42, 0.62)), "8": pytest.approx((0.6, 0.8))}
+    first, again = report.evaluation(1), report.iterations[0]
+    assert (first.pass_at_k, first.pass_examples) == (again.pass_at_k, again.pass_examples) == ({"1": 0.54, "8": 0.71}, 60)
+    assert first.pass_at_k_ci95 == again.pass_at_k_ci95
+    assert report.evaluation(0, "validation").pass_at_k_ci95 == {}
 
 
 def test_an_iteration_counts_what_its_stages_stored(report, inputs):

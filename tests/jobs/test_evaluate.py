@@ -119,7 +119,8 @@ def test_pass_at_k_is_of_examples_from_all_over_the_file_and_says_of_how_many(tm
     evaluate_with(stage, ScriptedPolicy(byte_tokenizer(), **SCRIPT), monkeypatch)
     found = stage.written["metrics.json"]["held_out"]
     assert found["pass_examples"] == 12
-    assert 0 < found["pass_at_k"]["1"] < 1
+    low, high = found["pass_at_k_ci95"]["1"]
+    assert 0 < low < found["pass_at_k"]["1"] < high < 1
 
 
 def test_the_ground_truths_of_the_validation_set_are_scored_where_there_are_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
