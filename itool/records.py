@@ -72,7 +72,7 @@ class Score(Record):
     """How hard one buffer example is for the current policy. Eq. (4).
 
     `perplexity` over `response_tokens` tokens of the ground truth, unless the example has only a checker; `pass_rate` is the share of
-    right samples, when selection goes by it.
+    right samples, when selection goes by it; `sampled_tokens` counts all tokens of those samples.
     """
 
     example_id: str
@@ -80,6 +80,7 @@ class Score(Record):
     perplexity: Annotated[float, Field(ge=1.0 - 1e-6)] | None = None
     response_tokens: Annotated[int, Field(ge=1)] | None = None
     pass_rate: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    sampled_tokens: Annotated[int, Field(ge=0)] = 0
     selected: bool = False
 
 

@@ -115,11 +115,13 @@ async def _measure(stage: Stage, policy: Policy, tokenizer: Any, block: Sequence
     config = stage.config
     policy.forget()
     counts = await pass_counts(policy, tokenizer, block, config, samples=config.select.samples, seed=stage.seed, on_progress=show)
-    rates = (count.correct / count.samples for count in counts)
-    scores = [Score(example_id=e.id, stratum=e.stratum, pass_rate=rate) for e, rate in zip(block, rates, strict=True)]
+    scores = [
+        Score(example_id=e.id, stratum=e.stratum, pass_rate=count.correct / count.samples, sampled_tokens=count.tokens)
+        for e, count in zip(block, counts, strict=True)
+    ]
     if config.policy.backend == "embedded" and config.data.buffer_labels == "response":
         scores = await _with_perplexities(stage, policy, scores, token_sequences(tokenizer, block))
-    stage.tokens(sum(count.tokens for count in counts) + sum(score.response_tokens or 0 for score in scores))
+    stage.tokens(sum(score.sampled_tokens + (score.response_tokens or 0) for score in scores))
     return scores
 
 

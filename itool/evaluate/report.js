@@ -141,7 +141,7 @@ function pairs() {
     table(["Iteration", "Trees", "Right samples", "Pairs", "Injected", "Mean gap", "N chosen", "N rejected", "Sampled tokens", "Updates"], iterations.map((iteration) => {
       const p = iteration.pair_statistics;
       return [iteration.iteration, integer(iteration.trees), percent(iteration.pass_rate), integer(p.count), percent(iteration.injected_fraction, 0), decimal(p.mean_gap), decimal(p.mean_chosen_visits, 1), decimal(p.mean_rejected_visits, 1), integer(iteration.sampled_tokens), integer(iteration.updates)];
-    }), { caption: "Injected: pairs whose chosen side is the inserted ground-truth step. Gap: Q of chosen minus Q of rejected." }));
+    }), { caption: "Injected: pairs whose chosen side is the inserted ground-truth step. Gap: Q of chosen minus Q of rejected. Sampled tokens: by the search, and for pass rates where these select." }));
   const kept = iterations.filter((iteration) => iteration.pairs);
   const top = Math.max(0, ...kept.flatMap((iteration) => iteration.pair_statistics.gap.counts));
   put("pairs", el("div", { class: "panels" }, kept.map((iteration) =>

@@ -172,7 +172,7 @@ def _iteration_report(inputs: ReportInputs, k: int, perplexity: list[float], gap
         injected_fraction=sum(pair.injected for pair in pairs) / len(pairs) if pairs else None,
         **_stored_pass_figures(inputs.metrics.get(k, {}), DATASETS[0]),
         pass_rate=sum(tree.correct_samples for tree in trees) / samples if samples else None,
-        sampled_tokens=sum(tree.sampled_tokens for tree in trees),
+        sampled_tokens=sum(score.sampled_tokens for score in scores) + sum(tree.sampled_tokens for tree in trees),
         simulations=sum(tree.simulations for tree in trees),
         updates=len(inputs.training.get((k, "dpo"), [])),
         stopped=_counted(tree.stopped for tree in trees),

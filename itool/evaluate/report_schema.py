@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from itool.evaluate.intervals import Interval
 
-REPORT_VERSION: Literal[1] = 1
+REPORT_VERSION: Literal[2] = 2
 """Version of the document below. It rises when a field changes its meaning or goes; a new field does not raise it."""
 
 
@@ -127,7 +127,7 @@ class IterationReport(Part):
     pass_at_k_ci95: dict[str, Interval] = Field(default_factory=dict, description="as in `evaluations`")
     pass_examples: int = 0
     pass_rate: float | None = Field(description="share of correct samples in this iteration's trees")
-    sampled_tokens: int
+    sampled_tokens: int = Field(description="tokens that the policy drew for the search, and for pass rates where these select")
     simulations: int
     updates: int
     stopped: dict[str, int] = Field(description="trees by the reason why their search ended")
@@ -159,7 +159,7 @@ class Gain(Part):
 class Report(Part):
     """Everything measured in one run."""
 
-    schema_version: Literal[1] = REPORT_VERSION
+    schema_version: Literal[2] = REPORT_VERSION
     run: str
     method: str
     seed: int

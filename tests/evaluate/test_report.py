@@ -14,6 +14,7 @@ from itool.errors import ArtifactError
 from itool.evaluate.report import CURVE_POINTS, build_report, choose_best, config_digest, histogram, training_curve
 from itool.evaluate.report_inputs import ReportInputs, load_inputs
 from itool.evaluate.report_schema import Report, schema_document
+from itool.records import Score
 from tests.evaluate.fake_run import BUFFER, HELD_OUT, VALIDATION, fake_config, fake_inputs
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "report.schema.json"
@@ -78,6 +79,13 @@ def test_an_iteration_counts_what_its_stages_stored(report, inputs):
     assert first.perplexity.histogram.edges == report.iterations[2].perplexity.histogram.edges
     assert first.pair_statistics.dropped == {"value gap too small": 21, "too few visits": 14}
     assert first.sampled_tokens == sum(tree.sampled_tokens for tree in inputs.trees[1])
+
+
+def test_the_samples_that_selected_are_part_of_an_iterations_price(inputs):
+    scores = [Score(example_id=str(i), stratum="calls", pass_rate=0.5, sampled_tokens=100 + i) for i in range(3)]
+    first, second, _ = build_report(dataclasses.replace(inputs, scores={1: scores})).iterations
+    assert first.sampled_tokens == 303 + sum(tree.sampled_tokens for tree in inputs.trees[1])
+    assert second.sampled_tokens == sum(tree.sampled_tokens for tree in inputs.trees[2])
 
 
 def test_every_adapter_is_measured_on_the_same_ground_truths_the_last_one_too(report, inputs):
