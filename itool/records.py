@@ -84,6 +84,15 @@ class Score(Record):
     selected: bool = False
 
 
+class PassCount(Record):
+    """How many of an example's samples are right; `tokens` counts all sampled tokens."""
+
+    example_id: str
+    samples: int
+    correct: int
+    tokens: int
+
+
 class ExamplePerplexity(Record):
     """Perplexity of an example's ground-truth response, over its `response_tokens` tokens. Eq. (4).
 

@@ -119,7 +119,7 @@ STAGES: dict[StageName, StageSpec] = {
                 "search.temperature",
                 "policy.backend",
             ),
-            ("held_out.jsonl", "validation.jsonl", "perplexities.jsonl", "metrics.json"),
+            ("held_out.jsonl", "validation.jsonl", "pass_counts.jsonl", "perplexities.jsonl", "metrics.json"),
             gpu=True,
             version=5,
         ),

@@ -12,21 +12,18 @@ from itool.artifacts.inputs import read_records, write_records
 from itool.artifacts.stage import Stage, run_stage
 from itool.data.chat import load_tokenizer
 from itool.data.sources.load import pick
+from itool.evaluate.figures import evaluation_report, summarise_perplexities
 from itool.evaluate.held_out import (
     PERPLEXITIES_AT_ONCE,
     OnProgress,
-    PassCount,
     cut_blocks,
     examples_in_flight,
     ground_truth_perplexities,
     pass_counts,
-    pass_figures,
     predict,
-    summarise,
-    summarise_perplexities,
 )
 from itool.policy.protocol import Policy
-from itool.records import Example, ExamplePerplexity, Prediction, Record
+from itool.records import Example, ExamplePerplexity, PassCount, Prediction, Record
 from jobs.checkpoints import saving
 from jobs.policy import model_folder, open_stage_policy
 
@@ -44,6 +41,9 @@ BLOCK_ROUNDS = 2
 MOST_PERPLEXITIES = 200
 """Validation examples whose ground truth is scored: enough for a histogram, and a small part of the stage's time."""
 
+OF_THE_REPORT = {"iteration", "dataset", "verdicts"}
+"""What metrics.json need not repeat: its artifact is of one iteration, and the predictions lie beside it."""
+
 Measured = TypeVar("Measured", bound=Record)
 Found = dict[str, dict[str, Any]]
 Ask = Callable[[Sequence[Example], OnProgress], Awaitable[list[Measured]]]
@@ -60,23 +60,28 @@ async def _evaluate(stage: Stage) -> None:
     sampled = pick(sets["held_out"], config.evaluate.pass_examples)  # by hash, as a file may be sorted; the same in every iteration
     scored = pick([example for example in sets["validation"] if example.response is not None], MOST_PERPLEXITIES)
     total = sum(map(len, sets.values()))
-    summaries: dict[str, dict[str, Any]] = {}
+    predictions: dict[str, list[Prediction]] = {}
     async with open_stage_policy(stage) as policy:
         stage.working()
         found = _resume(stage.latest_checkpoint())
         with saving(stage, lambda folder: _write(folder, found)) as reached:
             measuring = _Measuring(stage, policy, tokenizer, found, reached, total=total + len(sampled) + len(scored))
             for name, examples in sets.items():
-                predictions = await measuring.predictions(name, examples)
-                stage.write(f"{name}.jsonl", predictions)
-                summaries[name] = summarise(predictions)
-            counts = await measuring.pass_counts(sampled)
+                predictions[name] = await measuring.predictions(name, examples)
+                stage.write(f"{name}.jsonl", predictions[name])
+            counts = {"held_out": await measuring.pass_counts(sampled)}
             perplexities = await measuring.perplexities(scored)
-    summaries["held_out"] |= pass_figures(counts, config.evaluate.pass_k)
-    stage.write("perplexities.jsonl", (found for found in perplexities if found.perplexity is not None))
-    stage.write_json("metrics.json", summaries | {"perplexity": summarise_perplexities(perplexities)})
+    stage.write("pass_counts.jsonl", counts["held_out"])
+    stage.write("perplexities.jsonl", perplexities)
+    reports = {
+        name: evaluation_report(stage.id.iteration, name, some, counts.get(name, []), config.evaluate.pass_k)
+        for name, some in predictions.items()
+        if some
+    }
+    figures: dict[str, Any] = {name: one.model_dump(mode="json", exclude=OF_THE_REPORT) for name, one in reports.items()}
+    stage.write_json("metrics.json", figures | {"perplexity": summarise_perplexities(perplexities)})
     stage.count(incoming=total, kept=total)
-    stage.metrics({name: summary["exact_match"] for name, summary in summaries.items()})
+    stage.metrics({name: one.exact_match for name, one in reports.items()})
 
 
 class _Measuring:

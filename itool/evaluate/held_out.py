@@ -1,7 +1,6 @@
-"""How well does a policy answer examples that it was not trained on? Greedy predictions, samples for pass@k, perplexity, and their summary.
+"""How does a policy answer examples that it was not trained on? Greedy predictions, samples for pass@k, perplexity of the ground truth.
 
-The verdict is `itool.data.judge`'s, the same that the search rewards. What the summary does not know: whether the examples are a fair
-sample of anything; its intervals are about their number alone.
+The verdict is `itool.data.judge`'s, the same that the search rewards.
 """
 
 from __future__ import annotations
@@ -9,18 +8,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-import statistics
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from itool.config import RunConfig
 from itool.data.chat import render_prompt, response_ids
 from itool.data.judge import judge
-from itool.evaluate.intervals import Interval, mean_interval, wilson
 from itool.policy.protocol import Policy, Sample
-from itool.records import DIFFICULTIES, Example, ExamplePerplexity, Prediction, Record
+from itool.records import Example, ExamplePerplexity, PassCount, Prediction
 
 T = TypeVar("T")
 OnProgress = Callable[[int, int], None]
@@ -30,25 +26,6 @@ PERPLEXITIES_AT_ONCE = 16
 
 MOST_LOG_PERPLEXITY = 700.0
 """What is above, of a response that the policy holds to be impossible, would overflow."""
-
-
-class PassCount(Record):
-    """How many of an example's samples are right; `tokens` counts all sampled tokens."""
-
-    example_id: str
-    samples: int
-    correct: int
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Exact match of a group of predictions, with its Wilson interval (95 %)."""
-
-    count: int
-    correct: int
-    exact_match: float
-    ci95: Interval
 
 
 @dataclass(frozen=True)
@@ -136,56 +113,6 @@ async def ground_truth_perplexities(
         return ExamplePerplexity(example_id=task.example.id, perplexity=found, response_tokens=len(ids))
 
     return await _run_all(_prepare(tokenizer, examples, config), measure, PERPLEXITIES_AT_ONCE, on_progress)
-
-
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Unbiased estimate of the chance that one of k draws is right: 1 - C(n-c, k) / C(n, k). Chen et al. 2021, arXiv 2107.03374, Eq. (1).
-
-    Raises ValueError when fewer than k samples were drawn: no unbiased estimate exists.
-    """
-    if not 0 <= correct <= samples or not 1 <= k <= samples:
-        raise ValueError(f"pass@{k} of {correct} right in {samples} samples")
-    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
-
-
-def pass_figures(counts: Sequence[PassCount], ks: Iterable[int]) -> dict[str, Any]:
-    """pass@k averaged over examples and its interval, by k as JSON has it (a string), and of how many examples; no k when of none."""
-    by_k = {str(k): [pass_at_k(c.samples, c.correct, k) for c in counts] for k in sorted(set(ks)) if counts}
-    return {
-        "pass_at_k": {k: statistics.fmean(shares) for k, shares in by_k.items()},
-        "pass_at_k_ci95": {k: mean_interval(shares) for k, shares in by_k.items()},
-        "pass_examples": len(counts),
-    }
-
-
-def accuracy(predictions: Sequence[Prediction]) -> Accuracy:
-    """Exact match over the predictions; 0 with the interval (0, 1) when there are none."""
-    correct = sum(prediction.correct for prediction in predictions)
-    return Accuracy(len(predictions), correct, correct / len(predictions) if predictions else 0.0, wilson(correct, len(predictions)))
-
-
-def summarise(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Figures of one data set as JSON: overall, by difficulty, where no tool fits (or None), wrong answers by kind."""
-    overall = accuracy(predictions)
-    by_difficulty = {name: [p for p in predictions if p.difficulty == name] for name in DIFFICULTIES}
-    no_call = [p for p in predictions if p.stratum == "text"]
-    return {
-        "count": overall.count,
-        "exact_match": overall.exact_match,
-        "ci95": list(overall.ci95),
-        "by_difficulty": {name: accuracy(group).exact_match for name, group in by_difficulty.items() if group},
-        "no_call": accuracy(no_call).exact_match if no_call else None,
-        "errors": dict(Counter(p.error for p in predictions if p.error is not None).most_common()),
-        "truncated": sum(p.truncated for p in predictions),
-        "response_tokens": sum(p.response_tokens for p in predictions),
-    }
-
-
-def summarise_perplexities(found: Sequence[ExamplePerplexity]) -> dict[str, Any]:
-    """Figures as JSON. The mean is of the logarithms: one hopeless response would decide an arithmetic one. None of nothing."""
-    known = [one.perplexity for one in found if one.perplexity is not None]
-    mean = statistics.geometric_mean(known) if known else None
-    return {"count": len(known), "geometric_mean": mean, "too_long": len(found) - len(known)}
 
 
 def _prepare(tokenizer: Any, examples: Sequence[Example], config: RunConfig) -> list[_Task]:

@@ -13,17 +13,16 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from itool.config import RunConfig
-from itool.evaluate.held_out import pass_figures
-from itool.evaluate.intervals import latest_of_the_best, paired_difference, wilson
+from itool.evaluate.figures import evaluation_report, pass_figures, summarise_perplexities
+from itool.evaluate.intervals import latest_of_the_best, paired_difference
 from itool.evaluate.report_inputs import DATASETS, ReportInputs, StageFacts
 from itool.evaluate.report_schema import (
     AdapterPerplexity,
     EvaluationReport,
     Gain,
-    Group,
     Histogram,
     IterationReport,
     PairReport,
@@ -32,7 +31,7 @@ from itool.evaluate.report_schema import (
     StageReport,
     TrainingCurve,
 )
-from itool.records import DIFFICULTIES, Prediction, PreferencePair, Score
+from itool.records import PreferencePair, Score
 
 CURVE_POINTS = 200
 """Most points of a training curve in the report: more than a screen shows, and small."""
@@ -43,8 +42,8 @@ def build_report(inputs: ReportInputs) -> Report:
     """The whole report of a run."""
     config = inputs.config
     evaluations = [
-        evaluation_report(iteration, dataset, predictions, inputs.metrics.get(iteration, {}))
-        for (iteration, dataset), predictions in sorted(inputs.predictions.items())
+        evaluation_report(*key, predictions, inputs.pass_counts.get(key, []), config.evaluate.pass_k)
+        for key, predictions in sorted(inputs.predictions.items())
         if predictions
     ]
     best, best_by = choose_best(evaluations)
@@ -81,33 +80,6 @@ def choose_best(evaluations: Iterable[EvaluationReport]) -> tuple[int | None, Li
     if validated:
         return latest_of_the_best({e.iteration: e.exact_match for e in validated}, validated[0].count), "validation"
     return max((e.iteration for e in made), default=None), "last"
-
-
-def evaluation_report(iteration: int, dataset: str, predictions: Sequence[Prediction], metrics: Mapping[str, Any]) -> EvaluationReport:
-    """Accuracy of one adapter on one dataset, counted from its predictions; pass@k, which needs samples, from the stage's metrics."""
-    groups: dict[str, Group] = {}
-    for name in DIFFICULTIES:
-        if group := _group([p for p in predictions if p.difficulty == name]):
-            groups[name] = group
-    for stratum, title in (("calls", "call"), ("text", "no_call")):
-        if group := _group([p for p in predictions if p.stratum == stratum]):
-            groups[title] = group
-    correct = sum(p.correct for p in predictions)
-    return EvaluationReport(
-        iteration=iteration,
-        dataset=cast(Literal["held_out", "validation"], dataset),
-        count=len(predictions),
-        correct=correct,
-        exact_match=correct / len(predictions),
-        ci95=wilson(correct, len(predictions)),
-        by_difficulty={name: groups[name].exact_match for name in DIFFICULTIES if name in groups},
-        no_call=groups["no_call"].exact_match if "no_call" in groups else None,
-        groups=groups,
-        errors=_counted(p.error or "unknown" for p in predictions if not p.correct),
-        truncated=sum(p.truncated for p in predictions),
-        verdicts="".join("1" if p.correct else "0" for p in predictions),
-        **_stored_pass_figures(metrics, dataset),
-    )
 
 
 def training_curve(iteration: int, stage: str, rows: Sequence[Mapping[str, Any]]) -> TrainingCurve:
@@ -170,7 +142,7 @@ def _iteration_report(inputs: ReportInputs, k: int, perplexity: list[float], gap
         trees=len(trees),
         pairs=len(pairs),
         injected_fraction=sum(pair.injected for pair in pairs) / len(pairs) if pairs else None,
-        **_stored_pass_figures(inputs.metrics.get(k, {}), DATASETS[0]),
+        **pass_figures(inputs.pass_counts.get((k, DATASETS[0]), []), inputs.config.evaluate.pass_k),
         pass_rate=sum(tree.correct_samples for tree in trees) / samples if samples else None,
         sampled_tokens=sum(score.sampled_tokens for score in scores) + sum(tree.sampled_tokens for tree in trees),
         simulations=sum(tree.simulations for tree in trees),
@@ -182,19 +154,17 @@ def _iteration_report(inputs: ReportInputs, k: int, perplexity: list[float], gap
 
 
 def _adapter_perplexities(inputs: ReportInputs) -> list[AdapterPerplexity]:
-    measured = {k: sorted(e.perplexity for e in some if e.perplexity is not None) for k, some in sorted(inputs.perplexities.items())}
-    edges = perplexity_edges(value for values in measured.values() for value in values)
+    known = {k: sorted(e.perplexity for e in some if e.perplexity is not None) for k, some in sorted(inputs.perplexities.items())}
+    edges = perplexity_edges(value for values in known.values() for value in values)
     return [
         AdapterPerplexity(
             iteration=k,
-            count=len(values),
-            too_long=(inputs.metrics.get(k, {}).get("perplexity") or {}).get("too_long", 0),
-            geometric_mean=statistics.geometric_mean(values),
+            **summarise_perplexities(inputs.perplexities[k]),
             median=statistics.median(values),
             p90=_p90(values),
             histogram=histogram(values, edges),
         )
-        for k, values in measured.items()
+        for k, values in known.items()
         if values
     ]
 
@@ -243,22 +213,8 @@ def _gain(inputs: ReportInputs, best: int | None) -> Gain | None:
     return Gain(iteration=best, **vars(paired_difference([before[e] for e in shared], [after[e] for e in shared])))
 
 
-def _group(predictions: Sequence[Prediction]) -> Group | None:
-    if not predictions:
-        return None
-    correct = sum(p.correct for p in predictions)
-    share = correct / len(predictions)
-    return Group(count=len(predictions), correct=correct, exact_match=share, ci95=wilson(correct, len(predictions)))
-
-
 def _p90(ascending: Sequence[float]) -> float:
     return ascending[min(len(ascending) - 1, int(0.9 * len(ascending)))]
-
-
-def _stored_pass_figures(metrics: Mapping[str, Any], dataset: str) -> dict[str, Any]:
-    """pass@k as the stage computed it: its samples are not stored."""
-    stored = metrics.get(dataset) or {}
-    return {name: stored.get(name, nothing) for name, nothing in pass_figures((), ()).items()}
 
 
 def _counted(reasons: Iterable[str]) -> dict[str, int]:

@@ -18,7 +18,7 @@ from itool.artifacts.inputs import numbered_lines
 from itool.artifacts.manifest import Manifest
 from itool.config import RunConfig
 from itool.errors import ArtifactError
-from itool.records import Example, ExamplePerplexity, Prediction, PreferencePair, Record, Score, SearchTree
+from itool.records import Example, ExamplePerplexity, PassCount, Prediction, PreferencePair, Record, Score, SearchTree
 from itool.stages import STAGES
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
@@ -43,12 +43,12 @@ class StageFacts:
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """The records of a run by iteration; `predictions` and `training` by (iteration, dataset or stage)."""
+    """The records of a run by iteration; `predictions`, `pass_counts` and `training` by (iteration, dataset or stage)."""
 
     config: RunConfig
     stages: tuple[StageFacts, ...] = ()
     predictions: Mapping[tuple[int, str], list[Prediction]] = field(default_factory=dict)
-    metrics: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    pass_counts: Mapping[tuple[int, str], list[PassCount]] = field(default_factory=dict)
     perplexities: Mapping[int, list[ExamplePerplexity]] = field(default_factory=dict)
     scores: Mapping[int, list[Score]] = field(default_factory=dict)
     trees: Mapping[int, list[SearchTree]] = field(default_factory=dict)
@@ -79,7 +79,7 @@ def load_inputs(
         config=config,
         stages=tuple(stage_facts(manifest) for manifest in finished),
         predictions=reader.predictions,
-        metrics=reader.metrics,
+        pass_counts=reader.pass_counts,
         perplexities=reader.perplexities,
         scores=reader.scores,
         trees=reader.trees,
@@ -113,7 +113,7 @@ class _Reader:
         self._local_path = path
         self._manifest: Manifest | None = None
         self.predictions: dict[tuple[int, str], list[Prediction]] = {}
-        self.metrics: dict[int, dict[str, Any]] = {}
+        self.pass_counts: dict[tuple[int, str], list[PassCount]] = {}
         self.perplexities: dict[int, list[ExamplePerplexity]] = {}
         self.scores: dict[int, list[Score]] = {}
         self.trees: dict[int, list[SearchTree]] = {}
@@ -144,7 +144,7 @@ class _Reader:
                 for dataset in DATASETS:
                     self.predictions[iteration, dataset] = self._records(Prediction, role, f"{dataset}.jsonl")
                 self.perplexities[iteration] = self._records(ExamplePerplexity, role, "perplexities.jsonl")
-                self.metrics[iteration] = self._document(role, "metrics.json")
+                self.pass_counts[iteration, DATASETS[0]] = self._records(PassCount, role, "pass_counts.jsonl")
 
     def _path(self, role: str, name: str) -> Path | None:
         listed = self._manifest is not None and name in self._manifest.files
@@ -175,16 +175,6 @@ class _Reader:
                 raise _unreadable(role, name, number, f"a {type(row).__name__}, not an object")
             rows.append(row)
         return rows
-
-    def _document(self, role: str, name: str) -> dict[str, Any]:
-        path = self._path(role, name)
-        if path is None:
-            return {}
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise _unreadable(role, name, error.lineno, f"not JSON: {error.msg}") from None
-        return document if isinstance(document, dict) else {}
 
 
 def _unreadable(role: str, name: str, number: int, problem: str) -> ArtifactError:

@@ -14,6 +14,7 @@ from itool.records import (
     ExamplePerplexity,
     Message,
     Node,
+    PassCount,
     Prediction,
     PreferencePair,
     Score,
@@ -49,7 +50,7 @@ def fake_inputs(seed: int = 17, method: str = "mcts_dpo", run: str = "demo", gai
         config=config,
         stages=fake_stages(config, trees, pairs),
         predictions={(k, d): fake_predictions(seed, method, k, d, gain) for k in range(4) for d in ("held_out", "validation")},
-        metrics={k: fake_metrics(k) for k in range(4)},
+        pass_counts={(k, "held_out"): fake_pass_counts(k) for k in range(4)},
         perplexities={k: fake_perplexities(k) for k in range(4)},
         scores={k: fake_scores(rng, k) for k in (1, 2, 3)},
         trees=trees,
@@ -211,16 +212,14 @@ def fake_predictions(seed: int, method: str, k: int, dataset: str, gain: float) 
     return rows
 
 
-def fake_metrics(k: int) -> dict[str, Any]:
-    """The part of an evaluation's figures that the report does not count itself."""
-    solved = {"1": 0.52 + 0.02 * k, "8": 0.7 + 0.01 * k}
-    sampled = {"pass_at_k": solved, "pass_at_k_ci95": {n: [m - 0.1, m + 0.1] for n, m in solved.items()}, "pass_examples": 60}
-    return {"held_out": sampled, "validation": {}, "perplexity": {"count": VALIDATION - 3, "too_long": 3}}
+def fake_pass_counts(k: int) -> list[PassCount]:
+    """60 examples, each solved by 0 to 8 of eight samples."""
+    return [PassCount(example_id=f"held_out-{i}", samples=8, correct=(i + k) % 9, tokens=160) for i in range(60)]
 
 
 def fake_perplexities(k: int) -> list[ExamplePerplexity]:
-    """Ground truths that every iteration foresees better; the first is 1.5 after the warm-up."""
-    values = (1.0 + 0.5 ** (k + 1) * (1 + i % 7) for i in range(VALIDATION - 3))
+    """Ground truths that every iteration foresees better; the first is 1.5 after the warm-up. Three are too long."""
+    values = [*(1.0 + 0.5 ** (k + 1) * (1 + i % 7) for i in range(VALIDATION - 3)), None, None, None]
     return [ExamplePerplexity(example_id=f"validation-{i}", perplexity=value, response_tokens=20) for i, value in enumerate(values)]
 
 

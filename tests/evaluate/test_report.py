@@ -11,6 +11,7 @@ import pytest
 
 from itool.artifacts.manifest import Counts, FileEntry, Manifest
 from itool.errors import ArtifactError
+from itool.evaluate.intervals import wilson
 from itool.evaluate.report import CURVE_POINTS, build_report, choose_best, config_digest, histogram, training_curve
 from itool.evaluate.report_inputs import ReportInputs, load_inputs
 from itool.evaluate.report_schema import Report, schema_document
@@ -61,11 +62,16 @@ def test_accuracy_is_counted_from_the_stored_predictions(report, inputs):
     assert warmup.groups["no_call"].count + warmup.groups["call"].count == HELD_OUT
     assert sum(warmup.errors.values()) == HELD_OUT - warmup.correct
     assert warmup.verdicts == "".join(str(int(p.correct)) for p in rows)
-    assert (warmup.pass_at_k, warmup.pass_examples) == ({"1": 0.52, "8": 0.7}, 60)
-    assert warmup.pass_at_k_ci95 == {"1": pytest.approx((0.42, 0.62)), "8": pytest.approx((0.6, 0.8))}
-    first, again = report.evaluation(1), report.iterations[0]
-    assert (first.pass_at_k, first.pass_examples) == (again.pass_at_k, again.pass_examples) == ({"1": 0.54, "8": 0.71}, 60)
-    assert first.pass_at_k_ci95 == again.pass_at_k_ci95
+
+
+def test_pass_at_k_is_counted_from_the_stored_samples(report):
+    warmup, first, again = report.evaluation(0), report.evaluation(1), report.iterations[0]
+    assert (warmup.pass_at_k, warmup.pass_examples) == ({"1": pytest.approx(231 / 480), "8": pytest.approx(53 / 60)}, 60)
+    assert warmup.pass_at_k_ci95["8"] == pytest.approx(wilson(53, 60))
+    low, high = warmup.pass_at_k_ci95["1"]
+    assert low < warmup.pass_at_k["1"] < high
+    assert first.pass_at_k == again.pass_at_k == {"1": pytest.approx(237 / 480), "8": pytest.approx(54 / 60)}
+    assert (first.pass_at_k_ci95, first.pass_examples) == (again.pass_at_k_ci95, again.pass_examples)
     assert report.evaluation(0, "validation").pass_at_k_ci95 == {}
 
 
@@ -95,7 +101,7 @@ def test_every_adapter_is_measured_on_the_same_ground_truths_the_last_one_too(re
         (VALIDATION - 3, 3, tuple(measured[0].histogram.edges))
     }
     assert (measured[0].median, measured[3].median) == (3.0, 1.25)
-    values = [found.perplexity for found in inputs.perplexities[3]]
+    values = [found.perplexity for found in inputs.perplexities[3] if found.perplexity is not None]
     assert measured[3].geometric_mean == pytest.approx(math.exp(sum(map(math.log, values)) / len(values)))
     assert sum(measured[3].histogram.counts) == VALIDATION - 3
 
@@ -154,7 +160,7 @@ def store(folder, inputs):
     content |= {(stage, k): {"training.jsonl": rows} for (k, stage), rows in inputs.training.items()}
     for k in range(4):
         content["evaluate", k] = {f"{d}.jsonl": inputs.predictions[k, d] for d in ("held_out", "validation")}
-        content["evaluate", k]["metrics.json"] = [inputs.metrics[k]]
+        content["evaluate", k]["pass_counts.jsonl"] = inputs.pass_counts[k, "held_out"]
         content["evaluate", k]["perplexities.jsonl"] = inputs.perplexities[k]
     for k in (1, 2, 3):
         content["score", k] = {"scores.jsonl": inputs.scores[k]}
