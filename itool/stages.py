@@ -96,7 +96,7 @@ STAGES: dict[StageName, StageSpec] = {
             ("pairs.jsonl", "trees.jsonl", "samples.jsonl"),
             gpu=True,
             sharded=True,
-            version=3,
+            version=4,
         ),
         StageSpec(
             "dpo",

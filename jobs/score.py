@@ -59,11 +59,7 @@ def _perplexities(stage: Stage, examples: Sequence[Example]) -> list[Score]:
     found = {place: value for place, example in enumerate(examples) if (value := known.get(example.id)) is not None}
 
     def scores() -> list[Score]:
-        return [
-            Score(example_id=e.id, stratum=e.stratum, perplexity=found[place], response_tokens=len(sequences[place].response_ids))
-            for place, e in enumerate(examples)
-            if place in found
-        ]
+        return [Score(example_id=e.id, stratum=e.stratum, perplexity=found[place]) for place, e in enumerate(examples) if place in found]
 
     with saving(stage, lambda folder: write_records(folder / SCORES, scores())) as reached:
 
@@ -120,8 +116,10 @@ async def _measure(stage: Stage, policy: Policy, tokenizer: Any, block: Sequence
         for e, count in zip(block, counts, strict=True)
     ]
     if config.policy.backend == "embedded" and config.data.buffer_labels == "response":
-        scores = await _with_perplexities(stage, policy, scores, token_sequences(tokenizer, block))
-    stage.tokens(sum(score.sampled_tokens + (score.response_tokens or 0) for score in scores))
+        sequences = token_sequences(tokenizer, block)
+        scores = await _with_perplexities(stage, policy, scores, sequences)
+        stage.tokens(sum(len(sequence.response_ids) for sequence in sequences))
+    stage.tokens(sum(score.sampled_tokens for score in scores))
     return scores
 
 
@@ -134,10 +132,7 @@ async def _with_perplexities(stage: Stage, policy: Policy, scores: Sequence[Scor
         stage.raise_if_stopped()
         some = sequences[start : start + PERPLEXITIES_AT_ONCE]
         values += map(perplexity, await asyncio.gather(*(policy.logprobs(s.prompt_ids, s.response_ids) for s in some)))
-    return [
-        score.model_copy(update={"perplexity": value, "response_tokens": len(sequence.response_ids)})
-        for score, value, sequence in zip(scores, values, sequences, strict=True)
-    ]
+    return [score.model_copy(update={"perplexity": value}) for score, value in zip(scores, values, strict=True)]
 
 
 def _resume(stage: Stage) -> list[Score]:

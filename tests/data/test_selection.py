@@ -18,8 +18,8 @@ def selected(scores: list[Score], fraction: float, seed: int = 1) -> set[str]:
 
 
 def test_the_highest_perplexities_of_each_stratum_are_selected() -> None:
-    calls = [Score(example_id=f"c{i}", stratum="calls", perplexity=1.0 + i, response_tokens=5) for i in range(10)]
-    text = [Score(example_id=f"t{i}", stratum="text", perplexity=1.0 + i / 10, response_tokens=5) for i in range(5)]
+    calls = [Score(example_id=f"c{i}", stratum="calls", perplexity=1.0 + i) for i in range(10)]
+    text = [Score(example_id=f"t{i}", stratum="text", perplexity=1.0 + i / 10) for i in range(5)]
     assert selected(calls + text, 0.2) == {"c9", "c8", "t4"}
 
 

@@ -92,7 +92,7 @@ def fake_tree(rng: random.Random, example: Example) -> tuple[SearchTree, list[Pr
     pairs: list[PreferencePair] = []
     if not example.calls:
         nodes += [_leaf(0, [5, 6], example.response or "", 0.7, 9, True), _leaf(0, [7], '[weather_history(city="Oslo")]', 0.3, 3, False)]
-        pairs = [_pair(example, [], nodes[1], nodes[2], [0])]
+        pairs = [_pair(example, [], nodes[1], nodes[2], [])]
     else:
         city, day = (str(v) for v in example.calls[0].arguments.values())
         nodes.append(
@@ -138,7 +138,7 @@ def fake_tree(rng: random.Random, example: Example) -> tuple[SearchTree, list[Pr
         nodes.append(_leaf(2, [9], 'day="today")]', 0.4, 3, False))
         nodes.append(_leaf(3, [8], f'day="{day}")]', 0.8, 3, False))
         if stopped in (mcts.SOLVED, mcts.SIMULATION_LIMIT):
-            pairs = [_pair(example, [1, 2], nodes[2], nodes[3], [0, 1]), _pair(example, [1, 2, 3], nodes[4], nodes[5], [0, 1, 2])]
+            pairs = [_pair(example, [1, 2], nodes[2], nodes[3], [1]), _pair(example, [1, 2, 3], nodes[4], nodes[5], [1, 2])]
     tree = SearchTree(
         example_id=example.id,
         prompt_ids=[11, 12],
@@ -227,8 +227,7 @@ def fake_scores(rng: random.Random, k: int) -> list[Score]:
     """Perplexities that shrink with the iteration; the hardest fifth is selected."""
     values = sorted((math.exp(abs(rng.gauss(0.0, 0.35)) / (0.7 + 0.3 * k)) for _ in range(BUFFER)), reverse=True)
     return [
-        Score(example_id=f"demo-{i:04d}", perplexity=value, response_tokens=20, stratum="calls", selected=i < BUFFER // 5)
-        for i, value in enumerate(values)
+        Score(example_id=f"demo-{i:04d}", perplexity=value, stratum="calls", selected=i < BUFFER // 5) for i, value in enumerate(values)
     ]
 
 
