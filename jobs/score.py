@@ -8,28 +8,22 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from itool.artifacts.inputs import read_records, write_records
 from itool.artifacts.stage import Stage, run_stage
 from itool.data.chat import load_tokenizer
 from itool.data.selection import Quotas, hardest, next_to_score, quotas_of
-from itool.evaluate.held_out import OnProgress, examples_in_flight, pass_counts
+from itool.evaluate.held_out import OnProgress, examples_in_flight, ground_truth_perplexities, pass_counts
 from itool.policy.protocol import Policy
 from itool.records import Example, Score
 from jobs.checkpoints import saving
 from jobs.policy import model_folder, open_stage_policy
 from jobs.training import token_sequences
 
-if TYPE_CHECKING:
-    from itool.train.sequences import TokenSequence
-
 SCORES = "scores.jsonl"
 BLOCK_ROUNDS = 8
 """A block holds so many times the examples that are sampled at a time: each ends with a batch that runs empty, and a stop loses one."""
-
-PERPLEXITIES_AT_ONCE = 64
-"""Ground truths that are asked for together: each brings a row of logits per token until it is read."""
 
 
 def score(stage: Stage) -> None:
@@ -116,23 +110,12 @@ async def _measure(stage: Stage, policy: Policy, tokenizer: Any, block: Sequence
         for e, count in zip(block, counts, strict=True)
     ]
     if config.policy.backend == "embedded" and config.data.buffer_labels == "response":
-        sequences = token_sequences(tokenizer, block)
-        scores = await _with_perplexities(stage, policy, scores, sequences)
-        stage.tokens(sum(len(sequence.response_ids) for sequence in sequences))
+        # the policy has just read the prompts and knows most of them still
+        found = await ground_truth_perplexities(policy, tokenizer, block, config, on_progress=lambda *_: stage.raise_if_stopped())
+        scores = [score.model_copy(update={"perplexity": one.perplexity}) for score, one in zip(scores, found, strict=True)]
+        stage.tokens(sum(one.response_tokens for one in found))
     stage.tokens(sum(score.sampled_tokens for score in scores))
     return scores
-
-
-async def _with_perplexities(stage: Stage, policy: Policy, scores: Sequence[Score], sequences: Sequence[TokenSequence]) -> list[Score]:
-    """Add the perplexity of each ground truth: the policy has just read the prompts and knows most of them still."""
-    from itool.train.losses import perplexity  # noqa: PLC0415 - imports torch
-
-    values: list[float] = []
-    for start in range(0, len(sequences), PERPLEXITIES_AT_ONCE):
-        stage.raise_if_stopped()
-        some = sequences[start : start + PERPLEXITIES_AT_ONCE]
-        values += map(perplexity, await asyncio.gather(*(policy.logprobs(s.prompt_ids, s.response_ids) for s in some)))
-    return [score.model_copy(update={"perplexity": value}) for score, value in zip(scores, values, strict=True)]
 
 
 def _resume(stage: Stage) -> list[Score]:

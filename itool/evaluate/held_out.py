@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 from itool.config import RunConfig
 from itool.data.chat import render_prompt, response_ids
 from itool.data.judge import judge
+from itool.data.selection import perplexity
 from itool.policy.protocol import Policy, Sample
 from itool.records import Example, ExamplePerplexity, PassCount, Prediction
 
@@ -23,9 +23,6 @@ OnProgress = Callable[[int, int], None]
 
 PERPLEXITIES_AT_ONCE = 16
 """Ground truths that are asked for together: with the embedded policy each brings a row of logits per token."""
-
-MOST_LOG_PERPLEXITY = 700.0
-"""What is above, of a response that the policy holds to be impossible, would overflow."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +105,7 @@ async def ground_truth_perplexities(
         ids = response_ids(tokenizer, task.example)
         found = None
         if len(task.prompt_ids) + len(ids) <= config.model.context_tokens:
-            logprobs = await policy.logprobs(task.prompt_ids, ids)
-            found = math.exp(min(-math.fsum(logprobs) / len(logprobs), MOST_LOG_PERPLEXITY))
+            found = perplexity(await policy.logprobs(task.prompt_ids, ids))
         return ExamplePerplexity(example_id=task.example.id, perplexity=found, response_tokens=len(ids))
 
     return await _run_all(_prepare(tokenizer, examples, config), measure, PERPLEXITIES_AT_ONCE, on_progress)

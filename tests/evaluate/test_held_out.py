@@ -12,7 +12,7 @@ from typing import Any, Self
 import pytest
 
 from itool.config import parse_config
-from itool.errors import DependencyError
+from itool.errors import DependencyError, NumericalError
 from itool.policy.protocol import Sample
 from itool.records import Example, Message, Tool, ToolCall
 
@@ -94,6 +94,16 @@ def test_predictions_come_in_order_with_their_verdicts() -> None:
     assert progress == [(done, 6) for done in range(1, 7)]
     assert policy.most_in_flight == 4
     assert {temperature for _, temperature, _ in policy.asked} == {0.0}
+
+
+def test_a_policy_that_computes_nan_ends_the_evaluation_as_a_numerical_fault() -> None:
+    class Broken(Lookup):
+        async def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[float]:
+            return [math.nan] * len(continuation_ids)
+
+    known = EXAMPLES[0].model_copy(update={"response": "ab"})
+    with pytest.raises(NumericalError, match="a perplexity is NaN"):
+        asyncio.run(ground_truth_perplexities(Broken({}), TOKENIZER, [known], CONFIG))
 
 
 def test_a_prompt_that_fills_the_context_counts_as_wrong_and_truncated() -> None:
