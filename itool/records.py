@@ -93,13 +93,10 @@ class PassCount(Record):
 
 
 class ExamplePerplexity(Record):
-    """Perplexity of an example's ground-truth response, over its `response_tokens` tokens. Eq. (4).
-
-    `perplexity` is None where prompt and response exceed the model's context.
-    """
+    """Perplexity of an example's ground-truth response, over its `response_tokens` tokens. Eq. (4)."""
 
     example_id: str
-    perplexity: Annotated[float, Field(ge=1.0 - 1e-6)] | None
+    perplexity: Annotated[float, Field(ge=1.0 - 1e-6)]
     response_tokens: Annotated[int, Field(ge=1)]
 
 

@@ -122,8 +122,8 @@ class _Measuring:
         """How well the policy foresees the ground truth: the same examples in every iteration, the warm-up's and the last one's too."""
 
         async def ask(block: Sequence[Example], show: OnProgress) -> list[ExamplePerplexity]:
-            found = await ground_truth_perplexities(self._policy, self._tokenizer, block, self._stage.config, on_progress=show)
-            self._stage.tokens(sum(one.response_tokens for one in found if one.perplexity is not None))
+            found = await ground_truth_perplexities(self._policy, self._tokenizer, block, on_progress=show)
+            self._stage.tokens(sum(one.response_tokens for one in found))
             return found
 
         return await self._measure("perplexities", examples, PERPLEXITIES_AT_ONCE, ask)

@@ -111,7 +111,7 @@ async def _measure(stage: Stage, policy: Policy, tokenizer: Any, block: Sequence
     ]
     if config.policy.backend == "embedded" and config.data.buffer_labels == "response":
         # the policy has just read the prompts and knows most of them still
-        found = await ground_truth_perplexities(policy, tokenizer, block, config, on_progress=lambda *_: stage.raise_if_stopped())
+        found = await ground_truth_perplexities(policy, tokenizer, block, on_progress=lambda *_: stage.raise_if_stopped())
         scores = [score.model_copy(update={"perplexity": one.perplexity}) for score, one in zip(scores, found, strict=True)]
         stage.tokens(sum(one.response_tokens for one in found))
     stage.tokens(sum(score.sampled_tokens for score in scores))

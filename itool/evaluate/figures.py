@@ -66,9 +66,8 @@ def pass_figures(counts: Sequence[PassCount], ks: Iterable[int]) -> dict[str, An
 
 def summarise_perplexities(found: Sequence[ExamplePerplexity]) -> dict[str, Any]:
     """Figures as JSON. The mean is of the logarithms: one hopeless response would decide an arithmetic one. None of nothing."""
-    known = [one.perplexity for one in found if one.perplexity is not None]
-    mean = statistics.geometric_mean(known) if known else None
-    return {"count": len(known), "geometric_mean": mean, "too_long": len(found) - len(known)}
+    mean = statistics.geometric_mean(one.perplexity for one in found) if found else None
+    return {"count": len(found), "geometric_mean": mean}
 
 
 def _group(predictions: Sequence[Prediction]) -> Group:

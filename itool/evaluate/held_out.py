@@ -27,11 +27,10 @@ PERPLEXITIES_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class _Task:
-    """An example, ready to be sampled; `max_tokens` below 1 says that its prompt fills the context."""
+    """An example, ready to be sampled."""
 
     example: Example
     prompt_ids: list[int]
-    max_tokens: int
 
 
 def examples_in_flight(config: RunConfig, samples: int = 1) -> int:
@@ -50,18 +49,16 @@ async def predict(
 ) -> list[Prediction]:
     """The greedy response to every example and its verdict, in the order of the examples.
 
-    `evaluate.batch_sequences` are asked for at a time, longest prompts first. An example whose prompt fills the context is
-    answered with nothing and counts as truncated: leaving it out would flatter the accuracy. Raises DependencyError when the
-    engine is gone.
+    `evaluate.batch_sequences` are asked for at a time, longest prompts first. Each prompt leaves room for the longest response, as
+    `prepare` sees to it. Raises DependencyError when the engine is gone.
     """
+    max_tokens = config.model.max_response_tokens
 
     async def answer(task: _Task) -> Prediction:
-        if task.max_tokens < 1:
-            return _judge(task.example, Sample((), (), finished=False), tokenizer)
-        (sample,) = await policy.sample(task.prompt_ids, count=1, max_tokens=task.max_tokens, temperature=0.0, seed=0)
+        (sample,) = await policy.sample(task.prompt_ids, count=1, max_tokens=max_tokens, temperature=0.0, seed=0)
         return _judge(task.example, sample, tokenizer)
 
-    return await _run_all(_prepare(tokenizer, examples, config), answer, examples_in_flight(config), on_progress)
+    return await _run_all(_prepare(tokenizer, examples), answer, examples_in_flight(config), on_progress)
 
 
 async def pass_counts(
@@ -80,12 +77,10 @@ async def pass_counts(
     """
 
     async def draw(task: _Task) -> PassCount:
-        if task.max_tokens < 1:
-            return PassCount(example_id=task.example.id, samples=samples, correct=0, tokens=0)
         drawn = await policy.sample(
             task.prompt_ids,
             count=samples,
-            max_tokens=task.max_tokens,
+            max_tokens=config.model.max_response_tokens,
             temperature=config.search.temperature,
             seed=_seed_of(seed, task.example.id),
         )
@@ -93,31 +88,24 @@ async def pass_counts(
         tokens = sum(len(sample.token_ids) for sample in drawn)
         return PassCount(example_id=task.example.id, samples=samples, correct=correct, tokens=tokens)
 
-    return await _run_all(_prepare(tokenizer, examples, config), draw, examples_in_flight(config, samples), on_progress)
+    return await _run_all(_prepare(tokenizer, examples), draw, examples_in_flight(config, samples), on_progress)
 
 
 async def ground_truth_perplexities(
-    policy: Policy, tokenizer: Any, examples: Sequence[Example], config: RunConfig, *, on_progress: OnProgress | None = None
+    policy: Policy, tokenizer: Any, examples: Sequence[Example], *, on_progress: OnProgress | None = None
 ) -> list[ExamplePerplexity]:
     """The perplexity of every example's ground-truth response, Eq. (4), in the order of the examples. All must have a response."""
 
     async def measure(task: _Task) -> ExamplePerplexity:
         ids = response_ids(tokenizer, task.example)
-        found = None
-        if len(task.prompt_ids) + len(ids) <= config.model.context_tokens:
-            found = perplexity(await policy.logprobs(task.prompt_ids, ids))
+        found = perplexity(await policy.logprobs(task.prompt_ids, ids))
         return ExamplePerplexity(example_id=task.example.id, perplexity=found, response_tokens=len(ids))
 
-    return await _run_all(_prepare(tokenizer, examples, config), measure, PERPLEXITIES_AT_ONCE, on_progress)
+    return await _run_all(_prepare(tokenizer, examples), measure, PERPLEXITIES_AT_ONCE, on_progress)
 
 
-def _prepare(tokenizer: Any, examples: Sequence[Example], config: RunConfig) -> list[_Task]:
-    tasks = []
-    for example in examples:
-        prompt_ids = render_prompt(tokenizer, example)
-        room = config.model.context_tokens - len(prompt_ids)
-        tasks.append(_Task(example, prompt_ids, min(config.model.max_response_tokens, room)))
-    return tasks
+def _prepare(tokenizer: Any, examples: Sequence[Example]) -> list[_Task]:
+    return [_Task(example, render_prompt(tokenizer, example)) for example in examples]
 
 
 def _judge(example: Example, sample: Sample, tokenizer: Any) -> Prediction:

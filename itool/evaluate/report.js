@@ -113,7 +113,7 @@ function adapterPerplexities(adapters) {
     el("p", { class: "hint" }, "Perplexity of the ground-truth response under an adapter, on the same validation examples for each. The scale is logarithmic and shared; the dotted line is the median."),
     el("div", { class: "panels" }, shown.map((a) => histogramChart([el("b", {}, place(a.iteration)), `${kept(a.iteration)}, median ${decimal(a.median)}, n = ${integer(a.count)}`],
       { ...a.histogram, top, line: a.median, logarithmic: true, xLabel: "perplexity", summary: `Perplexity of ${plural(a.count, "ground truth")} under ${iterationName(a.iteration)}: median ${decimal(a.median)}, 90th percentile ${decimal(a.p90)}` }))),
-    table(["Adapter", "Examples", "Too long", "Geometric mean", "Median", "90th percentile"], adapters.map((a) => [`${iterationName(a.iteration)}${a.iteration === report.best_iteration ? " (kept)" : ""}`, integer(a.count), integer(a.too_long), decimal(a.geometric_mean), decimal(a.median), decimal(a.p90)]),
+    table(["Adapter", "Examples", "Geometric mean", "Median", "90th percentile"], adapters.map((a) => [`${iterationName(a.iteration)}${a.iteration === report.best_iteration ? " (kept)" : ""}`, integer(a.count), decimal(a.geometric_mean), decimal(a.median), decimal(a.p90)]),
       { rowClass: (i) => (adapters[i].iteration === report.best_iteration ? "kept" : null) }),
   ];
 }

@@ -154,7 +154,7 @@ def _iteration_report(inputs: ReportInputs, k: int, perplexity: list[float], gap
 
 
 def _adapter_perplexities(inputs: ReportInputs) -> list[AdapterPerplexity]:
-    known = {k: sorted(e.perplexity for e in some if e.perplexity is not None) for k, some in sorted(inputs.perplexities.items())}
+    known = {k: sorted(one.perplexity for one in some) for k, some in sorted(inputs.perplexities.items())}
     edges = perplexity_edges(value for values in known.values() for value in values)
     return [
         AdapterPerplexity(

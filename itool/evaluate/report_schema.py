@@ -84,7 +84,6 @@ class AdapterPerplexity(Part):
 
     iteration: int = Field(description="0 = after the warm-up")
     count: int
-    too_long: int = Field(description="examples that were left out: prompt and response exceed the model's context")
     geometric_mean: float
     median: float
     p90: float

@@ -218,8 +218,8 @@ def fake_pass_counts(k: int) -> list[PassCount]:
 
 
 def fake_perplexities(k: int) -> list[ExamplePerplexity]:
-    """Ground truths that every iteration foresees better; the first is 1.5 after the warm-up. Three are too long."""
-    values = [*(1.0 + 0.5 ** (k + 1) * (1 + i % 7) for i in range(VALIDATION - 3)), None, None, None]
+    """Ground truths that every iteration foresees better; the first is 1.5 after the warm-up."""
+    values = (1.0 + 0.5 ** (k + 1) * (1 + i % 7) for i in range(VALIDATION))
     return [ExamplePerplexity(example_id=f"validation-{i}", perplexity=value, response_tokens=20) for i, value in enumerate(values)]
 
 
@@ -275,7 +275,7 @@ def fake_stages(config: RunConfig, trees: dict[int, list[SearchTree]], pairs: di
                 sampled,
                 len(trees[k]) + 2,
                 len(trees[k]),
-                {"prompt_too_long": 2},
+                {"self_evaluation_too_long": 2},
                 {"pairs_dropped": {"value gap too small": 21, "too few visits": 14}},
             ),
             StageFacts("dpo", k, 19.0, 2.8, 58_000, len(pairs[k]), len(pairs[k])),
