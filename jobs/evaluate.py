@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from itool.artifacts.inputs import read_records, write_records
 from itool.artifacts.stage import Stage, run_stage
@@ -25,7 +25,7 @@ from itool.evaluate.held_out import (
 from itool.policy.protocol import Policy
 from itool.records import Example, ExamplePerplexity, PassCount, Prediction, Record
 from jobs.checkpoints import saving
-from jobs.policy import model_folder, open_stage_policy
+from jobs.policy import Ask, Measured, measure_blocks, model_folder, open_stage_policy
 
 PARTS: dict[str, type[Record]] = {
     "held_out": Prediction,
@@ -44,9 +44,7 @@ MOST_PERPLEXITIES = 200
 OF_THE_REPORT = {"iteration", "dataset", "verdicts"}
 """What metrics.json need not repeat: its artifact is of one iteration, and the predictions lie beside it."""
 
-Measured = TypeVar("Measured", bound=Record)
 Found = dict[str, dict[str, Any]]
-Ask = Callable[[Sequence[Example], OnProgress], Awaitable[list[Measured]]]
 
 
 def evaluate(stage: Stage) -> None:
@@ -64,7 +62,7 @@ async def _evaluate(stage: Stage) -> None:
     async with open_stage_policy(stage) as policy:
         stage.working()
         found = _resume(stage.latest_checkpoint())
-        with saving(stage, lambda folder: _write(folder, found)) as reached:
+        with saving(stage, lambda folder: _write(folder, found), lambda: _count(found)) as reached:
             measuring = _Measuring(stage, policy, tokenizer, found, reached, total=total + len(sampled) + len(scored))
             for name, examples in sets.items():
                 predictions[name] = await measuring.predictions(name, examples)
@@ -85,13 +83,9 @@ async def _evaluate(stage: Stage) -> None:
 
 
 class _Measuring:
-    """Measures block by block into `found`, records by part and example, and says after each how much is `reached`.
+    """Measures into `found`, records by part and example. Blocks are cut from all examples, whatever an earlier attempt has measured."""
 
-    Blocks are cut from all examples, and before each the policy forgets: an answer is computed in the same company and from the same
-    cache, hence with the same rounding, whatever an earlier attempt has measured.
-    """
-
-    def __init__(self, stage: Stage, policy: Policy, tokenizer: Any, found: Found, reached: Callable[[int], None], *, total: int) -> None:
+    def __init__(self, stage: Stage, policy: Policy, tokenizer: Any, found: Found, reached: Callable[[], None], *, total: int) -> None:
         self._stage, self._policy, self._tokenizer = stage, policy, tokenizer
         self._found, self._reached, self._total = found, reached, total
 
@@ -131,27 +125,13 @@ class _Measuring:
     async def _measure(self, part: str, examples: Sequence[Example], size: int, ask: Ask[Measured]) -> list[Measured]:
         """One record per example, in their order. Raises Interrupted when the stage is to stop and something is left to do."""
         found = self._found[part]
-        for block in cut_blocks(examples, size):
-            if all(example.id in found for example in block):
-                continue
-            self._policy.forget()
-            records = await ask(block, self._show(self._done))
-            found |= {example.id: record for example, record in zip(block, records, strict=True)}
-            if self._done < self._total:
-                self._reached(self._done)
-                self._stage.raise_if_stopped()
+        blocks, before = cut_blocks(examples, size), _count(self._found) - len(found)
+        await measure_blocks(self._stage, self._policy, blocks, found, ask, reached=self._reached, total=self._total, before=before)
         return [found[example.id] for example in examples]
 
-    @property
-    def _done(self) -> int:
-        return sum(map(len, self._found.values()))
 
-    def _show(self, before: int) -> OnProgress:
-        def show(finished: int, _: int) -> None:
-            self._stage.raise_if_stopped()
-            self._stage.progress(before + finished, self._total, "examples")
-
-        return show
+def _count(found: Found) -> int:
+    return sum(map(len, found.values()))
 
 
 def _write(folder: Path, found: Found) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from itool.artifacts.inputs import read_records, write_records
@@ -18,7 +19,7 @@ from itool.evaluate.held_out import OnProgress, examples_in_flight, ground_truth
 from itool.policy.protocol import Policy
 from itool.records import Example, Score
 from jobs.checkpoints import saving
-from jobs.policy import model_folder, open_stage_policy
+from jobs.policy import measure_blocks, model_folder, open_stage_policy
 from jobs.training import token_sequences
 
 SCORES = "scores.jsonl"
@@ -55,12 +56,12 @@ def _perplexities(stage: Stage, examples: Sequence[Example]) -> list[Score]:
     def scores() -> list[Score]:
         return [Score(example_id=e.id, stratum=e.stratum, perplexity=found[place]) for place, e in enumerate(examples) if place in found]
 
-    with saving(stage, lambda folder: write_records(folder / SCORES, scores())) as reached:
+    with saving(stage, lambda folder: write_records(folder / SCORES, scores()), lambda: len(found)) as reached:
 
         def show(done: int, total: int) -> None:
             stage.progress(done, total, "examples")
             if done < total:
-                reached(done)
+                reached()
                 stage.raise_if_stopped()
 
         perplexities(policy, sequences, batch_tokens=stage.config.select.batch_tokens, found=found, on_progress=show)
@@ -79,31 +80,18 @@ async def _pass_rates(stage: Stage, examples: Sequence[Example], quotas: Quotas)
     scores: list[Score] = []
     async with open_stage_policy(stage) as policy:
         stage.working()
-        with saving(stage, lambda folder: write_records(folder / SCORES, known.values())) as reached:
+        ask = partial(_measure, stage, policy, tokenizer)
+        with saving(stage, lambda folder: write_records(folder / SCORES, known.values()), lambda: len(known)) as reached:
             while wanted := next_to_score(examples, scores, quotas, seed=stage.seed):
-                total = len(scores) + len(wanted)
-                for block in (wanted[start : start + size] for start in range(0, len(wanted), size)):
-                    if all(example.id in known for example in block):
-                        continue
-                    measured = await _measure(stage, policy, tokenizer, block, _show(stage, len(known), total))
-                    known |= {score.example_id: score for score in measured}
-                    reached(len(known))
+                blocks = (wanted[start : start + size] for start in range(0, len(wanted), size))
+                await measure_blocks(stage, policy, blocks, known, ask, reached=reached, total=len(scores) + len(wanted))
                 scores += [known[example.id] for example in wanted]
     return [known[example.id] for example in examples if example.id in known]
 
 
-def _show(stage: Stage, before: int, total: int) -> OnProgress:
-    def show(done: int, _: int) -> None:
-        stage.raise_if_stopped()
-        stage.progress(before + done, total, "examples")
-
-    return show
-
-
 async def _measure(stage: Stage, policy: Policy, tokenizer: Any, block: Sequence[Example], show: OnProgress) -> list[Score]:
-    """The scores of one block. The policy forgets before: the same block gives the same scores whatever was measured in this process."""
+    """The scores of one block."""
     config = stage.config
-    policy.forget()
     counts = await pass_counts(policy, tokenizer, block, config, samples=config.select.samples, seed=stage.seed, on_progress=show)
     scores = [
         Score(example_id=e.id, stratum=e.stratum, pass_rate=count.correct / count.samples, sampled_tokens=count.tokens)

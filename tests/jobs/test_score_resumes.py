@@ -137,6 +137,12 @@ def test_a_scoring_that_is_stopped_again_and_again_gets_ahead(tmp_path: Path) ->
         assert attempt.saves == [saved]
 
 
+def test_nothing_is_saved_when_nothing_is_left_to_measure(tmp_path: Path) -> None:
+    attempt = Attempt(SAMPLED, tmp_path)
+    measured = len(attempt.run().splitlines())
+    assert attempt.saves == [*range(8, measured, 8)]
+
+
 def test_what_was_measured_is_saved_when_the_engine_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attempt = Attempt(SAMPLED, tmp_path)
     monkeypatch.setattr("itool.artifacts.save_pace.WORK_PER_SAVE", 1e9)
