@@ -15,10 +15,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from itool.artifacts.manifest import Manifest
 from itool.config import RunConfig
 from itool.evaluate.figures import evaluation_report, pass_figures, summarise_perplexities
 from itool.evaluate.intervals import latest_of_the_best, paired_difference
-from itool.evaluate.report_inputs import DATASETS, ReportInputs, StageFacts
+from itool.evaluate.report_inputs import DATASETS, ReportInputs
 from itool.evaluate.report_schema import (
     AdapterPerplexity,
     EvaluationReport,
@@ -54,7 +55,7 @@ def build_report(inputs: ReportInputs) -> Report:
         config_digest=config_digest(config),
         config=config.model_dump(mode="json"),
         held_out_digest=inputs.held_out_digest,
-        stages=[_stage_report(stage) for stage in inputs.stages],
+        stages=[_stage_report(manifest) for manifest in inputs.stages],
         evaluations=evaluations,
         iterations=_iteration_reports(inputs),
         best_iteration=best,
@@ -110,22 +111,20 @@ def perplexity_edges(perplexities: Iterable[float]) -> list[float]:
     return [round(math.exp(math.log(top) * i / HISTOGRAM_BINS), 6) for i in range(HISTOGRAM_BINS + 1)]
 
 
-def _stage_report(stage: StageFacts) -> StageReport:
+def _stage_report(manifest: Manifest) -> StageReport:
     return StageReport(
-        name=stage.name,
-        iteration=stage.iteration,
-        seconds=stage.seconds,
-        startup_seconds=stage.startup_seconds,
-        tokens=stage.tokens,
-        incoming=stage.incoming,
-        kept=stage.kept,
-        dropped=dict(stage.dropped),
-        peak_memory_bytes=stage.peak_memory_bytes,
+        name=manifest.stage,
+        iteration=manifest.iteration,
+        seconds=manifest.seconds,
+        startup_seconds=manifest.startup_seconds,
+        tokens=manifest.tokens,
+        **dict(manifest.counts),
+        peak_memory_bytes=manifest.peak_memory_bytes,
     )
 
 
 def _iteration_reports(inputs: ReportInputs) -> list[IterationReport]:
-    iterations = {stage.iteration for stage in inputs.stages if stage.iteration > 0}
+    iterations = {manifest.iteration for manifest in inputs.stages if manifest.iteration > 0}
     perplexity = perplexity_edges(score.perplexity for part in inputs.scores.values() for score in part if score.perplexity is not None)
     gaps = _gap_edges(inputs.pairs.values())
     return [_iteration_report(inputs, k, perplexity, gaps) for k in sorted(iterations)]
@@ -183,7 +182,7 @@ def _perplexity_report(scores: Sequence[Score], edges: list[float]) -> Perplexit
     )
 
 
-def _pair_report(pairs: Sequence[PreferencePair], generate: StageFacts, edges: list[float]) -> PairReport:
+def _pair_report(pairs: Sequence[PreferencePair], generate: Manifest, edges: list[float]) -> PairReport:
     gaps = [pair.chosen_value - pair.rejected_value for pair in pairs]
     return PairReport(
         count=len(pairs),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+from datetime import UTC, datetime
 from typing import Any
 
+from itool.artifacts.manifest import Counts, Manifest
 from itool.config import RunConfig, parse_config
-from itool.evaluate.report_inputs import ReportInputs, StageFacts
+from itool.evaluate.report_inputs import ReportInputs
+from itool.names import StageName
 from itool.records import (
     DIFFICULTIES,
     Example,
@@ -256,29 +259,40 @@ def dpo_rows(rng: random.Random) -> list[dict[str, Any]]:
     ]
 
 
-def fake_stages(config: RunConfig, trees: dict[int, list[SearchTree]], pairs: dict[int, list[PreferencePair]]) -> tuple[StageFacts, ...]:
-    """What the manifests would say."""
+def fake_stages(config: RunConfig, trees: dict[int, list[SearchTree]], pairs: dict[int, list[PreferencePair]]) -> tuple[Manifest, ...]:
+    """The manifests, without files."""
+    unfit = {"prompt_too_long": 9, "no_answer": 6}
     stages = [
-        StageFacts("prepare", 0, 4.1, 0.6, 0, 3120, 3105, {"prompt_too_long": 9, "no_answer": 6}),
-        StageFacts("warmup", 0, 82.0, 2.9, 402_000, 1500, 1500, {}, {}, 2_100_000_000),
-        StageFacts("evaluate", 0, 14.2, 2.4, 31_000, 330, 330),
+        finished("prepare", 0, 4.1, 0.6, Counts(incoming=3120, kept=3105, dropped=unfit)),
+        finished("warmup", 0, 82.0, 2.9, Counts(incoming=1500, kept=1500), tokens=402_000, peak_memory_bytes=2_100_000_000),
+        finished("evaluate", 0, 14.2, 2.4, Counts(incoming=330, kept=330), tokens=31_000),
     ]
     for k in sorted(trees):
+        searched = Counts(incoming=len(trees[k]) + 2, kept=len(trees[k]), dropped={"self_evaluation_too_long": 2})
         sampled = sum(tree.sampled_tokens for tree in trees[k])
+        dropped = {"value gap too small": 21, "too few visits": 14}
         stages += [
-            StageFacts("score", k, 5.0, 2.1, 64_000, BUFFER, BUFFER // 5),
-            StageFacts(
-                "generate",
-                k,
-                31.0 + k,
-                2.3,
-                sampled,
-                len(trees[k]) + 2,
-                len(trees[k]),
-                {"self_evaluation_too_long": 2},
-                {"pairs_dropped": {"value gap too small": 21, "too few visits": 14}},
-            ),
-            StageFacts("dpo", k, 19.0, 2.8, 58_000, len(pairs[k]), len(pairs[k])),
-            StageFacts("evaluate", k, 14.0, 2.2, 31_000, 330, 330),
+            finished("score", k, 5.0, 2.1, Counts(incoming=BUFFER, kept=BUFFER // 5), tokens=64_000),
+            finished("generate", k, 31.0 + k, 2.3, searched, tokens=sampled, metrics={"pairs_dropped": dropped}),
+            finished("dpo", k, 19.0, 2.8, Counts(incoming=len(pairs[k]), kept=len(pairs[k])), tokens=58_000),
+            finished("evaluate", k, 14.0, 2.2, Counts(incoming=330, kept=330), tokens=31_000),
         ]
     return tuple(stages)
+
+
+def finished(stage: StageName, iteration: int, seconds: float, startup_seconds: float, counts: Counts, **more: Any) -> Manifest:
+    """The manifest of a finished stage, without files."""
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    return Manifest(
+        run="demo",
+        stage=stage,
+        iteration=iteration,
+        key="0" * 16,
+        files={},
+        seconds=seconds,
+        startup_seconds=startup_seconds,
+        started=now,
+        ended=now,
+        counts=counts,
+        **more,
+    )

@@ -3,14 +3,13 @@
 import dataclasses
 import json
 import math
-from datetime import UTC, datetime
 from pathlib import Path
 
 import jsonschema
 import pytest
 
-from itool.artifacts.manifest import Counts, FileEntry, Manifest
-from itool.errors import ArtifactError
+from itool.artifacts.manifest import FileEntry
+from itool.errors import InputError
 from itool.evaluate.intervals import wilson
 from itool.evaluate.report import CURVE_POINTS, build_report, choose_best, config_digest, histogram, training_curve
 from itool.evaluate.report_inputs import ReportInputs, load_inputs
@@ -169,36 +168,20 @@ def store(folder, inputs):
         for name, rows in files.items():
             lines = [json.dumps(row) if isinstance(row, dict) else row.model_dump_json() for row in rows]
             (target / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    now = datetime(2026, 1, 1, tzinfo=UTC)
-    return [
-        Manifest(
-            run="demo",
-            iteration=stage.iteration,
-            stage=stage.name,
-            key="0" * 16,
-            files={name: FileEntry(size=1, sha256="0" * 64) for name in content[stage.name, stage.iteration]},
-            counts=Counts(incoming=stage.incoming, kept=stage.kept, dropped=dict(stage.dropped)),
-            metrics=dict(stage.metrics),
-            tokens=stage.tokens,
-            started=now,
-            ended=now,
-            startup_seconds=stage.startup_seconds,
-            peak_memory_bytes=stage.peak_memory_bytes,
-            seconds=stage.seconds,
-        )
-        for stage in reversed(inputs.stages)
-    ]
+    listed = FileEntry(size=1, sha256="0" * 64)
+    return [m.model_copy(update={"files": dict.fromkeys(content[m.stage, m.iteration], listed)}) for m in inputs.stages]
 
 
 def test_inputs_load_from_stored_files_whatever_the_order(tmp_path, inputs):
     manifests = store(tmp_path, inputs)
-    loaded = load_inputs(inputs.config, manifests, lambda role, name: tmp_path / role / name)
-    assert loaded == dataclasses.replace(inputs, held_out_digest="0" * 64)
+    loaded = load_inputs(inputs.config, reversed(manifests), lambda role, name: tmp_path / role / name)
+    assert loaded == dataclasses.replace(inputs, stages=tuple(manifests), held_out_digest="0" * 64)
 
 
 def test_a_broken_line_is_named(tmp_path, inputs):
     manifests = store(tmp_path, inputs)
     file = tmp_path / "i1/score/scores.jsonl"
     file.write_text(file.read_text(encoding="utf-8") + '{"example_id": 3}\n', encoding="utf-8")
-    with pytest.raises(ArtifactError, match=rf"i1/score/scores.jsonl line {BUFFER + 1} is not a Score"):
+    problem = rf"i1/score/scores.jsonl:{BUFFER + 1} is not a Score: example_id: Input should be a valid string. Another version of itool"
+    with pytest.raises(InputError, match=problem):
         load_inputs(inputs.config, manifests, lambda role, name: tmp_path / role / name)
