@@ -71,26 +71,32 @@ class Example(Record):
 class Score(Record):
     """How hard one buffer example is for the current policy. Eq. (4).
 
-    `perplexity` over `response_tokens` tokens of the ground truth, unless the example has only a checker; `pass_rate` is the share of
-    right samples, when selection goes by it.
+    `perplexity` of the ground truth, unless the example has only a checker; `pass_rate` is the share of right samples, when selection
+    goes by it; `sampled_tokens` counts all tokens of those samples.
     """
 
     example_id: str
     stratum: Literal["calls", "text"]
     perplexity: Annotated[float, Field(ge=1.0 - 1e-6)] | None = None
-    response_tokens: Annotated[int, Field(ge=1)] | None = None
     pass_rate: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    sampled_tokens: Annotated[int, Field(ge=0)] = 0
     selected: bool = False
 
 
-class ExamplePerplexity(Record):
-    """Perplexity of an example's ground-truth response, over its `response_tokens` tokens. Eq. (4).
-
-    `perplexity` is None where prompt and response exceed the model's context.
-    """
+class PassCount(Record):
+    """How many of an example's samples are right; `tokens` counts all sampled tokens."""
 
     example_id: str
-    perplexity: Annotated[float, Field(ge=1.0 - 1e-6)] | None
+    samples: int
+    correct: int
+    tokens: int
+
+
+class ExamplePerplexity(Record):
+    """Perplexity of an example's ground-truth response, over its `response_tokens` tokens. Eq. (4)."""
+
+    example_id: str
+    perplexity: Annotated[float, Field(ge=1.0 - 1e-6)]
     response_tokens: Annotated[int, Field(ge=1)]
 
 
@@ -139,7 +145,8 @@ class SearchTree(Record):
 class PreferencePair(Record):
     """Two sibling steps after the same state. `prompt_ids + prefix_ids` is the state; the sides carry no EOS unless they sampled one.
 
-    `prefix_ids + chosen_ids + ending_ids` is a right response of the tree, end of turn included.
+    `prefix_ids + chosen_ids + ending_ids` is a right response of the tree, end of turn included. `node_path` leads to the state in the
+    stored tree: indices of its nodes from the root's child on, empty for the root.
     """
 
     example_id: str
@@ -159,12 +166,11 @@ class PreferencePair(Record):
 
 
 class AcceptedSample(Record):
-    """A sampled response that is right: what rejection sampling trains on. `draws` counts the samples with these very token ids."""
+    """A sampled response that is right: what rejection sampling trains on, once however often it was drawn."""
 
     example_id: str
     prompt_ids: list[int]
     response_ids: Annotated[list[int], Field(min_length=1)]
-    draws: Annotated[int, Field(ge=1)]
 
 
 class Prediction(Record):

@@ -77,7 +77,7 @@ STAGES: dict[StageName, StageSpec] = {
             ),
             ("scores.jsonl",),
             gpu=True,
-            version=5,
+            version=6,
         ),
         StageSpec(
             "generate",
@@ -119,9 +119,9 @@ STAGES: dict[StageName, StageSpec] = {
                 "search.temperature",
                 "policy.backend",
             ),
-            ("held_out.jsonl", "validation.jsonl", "perplexities.jsonl", "metrics.json"),
+            ("held_out.jsonl", "validation.jsonl", "pass_counts.jsonl", "perplexities.jsonl", "metrics.json"),
             gpu=True,
-            version=4,
+            version=5,
         ),
         StageSpec(
             "report",
@@ -129,7 +129,7 @@ STAGES: dict[StageName, StageSpec] = {
             ("run", "method", "iterations"),
             ("report.json", "report.html"),
             gpu=False,
-            version=3,
+            version=4,
         ),
     )
 }

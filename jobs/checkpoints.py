@@ -14,32 +14,31 @@ from itool.errors import DependencyError, Interrupted
 
 
 @contextmanager
-def saving(stage: Stage, write: Callable[[Path], None]) -> Iterator[Callable[[int], None]]:
-    """Gives `reached(done)`, to be called after each piece of work from which another attempt can go on exactly.
+def saving(stage: Stage, write: Callable[[Path], None], count: Callable[[], int]) -> Iterator[Callable[[], None]]:
+    """Gives `reached()`, to be called between two pieces of work, where another attempt can go on exactly.
 
     It saves what `write` puts into a folder, when that is a small part of the time. When the work is stopped or its engine is gone, what
-    is not saved yet is saved before the error goes on.
+    is not saved yet is saved before the error goes on. `count()` says how many results there are: what an earlier attempt has saved at
+    first, and only those of whole pieces later.
     """
-    pace, done, saved = SavePace(), 0, 0
+    pace, saved = SavePace(), count()
 
     def save() -> None:
         nonlocal saved
-        began = time.monotonic()
+        began, done = time.monotonic(), count()
         with tempfile.TemporaryDirectory(dir=stage.scratch) as folder:
             write(Path(folder))
             stage.save_checkpoint(Path(folder), done)
         saved = done
         pace.saved(began, time.monotonic())
 
-    def reached(count: int) -> None:
-        nonlocal done
-        done = count
-        if pace.due(time.monotonic()):
+    def reached() -> None:
+        if count() > saved and pace.due(time.monotonic()):
             save()
 
     try:
         yield reached
     except (Interrupted, DependencyError):
-        if done > saved:
+        if count() > saved:
             save()
         raise

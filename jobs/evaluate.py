@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from itool.artifacts.inputs import read_records, write_records
 from itool.artifacts.stage import Stage, run_stage
 from itool.data.chat import load_tokenizer
 from itool.data.sources.load import pick
+from itool.evaluate.figures import evaluation_report, summarise_perplexities
 from itool.evaluate.held_out import (
     PERPLEXITIES_AT_ONCE,
     OnProgress,
-    PassCount,
     cut_blocks,
     examples_in_flight,
     ground_truth_perplexities,
-    mean_pass_at_k,
     pass_counts,
     predict,
-    summarise,
-    summarise_perplexities,
 )
 from itool.policy.protocol import Policy
-from itool.records import Example, ExamplePerplexity, Prediction, Record
+from itool.records import Example, ExamplePerplexity, PassCount, Prediction, Record
 from jobs.checkpoints import saving
-from jobs.policy import model_folder, open_stage_policy
+from jobs.policy import Ask, Measured, measure_blocks, model_folder, open_stage_policy
 
 PARTS: dict[str, type[Record]] = {
     "held_out": Prediction,
@@ -44,9 +41,10 @@ BLOCK_ROUNDS = 2
 MOST_PERPLEXITIES = 200
 """Validation examples whose ground truth is scored: enough for a histogram, and a small part of the stage's time."""
 
-Measured = TypeVar("Measured", bound=Record)
+OF_THE_REPORT = {"iteration", "dataset", "verdicts"}
+"""What metrics.json need not repeat: its artifact is of one iteration, and the predictions lie beside it."""
+
 Found = dict[str, dict[str, Any]]
-Ask = Callable[[Sequence[Example], OnProgress], Awaitable[list[Measured]]]
 
 
 def evaluate(stage: Stage) -> None:
@@ -60,33 +58,34 @@ async def _evaluate(stage: Stage) -> None:
     sampled = pick(sets["held_out"], config.evaluate.pass_examples)  # by hash, as a file may be sorted; the same in every iteration
     scored = pick([example for example in sets["validation"] if example.response is not None], MOST_PERPLEXITIES)
     total = sum(map(len, sets.values()))
-    summaries: dict[str, dict[str, Any]] = {}
+    predictions: dict[str, list[Prediction]] = {}
     async with open_stage_policy(stage) as policy:
         stage.working()
         found = _resume(stage.latest_checkpoint())
-        with saving(stage, lambda folder: _write(folder, found)) as reached:
+        with saving(stage, lambda folder: _write(folder, found), lambda: _count(found)) as reached:
             measuring = _Measuring(stage, policy, tokenizer, found, reached, total=total + len(sampled) + len(scored))
             for name, examples in sets.items():
-                predictions = await measuring.predictions(name, examples)
-                stage.write(f"{name}.jsonl", predictions)
-                summaries[name] = summarise(predictions)
-            counts = await measuring.pass_counts(sampled)
+                predictions[name] = await measuring.predictions(name, examples)
+                stage.write(f"{name}.jsonl", predictions[name])
+            counts = {"held_out": await measuring.pass_counts(sampled)}
             perplexities = await measuring.perplexities(scored)
-    summaries["held_out"] |= {"pass_at_k": mean_pass_at_k(counts, config.evaluate.pass_k), "pass_examples": len(counts)}
-    stage.write("perplexities.jsonl", (found for found in perplexities if found.perplexity is not None))
-    stage.write_json("metrics.json", summaries | {"perplexity": summarise_perplexities(perplexities)})
+    stage.write("pass_counts.jsonl", counts["held_out"])
+    stage.write("perplexities.jsonl", perplexities)
+    reports = {
+        name: evaluation_report(stage.id.iteration, name, some, counts.get(name, []), config.evaluate.pass_k)
+        for name, some in predictions.items()
+        if some
+    }
+    figures: dict[str, Any] = {name: one.model_dump(mode="json", exclude=OF_THE_REPORT) for name, one in reports.items()}
+    stage.write_json("metrics.json", figures | {"perplexity": summarise_perplexities(perplexities)})
     stage.count(incoming=total, kept=total)
-    stage.metrics({name: summary["exact_match"] for name, summary in summaries.items()})
+    stage.metrics({name: one.exact_match for name, one in reports.items()})
 
 
 class _Measuring:
-    """Measures block by block into `found`, records by part and example, and says after each how much is `reached`.
+    """Measures into `found`, records by part and example. Blocks are cut from all examples, whatever an earlier attempt has measured."""
 
-    Blocks are cut from all examples, and before each the policy forgets: an answer is computed in the same company and from the same
-    cache, hence with the same rounding, whatever an earlier attempt has measured.
-    """
-
-    def __init__(self, stage: Stage, policy: Policy, tokenizer: Any, found: Found, reached: Callable[[int], None], *, total: int) -> None:
+    def __init__(self, stage: Stage, policy: Policy, tokenizer: Any, found: Found, reached: Callable[[], None], *, total: int) -> None:
         self._stage, self._policy, self._tokenizer = stage, policy, tokenizer
         self._found, self._reached, self._total = found, reached, total
 
@@ -117,8 +116,8 @@ class _Measuring:
         """How well the policy foresees the ground truth: the same examples in every iteration, the warm-up's and the last one's too."""
 
         async def ask(block: Sequence[Example], show: OnProgress) -> list[ExamplePerplexity]:
-            found = await ground_truth_perplexities(self._policy, self._tokenizer, block, self._stage.config, on_progress=show)
-            self._stage.tokens(sum(one.response_tokens for one in found if one.perplexity is not None))
+            found = await ground_truth_perplexities(self._policy, self._tokenizer, block, on_progress=show)
+            self._stage.tokens(sum(one.response_tokens for one in found))
             return found
 
         return await self._measure("perplexities", examples, PERPLEXITIES_AT_ONCE, ask)
@@ -126,27 +125,13 @@ class _Measuring:
     async def _measure(self, part: str, examples: Sequence[Example], size: int, ask: Ask[Measured]) -> list[Measured]:
         """One record per example, in their order. Raises Interrupted when the stage is to stop and something is left to do."""
         found = self._found[part]
-        for block in cut_blocks(examples, size):
-            if all(example.id in found for example in block):
-                continue
-            self._policy.forget()
-            records = await ask(block, self._show(self._done))
-            found |= {example.id: record for example, record in zip(block, records, strict=True)}
-            if self._done < self._total:
-                self._reached(self._done)
-                self._stage.raise_if_stopped()
+        blocks, before = cut_blocks(examples, size), _count(self._found) - len(found)
+        await measure_blocks(self._stage, self._policy, blocks, found, ask, reached=self._reached, total=self._total, before=before)
         return [found[example.id] for example in examples]
 
-    @property
-    def _done(self) -> int:
-        return sum(map(len, self._found.values()))
 
-    def _show(self, before: int) -> OnProgress:
-        def show(finished: int, _: int) -> None:
-            self._stage.raise_if_stopped()
-            self._stage.progress(before + finished, self._total, "examples")
-
-        return show
+def _count(found: Found) -> int:
+    return sum(map(len, found.values()))
 
 
 def _write(folder: Path, found: Found) -> None:

@@ -52,14 +52,17 @@ async def _search(stage: Stage, examples: Sequence[Example]) -> tuple[list[Searc
         blocks = search_examples(
             policy, tokenizer, examples, config, iteration=stage.id.iteration, done=done, should_stop=stage.should_stop
         )
-        with saving(stage, lambda folder: _write(folder, trees, dropped)) as reached:
+
+        def count() -> int:
+            return len(trees) + len(dropped)
+
+        with saving(stage, lambda folder: _write(folder, trees, dropped), count) as reached:
             async for block in blocks:
                 trees |= {tree.example_id: tree for tree in block.trees}
                 dropped |= block.dropped
-                finished = len(trees) + len(dropped)
-                stage.progress(finished, len(examples), "trees")
-                if finished < len(examples):
-                    reached(finished)
+                stage.progress(count(), len(examples), "trees")
+                if count() < len(examples):
+                    reached()
     return [trees[example.id] for example in examples if example.id in trees], dropped
 
 

@@ -8,28 +8,23 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from itool.artifacts.inputs import read_records, write_records
 from itool.artifacts.stage import Stage, run_stage
 from itool.data.chat import load_tokenizer
 from itool.data.selection import Quotas, hardest, next_to_score, quotas_of
-from itool.evaluate.held_out import OnProgress, examples_in_flight, pass_counts
+from itool.evaluate.held_out import OnProgress, examples_in_flight, ground_truth_perplexities, pass_counts
 from itool.policy.protocol import Policy
 from itool.records import Example, Score
 from jobs.checkpoints import saving
-from jobs.policy import model_folder, open_stage_policy
+from jobs.policy import measure_blocks, model_folder, open_stage_policy
 from jobs.training import token_sequences
-
-if TYPE_CHECKING:
-    from itool.train.sequences import TokenSequence
 
 SCORES = "scores.jsonl"
 BLOCK_ROUNDS = 8
 """A block holds so many times the examples that are sampled at a time: each ends with a batch that runs empty, and a stop loses one."""
-
-PERPLEXITIES_AT_ONCE = 64
-"""Ground truths that are asked for together: each brings a row of logits per token until it is read."""
 
 
 def score(stage: Stage) -> None:
@@ -59,18 +54,14 @@ def _perplexities(stage: Stage, examples: Sequence[Example]) -> list[Score]:
     found = {place: value for place, example in enumerate(examples) if (value := known.get(example.id)) is not None}
 
     def scores() -> list[Score]:
-        return [
-            Score(example_id=e.id, stratum=e.stratum, perplexity=found[place], response_tokens=len(sequences[place].response_ids))
-            for place, e in enumerate(examples)
-            if place in found
-        ]
+        return [Score(example_id=e.id, stratum=e.stratum, perplexity=found[place]) for place, e in enumerate(examples) if place in found]
 
-    with saving(stage, lambda folder: write_records(folder / SCORES, scores())) as reached:
+    with saving(stage, lambda folder: write_records(folder / SCORES, scores()), lambda: len(found)) as reached:
 
         def show(done: int, total: int) -> None:
             stage.progress(done, total, "examples")
             if done < total:
-                reached(done)
+                reached()
                 stage.raise_if_stopped()
 
         perplexities(policy, sequences, batch_tokens=stage.config.select.batch_tokens, found=found, on_progress=show)
@@ -89,53 +80,30 @@ async def _pass_rates(stage: Stage, examples: Sequence[Example], quotas: Quotas)
     scores: list[Score] = []
     async with open_stage_policy(stage) as policy:
         stage.working()
-        with saving(stage, lambda folder: write_records(folder / SCORES, known.values())) as reached:
+        ask = partial(_measure, stage, policy, tokenizer)
+        with saving(stage, lambda folder: write_records(folder / SCORES, known.values()), lambda: len(known)) as reached:
             while wanted := next_to_score(examples, scores, quotas, seed=stage.seed):
-                total = len(scores) + len(wanted)
-                for block in (wanted[start : start + size] for start in range(0, len(wanted), size)):
-                    if all(example.id in known for example in block):
-                        continue
-                    measured = await _measure(stage, policy, tokenizer, block, _show(stage, len(known), total))
-                    known |= {score.example_id: score for score in measured}
-                    reached(len(known))
+                blocks = (wanted[start : start + size] for start in range(0, len(wanted), size))
+                await measure_blocks(stage, policy, blocks, known, ask, reached=reached, total=len(scores) + len(wanted))
                 scores += [known[example.id] for example in wanted]
     return [known[example.id] for example in examples if example.id in known]
 
 
-def _show(stage: Stage, before: int, total: int) -> OnProgress:
-    def show(done: int, _: int) -> None:
-        stage.raise_if_stopped()
-        stage.progress(before + done, total, "examples")
-
-    return show
-
-
 async def _measure(stage: Stage, policy: Policy, tokenizer: Any, block: Sequence[Example], show: OnProgress) -> list[Score]:
-    """The scores of one block. The policy forgets before: the same block gives the same scores whatever was measured in this process."""
+    """The scores of one block."""
     config = stage.config
-    policy.forget()
     counts = await pass_counts(policy, tokenizer, block, config, samples=config.select.samples, seed=stage.seed, on_progress=show)
-    rates = (count.correct / count.samples for count in counts)
-    scores = [Score(example_id=e.id, stratum=e.stratum, pass_rate=rate) for e, rate in zip(block, rates, strict=True)]
-    if config.policy.backend == "embedded" and config.data.buffer_labels == "response":
-        scores = await _with_perplexities(stage, policy, scores, token_sequences(tokenizer, block))
-    stage.tokens(sum(count.tokens for count in counts) + sum(score.response_tokens or 0 for score in scores))
-    return scores
-
-
-async def _with_perplexities(stage: Stage, policy: Policy, scores: Sequence[Score], sequences: Sequence[TokenSequence]) -> list[Score]:
-    """Add the perplexity of each ground truth: the policy has just read the prompts and knows most of them still."""
-    from itool.train.losses import perplexity  # noqa: PLC0415 - imports torch
-
-    values: list[float] = []
-    for start in range(0, len(sequences), PERPLEXITIES_AT_ONCE):
-        stage.raise_if_stopped()
-        some = sequences[start : start + PERPLEXITIES_AT_ONCE]
-        values += map(perplexity, await asyncio.gather(*(policy.logprobs(s.prompt_ids, s.response_ids) for s in some)))
-    return [
-        score.model_copy(update={"perplexity": value, "response_tokens": len(sequence.response_ids)})
-        for score, value, sequence in zip(scores, values, sequences, strict=True)
+    scores = [
+        Score(example_id=e.id, stratum=e.stratum, pass_rate=count.correct / count.samples, sampled_tokens=count.tokens)
+        for e, count in zip(block, counts, strict=True)
     ]
+    if config.policy.backend == "embedded" and config.data.buffer_labels == "response":
+        # the policy has just read the prompts and knows most of them still
+        found = await ground_truth_perplexities(policy, tokenizer, block, on_progress=lambda *_: stage.raise_if_stopped())
+        scores = [score.model_copy(update={"perplexity": one.perplexity}) for score, one in zip(scores, found, strict=True)]
+        stage.tokens(sum(one.response_tokens for one in found))
+    stage.tokens(sum(score.sampled_tokens for score in scores))
+    return scores
 
 
 def _resume(stage: Stage) -> list[Score]:

@@ -18,6 +18,9 @@ from itool.errors import ArtifactError, InputError, ItoolError
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
+OTHER_VERSION = "Another version of itool wrote it: remove its artifact and run again"
+"""What is read here was checked by its digest: the bytes are those that were written."""
+
 
 def cache_folder() -> Path:
     """Where files of a remote store are kept between stages: ITOOL_CACHE, else the user's cache folder."""
@@ -27,13 +30,13 @@ def cache_folder() -> Path:
 
 
 def read_records(path: Path, record: type[RecordT]) -> list[RecordT]:
-    """Read a JSONL file. Raises InputError with file and line number."""
+    """Read a JSONL file of an artifact or a checkpoint. Raises InputError with file and line number."""
     try:
         return [_parse(line, record, f"{path}:{number}") for number, line in numbered_lines(path)]
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: {error}") from None
+        raise InputError(f"{path} is not UTF-8: {error}", remedy=OTHER_VERSION) from None
 
 
 def write_records(path: Path, records: Iterable[BaseModel]) -> None:
@@ -54,7 +57,8 @@ def _parse(line: str, record: type[RecordT], place: str) -> RecordT:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{place}: {field + ': ' if field else ''}{first['msg']}") from None
+        problem = f"{place} is not a {record.__name__}: {field + ': ' if field else ''}{first['msg']}"
+        raise InputError(problem, remedy=OTHER_VERSION) from None
 
 
 class InputFiles:

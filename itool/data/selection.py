@@ -1,4 +1,4 @@
-"""Which buffer examples are worth a search: the hardest share of each stratum. Eq. (4) and the paper's α.
+"""How hard is an example, Eq. (4), and which of the buffer are worth a search: the hardest share of each stratum, the paper's α.
 
 Selecting within the strata keeps examples in which no tool fits in the search.
 """
@@ -10,10 +10,28 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from itool.errors import NumericalError
 from itool.records import Example, Score
 
 Quotas = Mapping[str, int]
 """How many examples of each stratum are searched."""
+
+MOST_LOG_PERPLEXITY = 700.0
+"""Little above it the exponential overflows, and JSON holds no infinity."""
+
+
+def perplexity(logprobs: Sequence[float]) -> float:
+    """How hard a ground-truth response is. Eq. (4), arXiv 2501.09766v1: `h = P(y | q, T)^(-1/n)` = exp(mean negative log-likelihood).
+
+    `logprobs`: of each of the n ≥ 1 response tokens, natural logarithm. At most e^700. Raises NumericalError for NaN, which would look
+    like the hardest response of all.
+    """
+    exponent = -math.fsum(logprobs) / len(logprobs)
+    if math.isnan(exponent):
+        raise NumericalError(
+            "a perplexity is NaN: the model's logits are not finite", remedy="Use an earlier adapter or a smaller learning rate"
+        )
+    return math.exp(min(exponent, MOST_LOG_PERPLEXITY))
 
 
 def quotas_of(examples: Iterable[Example | Score], fraction: float) -> Quotas:

@@ -36,7 +36,10 @@ class Difference(Part):
 
 
 class RunRow(Part):
-    """One run. `ci95` is a Wilson interval; `gain` is measured minus warm-up, on the same examples."""
+    """One run. `ci95` is a Wilson interval; `gain` is measured minus warm-up, on the same examples.
+
+    `sampled_tokens` and `updates` are those of the iterations up to the measured one.
+    """
 
     run: str
     arm: str

@@ -27,9 +27,9 @@ TERMINAL, CORRECT, INJECTED = 1, 2, 4
 
 
 class ShownPair(Part):
-    """A preference pair by node index; `parent` is None when the state is no node of its own."""
+    """A preference pair by node index; `parent` is the state."""
 
-    parent: int | None
+    parent: int
     chosen: int
     rejected: int
     gap: float
@@ -141,28 +141,11 @@ def build_explorer(inputs: ReportInputs, *, limit_bytes: int = EXPLORER_BYTES) -
     )
 
 
-def locate_pair(paths: Mapping[tuple[int, ...], int], pair: PreferencePair) -> tuple[int | None, int, int] | None:
-    """(state, chosen, rejected) as node indices, found by token ids; None when the tree does not hold both sides.
-
-    A side may be longer than one step (complete samples, best-of-n): then the deepest node on its way stands for it.
-    """
-    prefix = tuple(pair.prefix_ids)
-    chosen, rejected = (_deepest(paths, prefix, side) for side in (pair.chosen_ids, pair.rejected_ids))
-    if chosen is None or rejected is None or chosen == rejected:
-        return None
-    return paths.get(prefix), chosen, rejected
-
-
-def node_paths(nodes: Sequence[Node]) -> dict[tuple[int, ...], int]:
-    """Token ids from the root to a node -> its index; the first of equals."""
-    by_index: list[tuple[int, ...]] = []
-    for node in nodes:
-        above = by_index[node.parent] if node.parent is not None else ()
-        by_index.append((*above, *node.step_ids))
-    paths: dict[tuple[int, ...], int] = {}
-    for index, path in enumerate(by_index):
-        paths.setdefault(path, index)
-    return paths
+def locate_pair(nodes: Sequence[Node], pair: PreferencePair) -> tuple[int, int, int]:
+    """(state, chosen, rejected) as node indices: the end of the pair's path, and the two of its children that the pair is about."""
+    state = pair.node_path[-1] if pair.node_path else 0
+    children = {tuple(node.step_ids): index for index, node in enumerate(nodes) if node.parent == state}
+    return state, children[tuple(pair.chosen_ids)], children[tuple(pair.rejected_ids)]
 
 
 def most_visited(nodes: Sequence[Node], needed: set[int], limit: int) -> list[int]:
@@ -177,14 +160,6 @@ def most_visited(nodes: Sequence[Node], needed: set[int], limit: int) -> list[in
             kept.add(step)
             step = nodes[step].parent
     return sorted(kept)
-
-
-def _deepest(paths: Mapping[tuple[int, ...], int], prefix: tuple[int, ...], side: Sequence[int]) -> int | None:
-    for length in range(len(side), 0, -1):
-        index = paths.get((*prefix, *side[:length]))
-        if index is not None:
-            return index
-    return None
 
 
 def _by_interest(inputs: ReportInputs) -> list[_Candidate]:
@@ -210,9 +185,8 @@ def _shown_iteration(iteration: int, trees: Sequence[ShownTree], searched: int) 
 
 
 def _shown_tree(tree: SearchTree, pairs: Sequence[PreferencePair], max_nodes: int | None) -> ShownTree:
-    paths = node_paths(tree.nodes)
-    found = [(pair, place) for pair in pairs if (place := locate_pair(paths, pair)) is not None]
-    needed = {index for _, place in found for index in place if index is not None}
+    places = [locate_pair(tree.nodes, pair) for pair in pairs]
+    needed = {index for place in places for index in place}
     kept = list(range(len(tree.nodes))) if max_nodes is None else most_visited(tree.nodes, needed, max_nodes)
     new = {old: index for index, old in enumerate(kept)}
     return ShownTree(
@@ -224,7 +198,7 @@ def _shown_tree(tree: SearchTree, pairs: Sequence[PreferencePair], max_nodes: in
         sampled_tokens=tree.sampled_tokens,
         nodes=[_shown_node(tree.nodes[old], new) for old in kept],
         nodes_left_out=len(tree.nodes) - len(kept),
-        pairs=[_shown_pair(pair, place, new) for pair, place in found],
+        pairs=[_shown_pair(pair, place, new) for pair, place in zip(pairs, places, strict=True)],
     )
 
 
@@ -236,10 +210,10 @@ def _shown_node(node: Node, new: Mapping[int, int]) -> list[Any]:
     return [parent, node.text, *figures, marks]
 
 
-def _shown_pair(pair: PreferencePair, place: tuple[int | None, int, int], new: Mapping[int, int]) -> ShownPair:
+def _shown_pair(pair: PreferencePair, place: tuple[int, int, int], new: Mapping[int, int]) -> ShownPair:
     state, chosen, rejected = place
     return ShownPair(
-        parent=None if state is None else new[state],
+        parent=new[state],
         chosen=new[chosen],
         rejected=new[rejected],
         gap=round(pair.chosen_value - pair.rejected_value, DIGITS),

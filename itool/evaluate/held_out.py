@@ -1,26 +1,22 @@
-"""How well does a policy answer examples that it was not trained on? Greedy predictions, samples for pass@k, perplexity, and their summary.
+"""How does a policy answer examples that it was not trained on? Greedy predictions, samples for pass@k, perplexity of the ground truth.
 
-The verdict is `itool.data.judge`'s, the same that the search rewards. What the summary does not know: whether the examples are a fair
-sample of anything; its intervals are about their number alone.
+The verdict is `itool.data.judge`'s, the same that the search rewards.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
-import statistics
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from itool.config import RunConfig
 from itool.data.chat import render_prompt, response_ids
 from itool.data.judge import judge
-from itool.evaluate.intervals import Interval, wilson
+from itool.data.selection import perplexity
 from itool.policy.protocol import Policy, Sample
-from itool.records import DIFFICULTIES, Example, ExamplePerplexity, Prediction, Record
+from itool.records import Example, ExamplePerplexity, PassCount, Prediction
 
 T = TypeVar("T")
 OnProgress = Callable[[int, int], None]
@@ -28,36 +24,13 @@ OnProgress = Callable[[int, int], None]
 PERPLEXITIES_AT_ONCE = 16
 """Ground truths that are asked for together: with the embedded policy each brings a row of logits per token."""
 
-MOST_LOG_PERPLEXITY = 700.0
-"""What is above, of a response that the policy holds to be impossible, would overflow."""
-
-
-class PassCount(Record):
-    """How many of an example's samples are right; `tokens` counts all sampled tokens."""
-
-    example_id: str
-    samples: int
-    correct: int
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Exact match of a group of predictions, with its Wilson interval (95 %)."""
-
-    count: int
-    correct: int
-    exact_match: float
-    ci95: Interval
-
 
 @dataclass(frozen=True)
 class _Task:
-    """An example, ready to be sampled; `max_tokens` below 1 says that its prompt fills the context."""
+    """An example, ready to be sampled."""
 
     example: Example
     prompt_ids: list[int]
-    max_tokens: int
 
 
 def examples_in_flight(config: RunConfig, samples: int = 1) -> int:
@@ -76,18 +49,16 @@ async def predict(
 ) -> list[Prediction]:
     """The greedy response to every example and its verdict, in the order of the examples.
 
-    `evaluate.batch_sequences` are asked for at a time, longest prompts first. An example whose prompt fills the context is
-    answered with nothing and counts as truncated: leaving it out would flatter the accuracy. Raises DependencyError when the
-    engine is gone.
+    `evaluate.batch_sequences` are asked for at a time, longest prompts first. Each prompt leaves room for the longest response, as
+    `prepare` sees to it. Raises DependencyError when the engine is gone.
     """
+    max_tokens = config.model.max_response_tokens
 
     async def answer(task: _Task) -> Prediction:
-        if task.max_tokens < 1:
-            return _judge(task.example, Sample((), (), finished=False), tokenizer)
-        (sample,) = await policy.sample(task.prompt_ids, count=1, max_tokens=task.max_tokens, temperature=0.0, seed=0)
+        (sample,) = await policy.sample(task.prompt_ids, count=1, max_tokens=max_tokens, temperature=0.0, seed=0)
         return _judge(task.example, sample, tokenizer)
 
-    return await _run_all(_prepare(tokenizer, examples, config), answer, examples_in_flight(config), on_progress)
+    return await _run_all(_prepare(tokenizer, examples), answer, examples_in_flight(config), on_progress)
 
 
 async def pass_counts(
@@ -106,12 +77,10 @@ async def pass_counts(
     """
 
     async def draw(task: _Task) -> PassCount:
-        if task.max_tokens < 1:
-            return PassCount(example_id=task.example.id, samples=samples, correct=0, tokens=0)
         drawn = await policy.sample(
             task.prompt_ids,
             count=samples,
-            max_tokens=task.max_tokens,
+            max_tokens=config.model.max_response_tokens,
             temperature=config.search.temperature,
             seed=_seed_of(seed, task.example.id),
         )
@@ -119,79 +88,24 @@ async def pass_counts(
         tokens = sum(len(sample.token_ids) for sample in drawn)
         return PassCount(example_id=task.example.id, samples=samples, correct=correct, tokens=tokens)
 
-    return await _run_all(_prepare(tokenizer, examples, config), draw, examples_in_flight(config, samples), on_progress)
+    return await _run_all(_prepare(tokenizer, examples), draw, examples_in_flight(config, samples), on_progress)
 
 
 async def ground_truth_perplexities(
-    policy: Policy, tokenizer: Any, examples: Sequence[Example], config: RunConfig, *, on_progress: OnProgress | None = None
+    policy: Policy, tokenizer: Any, examples: Sequence[Example], *, on_progress: OnProgress | None = None
 ) -> list[ExamplePerplexity]:
     """The perplexity of every example's ground-truth response, Eq. (4), in the order of the examples. All must have a response."""
 
     async def measure(task: _Task) -> ExamplePerplexity:
         ids = response_ids(tokenizer, task.example)
-        found = None
-        if len(task.prompt_ids) + len(ids) <= config.model.context_tokens:
-            logprobs = await policy.logprobs(task.prompt_ids, ids)
-            found = math.exp(min(-math.fsum(logprobs) / len(logprobs), MOST_LOG_PERPLEXITY))
+        found = perplexity(await policy.logprobs(task.prompt_ids, ids))
         return ExamplePerplexity(example_id=task.example.id, perplexity=found, response_tokens=len(ids))
 
-    return await _run_all(_prepare(tokenizer, examples, config), measure, PERPLEXITIES_AT_ONCE, on_progress)
+    return await _run_all(_prepare(tokenizer, examples), measure, PERPLEXITIES_AT_ONCE, on_progress)
 
 
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Unbiased estimate of the chance that one of k draws is right: 1 - C(n-c, k) / C(n, k). Chen et al. 2021, arXiv 2107.03374, Eq. (1).
-
-    Raises ValueError when fewer than k samples were drawn: no unbiased estimate exists.
-    """
-    if not 0 <= correct <= samples or not 1 <= k <= samples:
-        raise ValueError(f"pass@{k} of {correct} right in {samples} samples")
-    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
-
-
-def mean_pass_at_k(counts: Sequence[PassCount], ks: Iterable[int]) -> dict[str, float]:
-    """pass@k averaged over examples, by k as JSON has it (a string); nothing when nothing was sampled."""
-    if not counts:
-        return {}
-    return {str(k): sum(pass_at_k(c.samples, c.correct, k) for c in counts) / len(counts) for k in sorted(set(ks))}
-
-
-def accuracy(predictions: Sequence[Prediction]) -> Accuracy:
-    """Exact match over the predictions; 0 with the interval (0, 1) when there are none."""
-    correct = sum(prediction.correct for prediction in predictions)
-    return Accuracy(len(predictions), correct, correct / len(predictions) if predictions else 0.0, wilson(correct, len(predictions)))
-
-
-def summarise(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Figures of one data set as JSON: overall, by difficulty, where no tool fits (or None), wrong answers by kind."""
-    overall = accuracy(predictions)
-    by_difficulty = {name: [p for p in predictions if p.difficulty == name] for name in DIFFICULTIES}
-    no_call = [p for p in predictions if p.stratum == "text"]
-    return {
-        "count": overall.count,
-        "exact_match": overall.exact_match,
-        "ci95": list(overall.ci95),
-        "by_difficulty": {name: accuracy(group).exact_match for name, group in by_difficulty.items() if group},
-        "no_call": accuracy(no_call).exact_match if no_call else None,
-        "errors": dict(Counter(p.error for p in predictions if p.error is not None).most_common()),
-        "truncated": sum(p.truncated for p in predictions),
-        "response_tokens": sum(p.response_tokens for p in predictions),
-    }
-
-
-def summarise_perplexities(found: Sequence[ExamplePerplexity]) -> dict[str, Any]:
-    """Figures as JSON. The mean is of the logarithms: one hopeless response would decide an arithmetic one. None of nothing."""
-    known = [one.perplexity for one in found if one.perplexity is not None]
-    mean = statistics.geometric_mean(known) if known else None
-    return {"count": len(known), "geometric_mean": mean, "too_long": len(found) - len(known)}
-
-
-def _prepare(tokenizer: Any, examples: Sequence[Example], config: RunConfig) -> list[_Task]:
-    tasks = []
-    for example in examples:
-        prompt_ids = render_prompt(tokenizer, example)
-        room = config.model.context_tokens - len(prompt_ids)
-        tasks.append(_Task(example, prompt_ids, min(config.model.max_response_tokens, room)))
-    return tasks
+def _prepare(tokenizer: Any, examples: Sequence[Example]) -> list[_Task]:
+    return [_Task(example, render_prompt(tokenizer, example)) for example in examples]
 
 
 def _judge(example: Example, sample: Sample, tokenizer: Any) -> Prediction:

@@ -1,4 +1,4 @@
-"""Uncertainty of accuracies: one proportion, a paired difference, a mean over seeds. Pure, no numpy.
+"""Uncertainty of accuracies: one proportion, a mean over examples, a paired difference, a mean over seeds. Pure, no numpy.
 
 All intervals are 95 %. What they do not know: examples of one generator are not independent draws of the world, and the seeds of an arm
 are few, so a mean over seeds carries a t interval and its spread.
@@ -43,7 +43,7 @@ class Spread:
     ci95: Interval | None
 
 
-def wilson(correct: int, count: int, z: float = Z95) -> Interval:
+def wilson(correct: float, count: float, z: float = Z95) -> Interval:
     """Wilson score interval of a proportion; (0, 1) when nothing was measured."""
     if count == 0:
         return 0.0, 1.0
@@ -52,6 +52,18 @@ def wilson(correct: int, count: int, z: float = Z95) -> Interval:
     centre = (share + z * z / (2 * count)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mean_interval(shares: Sequence[float]) -> Interval:
+    """Interval of a mean of shares, one per example: Wilson's, over as many examples as would give a proportion the same standard error.
+
+    That number is n m (1 - m) / variance: n itself where each share is 0 or 1, and taken as n where all are equal.
+    """
+    if not shares:
+        return wilson(0, 0)
+    mean, variance = statistics.fmean(shares), statistics.pvariance(shares)
+    count = len(shares) * mean * (1 - mean) / variance if variance else len(shares)
+    return wilson(mean * count, count)
 
 
 def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> PairedDifference:

@@ -12,7 +12,7 @@ function headline() {
   section("run-name").textContent = report.run;
   const { model, data } = report.config;
   section("run-facts").textContent = [phrase(report.method), `model ${model.path}`, `data ${data.source}`, `seed ${report.seed}`, `configuration ${report.config_digest}`].join(" · ");
-  section("page-foot").textContent = `report.json version ${report.schema_version}. Intervals are 95 %: Wilson for one accuracy, Agresti-Min for a paired difference.`;
+  section("page-foot").textContent = `report.json version ${report.schema_version}. Intervals are 95 %: Wilson for one accuracy and for pass@k, Agresti-Min for a paired difference.`;
 }
 
 function summary() {
@@ -61,8 +61,8 @@ function accuracy() {
   put("accuracy", table(
     ["Adapter", "All", ...GROUPS.map(titled), ...(valid.length ? ["Validation"] : []), ...ks.map((k) => el("span", {}, `pass@${k}`, el("br"), el("span", { class: "ci" }, `n = ${integer(sampled)}`)))],
     held.map((e) => [iterationName(e.iteration) + (e.iteration === report.best_iteration ? " (kept)" : ""), cell(e), ...GROUPS.map((g) => cell(e.groups[g])),
-      ...(valid.length ? [cell(valid.find((v) => v.iteration === e.iteration))] : []), ...ks.map((k) => percent(e.pass_at_k[k]))]),
-    { caption: `Held-out exact match with 95 % interval, ${plural(held[0].count, "example")}`, rowClass: (i) => (held[i].iteration === report.best_iteration ? "kept" : null) }));
+      ...(valid.length ? [cell(valid.find((v) => v.iteration === e.iteration))] : []), ...ks.map((k) => (k in e.pass_at_k ? withInterval(e.pass_at_k[k], e.pass_at_k_ci95[k]) : "–"))]),
+    { caption: `Held-out exact match${ks.length ? " and pass@k" : ""} with 95 % interval, ${plural(held[0].count, "example")}`, rowClass: (i) => (held[i].iteration === report.best_iteration ? "kept" : null) }));
   const kinds = [...new Set(held.flatMap((e) => Object.keys(e.errors)))];
   if (kinds.length) put("accuracy", table(["Adapter", ...kinds.map(titled), "Cut off"], held.map((e) => [iterationName(e.iteration), ...kinds.map((kind) => integer(e.errors[kind] || 0)), integer(e.truncated)]), { caption: "Wrong answers by kind" }));
 }
@@ -113,7 +113,7 @@ function adapterPerplexities(adapters) {
     el("p", { class: "hint" }, "Perplexity of the ground-truth response under an adapter, on the same validation examples for each. The scale is logarithmic and shared; the dotted line is the median."),
     el("div", { class: "panels" }, shown.map((a) => histogramChart([el("b", {}, place(a.iteration)), `${kept(a.iteration)}, median ${decimal(a.median)}, n = ${integer(a.count)}`],
       { ...a.histogram, top, line: a.median, logarithmic: true, xLabel: "perplexity", summary: `Perplexity of ${plural(a.count, "ground truth")} under ${iterationName(a.iteration)}: median ${decimal(a.median)}, 90th percentile ${decimal(a.p90)}` }))),
-    table(["Adapter", "Examples", "Too long", "Geometric mean", "Median", "90th percentile"], adapters.map((a) => [`${iterationName(a.iteration)}${a.iteration === report.best_iteration ? " (kept)" : ""}`, integer(a.count), integer(a.too_long), decimal(a.geometric_mean), decimal(a.median), decimal(a.p90)]),
+    table(["Adapter", "Examples", "Geometric mean", "Median", "90th percentile"], adapters.map((a) => [`${iterationName(a.iteration)}${a.iteration === report.best_iteration ? " (kept)" : ""}`, integer(a.count), decimal(a.geometric_mean), decimal(a.median), decimal(a.p90)]),
       { rowClass: (i) => (adapters[i].iteration === report.best_iteration ? "kept" : null) }),
   ];
 }
@@ -141,7 +141,7 @@ function pairs() {
     table(["Iteration", "Trees", "Right samples", "Pairs", "Injected", "Mean gap", "N chosen", "N rejected", "Sampled tokens", "Updates"], iterations.map((iteration) => {
       const p = iteration.pair_statistics;
       return [iteration.iteration, integer(iteration.trees), percent(iteration.pass_rate), integer(p.count), percent(iteration.injected_fraction, 0), decimal(p.mean_gap), decimal(p.mean_chosen_visits, 1), decimal(p.mean_rejected_visits, 1), integer(iteration.sampled_tokens), integer(iteration.updates)];
-    }), { caption: "Injected: pairs whose chosen side is the inserted ground-truth step. Gap: Q of chosen minus Q of rejected." }));
+    }), { caption: "Injected: pairs whose chosen side is the inserted ground-truth step. Gap: Q of chosen minus Q of rejected. Sampled tokens: by the search, and for pass rates where these select." }));
   const kept = iterations.filter((iteration) => iteration.pairs);
   const top = Math.max(0, ...kept.flatMap((iteration) => iteration.pair_statistics.gap.counts));
   put("pairs", el("div", { class: "panels" }, kept.map((iteration) =>

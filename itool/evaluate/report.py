@@ -13,16 +13,17 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
+from itool.artifacts.manifest import Manifest
 from itool.config import RunConfig
-from itool.evaluate.intervals import latest_of_the_best, paired_difference, wilson
-from itool.evaluate.report_inputs import DATASETS, ReportInputs, StageFacts
+from itool.evaluate.figures import evaluation_report, pass_figures, summarise_perplexities
+from itool.evaluate.intervals import latest_of_the_best, paired_difference
+from itool.evaluate.report_inputs import DATASETS, ReportInputs
 from itool.evaluate.report_schema import (
     AdapterPerplexity,
     EvaluationReport,
     Gain,
-    Group,
     Histogram,
     IterationReport,
     PairReport,
@@ -31,7 +32,7 @@ from itool.evaluate.report_schema import (
     StageReport,
     TrainingCurve,
 )
-from itool.records import DIFFICULTIES, Prediction, PreferencePair, Score
+from itool.records import PreferencePair, Score
 
 CURVE_POINTS = 200
 """Most points of a training curve in the report: more than a screen shows, and small."""
@@ -42,8 +43,8 @@ def build_report(inputs: ReportInputs) -> Report:
     """The whole report of a run."""
     config = inputs.config
     evaluations = [
-        evaluation_report(iteration, dataset, predictions, inputs.metrics.get(iteration, {}))
-        for (iteration, dataset), predictions in sorted(inputs.predictions.items())
+        evaluation_report(*key, predictions, inputs.pass_counts.get(key, []), config.evaluate.pass_k)
+        for key, predictions in sorted(inputs.predictions.items())
         if predictions
     ]
     best, best_by = choose_best(evaluations)
@@ -54,7 +55,7 @@ def build_report(inputs: ReportInputs) -> Report:
         config_digest=config_digest(config),
         config=config.model_dump(mode="json"),
         held_out_digest=inputs.held_out_digest,
-        stages=[_stage_report(stage) for stage in inputs.stages],
+        stages=[_stage_report(manifest) for manifest in inputs.stages],
         evaluations=evaluations,
         iterations=_iteration_reports(inputs),
         best_iteration=best,
@@ -80,35 +81,6 @@ def choose_best(evaluations: Iterable[EvaluationReport]) -> tuple[int | None, Li
     if validated:
         return latest_of_the_best({e.iteration: e.exact_match for e in validated}, validated[0].count), "validation"
     return max((e.iteration for e in made), default=None), "last"
-
-
-def evaluation_report(iteration: int, dataset: str, predictions: Sequence[Prediction], metrics: Mapping[str, Any]) -> EvaluationReport:
-    """Accuracy of one adapter on one dataset, counted from its predictions; pass@k, which needs samples, from the stage's metrics."""
-    groups: dict[str, Group] = {}
-    for name in DIFFICULTIES:
-        if group := _group([p for p in predictions if p.difficulty == name]):
-            groups[name] = group
-    for stratum, title in (("calls", "call"), ("text", "no_call")):
-        if group := _group([p for p in predictions if p.stratum == stratum]):
-            groups[title] = group
-    correct = sum(p.correct for p in predictions)
-    measured = metrics.get(dataset) or {}
-    return EvaluationReport(
-        iteration=iteration,
-        dataset=cast(Literal["held_out", "validation"], dataset),
-        count=len(predictions),
-        correct=correct,
-        exact_match=correct / len(predictions),
-        ci95=wilson(correct, len(predictions)),
-        by_difficulty={name: groups[name].exact_match for name in DIFFICULTIES if name in groups},
-        no_call=groups["no_call"].exact_match if "no_call" in groups else None,
-        groups=groups,
-        errors=_counted(p.error or "unknown" for p in predictions if not p.correct),
-        truncated=sum(p.truncated for p in predictions),
-        verdicts="".join("1" if p.correct else "0" for p in predictions),
-        pass_at_k=_pass_at_k(measured),
-        pass_examples=measured.get("pass_examples", 0),
-    )
 
 
 def training_curve(iteration: int, stage: str, rows: Sequence[Mapping[str, Any]]) -> TrainingCurve:
@@ -139,22 +111,20 @@ def perplexity_edges(perplexities: Iterable[float]) -> list[float]:
     return [round(math.exp(math.log(top) * i / HISTOGRAM_BINS), 6) for i in range(HISTOGRAM_BINS + 1)]
 
 
-def _stage_report(stage: StageFacts) -> StageReport:
+def _stage_report(manifest: Manifest) -> StageReport:
     return StageReport(
-        name=stage.name,
-        iteration=stage.iteration,
-        seconds=stage.seconds,
-        startup_seconds=stage.startup_seconds,
-        tokens=stage.tokens,
-        incoming=stage.incoming,
-        kept=stage.kept,
-        dropped=dict(stage.dropped),
-        peak_memory_bytes=stage.peak_memory_bytes,
+        name=manifest.stage,
+        iteration=manifest.iteration,
+        seconds=manifest.seconds,
+        startup_seconds=manifest.startup_seconds,
+        tokens=manifest.tokens,
+        **dict(manifest.counts),
+        peak_memory_bytes=manifest.peak_memory_bytes,
     )
 
 
 def _iteration_reports(inputs: ReportInputs) -> list[IterationReport]:
-    iterations = {stage.iteration for stage in inputs.stages if stage.iteration > 0}
+    iterations = {manifest.iteration for manifest in inputs.stages if manifest.iteration > 0}
     perplexity = perplexity_edges(score.perplexity for part in inputs.scores.values() for score in part if score.perplexity is not None)
     gaps = _gap_edges(inputs.pairs.values())
     return [_iteration_report(inputs, k, perplexity, gaps) for k in sorted(iterations)]
@@ -164,7 +134,6 @@ def _iteration_report(inputs: ReportInputs, k: int, perplexity: list[float], gap
     scores, trees, pairs = inputs.scores.get(k, []), inputs.trees.get(k, []), inputs.pairs.get(k, [])
     generate = inputs.stage("generate", k)
     samples = sum(tree.samples for tree in trees)
-    held_out = inputs.metrics.get(k, {}).get("held_out") or {}
     return IterationReport(
         iteration=k,
         scored=len(scores),
@@ -172,10 +141,9 @@ def _iteration_report(inputs: ReportInputs, k: int, perplexity: list[float], gap
         trees=len(trees),
         pairs=len(pairs),
         injected_fraction=sum(pair.injected for pair in pairs) / len(pairs) if pairs else None,
-        pass_at_k=_pass_at_k(held_out),
-        pass_examples=held_out.get("pass_examples", 0),
+        **pass_figures(inputs.pass_counts.get((k, DATASETS[0]), []), inputs.config.evaluate.pass_k),
         pass_rate=sum(tree.correct_samples for tree in trees) / samples if samples else None,
-        sampled_tokens=sum(tree.sampled_tokens for tree in trees),
+        sampled_tokens=sum(score.sampled_tokens for score in scores) + sum(tree.sampled_tokens for tree in trees),
         simulations=sum(tree.simulations for tree in trees),
         updates=len(inputs.training.get((k, "dpo"), [])),
         stopped=_counted(tree.stopped for tree in trees),
@@ -185,19 +153,17 @@ def _iteration_report(inputs: ReportInputs, k: int, perplexity: list[float], gap
 
 
 def _adapter_perplexities(inputs: ReportInputs) -> list[AdapterPerplexity]:
-    measured = {k: sorted(e.perplexity for e in some if e.perplexity is not None) for k, some in sorted(inputs.perplexities.items())}
-    edges = perplexity_edges(value for values in measured.values() for value in values)
+    known = {k: sorted(one.perplexity for one in some) for k, some in sorted(inputs.perplexities.items())}
+    edges = perplexity_edges(value for values in known.values() for value in values)
     return [
         AdapterPerplexity(
             iteration=k,
-            count=len(values),
-            too_long=(inputs.metrics.get(k, {}).get("perplexity") or {}).get("too_long", 0),
-            geometric_mean=statistics.geometric_mean(values),
+            **summarise_perplexities(inputs.perplexities[k]),
             median=statistics.median(values),
             p90=_p90(values),
             histogram=histogram(values, edges),
         )
-        for k, values in measured.items()
+        for k, values in known.items()
         if values
     ]
 
@@ -216,7 +182,7 @@ def _perplexity_report(scores: Sequence[Score], edges: list[float]) -> Perplexit
     )
 
 
-def _pair_report(pairs: Sequence[PreferencePair], generate: StageFacts, edges: list[float]) -> PairReport:
+def _pair_report(pairs: Sequence[PreferencePair], generate: Manifest, edges: list[float]) -> PairReport:
     gaps = [pair.chosen_value - pair.rejected_value for pair in pairs]
     return PairReport(
         count=len(pairs),
@@ -246,20 +212,8 @@ def _gain(inputs: ReportInputs, best: int | None) -> Gain | None:
     return Gain(iteration=best, **vars(paired_difference([before[e] for e in shared], [after[e] for e in shared])))
 
 
-def _group(predictions: Sequence[Prediction]) -> Group | None:
-    if not predictions:
-        return None
-    correct = sum(p.correct for p in predictions)
-    share = correct / len(predictions)
-    return Group(count=len(predictions), correct=correct, exact_match=share, ci95=wilson(correct, len(predictions)))
-
-
 def _p90(ascending: Sequence[float]) -> float:
     return ascending[min(len(ascending) - 1, int(0.9 * len(ascending)))]
-
-
-def _pass_at_k(measured: Mapping[str, Any]) -> dict[str, float]:
-    return {str(k): float(v) for k, v in (measured.get("pass_at_k") or {}).items()}
 
 
 def _counted(reasons: Iterable[str]) -> dict[str, int]:

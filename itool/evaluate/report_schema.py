@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from itool.evaluate.intervals import Interval
 
-REPORT_VERSION: Literal[1] = 1
+REPORT_VERSION: Literal[2] = 2
 """Version of the document below. It rises when a field changes its meaning or goes; a new field does not raise it."""
 
 
@@ -66,6 +66,9 @@ class EvaluationReport(Part):
         "", description="one digit per example in the order of the dataset, 1 right, 0 wrong; lets runs be compared pairwise"
     )
     pass_at_k: dict[str, float] = Field(default_factory=dict, description="share of `pass_examples` that one of k samples solves")
+    pass_at_k_ci95: dict[str, Interval] = Field(
+        default_factory=dict, description="Wilson interval, 95 %, of each `pass_at_k` over its examples, by the spread between them"
+    )
     pass_examples: int = Field(0, description="examples behind `pass_at_k`, chosen by hash of their ids; the same in every iteration")
 
 
@@ -81,7 +84,6 @@ class AdapterPerplexity(Part):
 
     iteration: int = Field(description="0 = after the warm-up")
     count: int
-    too_long: int = Field(description="examples that were left out: prompt and response exceed the model's context")
     geometric_mean: float
     median: float
     p90: float
@@ -121,9 +123,10 @@ class IterationReport(Part):
     pairs: int
     injected_fraction: float | None = Field(description="share of pairs that needed the ground-truth step; null without pairs")
     pass_at_k: dict[str, float] = Field(description="of this iteration's adapter on `pass_examples` held-out examples")
+    pass_at_k_ci95: dict[str, Interval] = Field(default_factory=dict, description="as in `evaluations`")
     pass_examples: int = 0
     pass_rate: float | None = Field(description="share of correct samples in this iteration's trees")
-    sampled_tokens: int
+    sampled_tokens: int = Field(description="tokens that the policy drew for the search, and for pass rates where these select")
     simulations: int
     updates: int
     stopped: dict[str, int] = Field(description="trees by the reason why their search ended")
@@ -155,7 +158,7 @@ class Gain(Part):
 class Report(Part):
     """Everything measured in one run."""
 
-    schema_version: Literal[1] = REPORT_VERSION
+    schema_version: Literal[2] = REPORT_VERSION
     run: str
     method: str
     seed: int

@@ -217,7 +217,7 @@ function treeGrid(tree) {
     },
     showPair(chosen) {
       pair = chosen;
-      if (pair) { reveal(pair.chosen); reveal(pair.rejected); current = pair.parent ?? 0; }
+      if (pair) { reveal(pair.chosen); reveal(pair.rejected); current = pair.parent; }
       paint(false);
       if (pair) body.querySelector(".node.now")?.scrollIntoView({ block: "nearest" });
     },

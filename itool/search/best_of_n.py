@@ -23,7 +23,7 @@ def rejection_sampling_settings(config: SearchConfig) -> SearchConfig:
 def accept_samples(tree: SearchTree) -> list[AcceptedSample]:
     """The distinct right responses of a depth-one tree, without an injected ground truth, in the order in which they were sampled."""
     return [
-        AcceptedSample(example_id=tree.example_id, prompt_ids=tree.prompt_ids, response_ids=node.step_ids, draws=node.visits)
+        AcceptedSample(example_id=tree.example_id, prompt_ids=tree.prompt_ids, response_ids=node.step_ids)
         for node in tree.nodes
         if node.terminal and node.correct and not node.injected
     ]

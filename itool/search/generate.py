@@ -27,7 +27,6 @@ from itool.search.pairs import extract_pairs
 from itool.search.reading import TokenReader
 from itool.search.steps import Granularity
 
-PROMPT_TOO_LONG = "prompt_too_long"
 QUESTION_TOO_LONG = "self_evaluation_too_long"
 """The prompt leaves room for an answer, but not for the question about it as well."""
 UNUSABLE = "unusable_example"
@@ -95,18 +94,17 @@ def pairs_of(tree: SearchTree, config: RunConfig) -> tuple[list[PreferencePair],
 
 
 def prepare_task(tokenizer: Any, example: Example, config: RunConfig, *, iteration: int) -> SearchTask:
-    """Everything about one example that its search needs; `max_tokens` below 1 says that the prompt leaves no room for an answer.
+    """Everything about one example that its search needs. The prompt leaves room for the longest answer, as `prepare` sees to it.
 
-    With self-evaluation the answer also leaves room for the question about it.
+    With self-evaluation the answer also leaves room for the question about it; `max_tokens` below 1 says that there is none.
 
     With `data.buffer_labels: checker` the ground-truth text is not looked at, even where there is one.
     """
     settings = search_settings(config)
     prompt_ids = tuple(render_prompt(tokenizer, example))
-    around = len(prompt_ids)
+    max_tokens = config.model.max_response_tokens
     if settings.confidence_weight > 0:
-        around = max(around, len(evaluation_prompt(tokenizer, example, ".")[0]))
-    max_tokens = min(config.model.max_response_tokens, config.model.context_tokens - around)
+        max_tokens = min(max_tokens, config.model.context_tokens - len(evaluation_prompt(tokenizer, example, ".")[0]))
     ground_truth: tuple[int, ...] | None = None
     if settings.inject_ground_truth and config.data.buffer_labels == "response" and example.response is not None:
         ground_truth = tuple(response_ids(tokenizer, example))
@@ -124,8 +122,7 @@ async def _search_one(
         if task.max_tokens > 0:
             granularity: Granularity = config.search.granularity if config.method == "mcts_dpo" else "response"
             return await search_tree(policy, reader, task, search_settings(config), granularity=granularity)
-        fits = len(task.prompt_ids) < config.model.context_tokens
-        reason, cause = QUESTION_TOO_LONG if fits else PROMPT_TOO_LONG, f"prompt of {len(task.prompt_ids)} tokens"
+        reason, cause = QUESTION_TOO_LONG, f"prompt of {len(task.prompt_ids)} tokens"
     except InputError as fault:
         reason, cause = UNUSABLE, str(fault)
     except ItoolError:

@@ -5,14 +5,9 @@ Sums over tokens and means over pairs are taken by the caller's `sum_by` and the
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch reader expects
 from torch import Tensor
-
-from itool.errors import NumericalError
 
 
 def sum_by(values: Tensor, owners: Tensor, count: int) -> Tensor:
@@ -27,20 +22,6 @@ def nll(logps: Tensor, tokens: int) -> Tensor:
     learning rate does not depend on the batch; a micro-batch passes its own `logps` and the update's `tokens`.
     """
     return -logps.sum() / max(tokens, 1)
-
-
-def perplexity(logprobs: Sequence[float]) -> float:
-    """How hard a ground-truth response is. Eq. (4), arXiv 2501.09766v1: `h = P(y | q, T)^(-1/n)` = exp(mean negative log-likelihood).
-
-    `logprobs`: of each of the n ≥ 1 response tokens, natural logarithm. Overflows to infinity. Raises NumericalError for NaN, which would
-    look like the hardest response of all.
-    """
-    exponent = -math.fsum(logprobs) / len(logprobs)
-    if math.isnan(exponent):
-        raise NumericalError(
-            "a perplexity is NaN: the model's logits are not finite", remedy="Use an earlier adapter or a smaller learning rate"
-        )
-    return math.exp(exponent) if exponent < 709.0 else math.inf
 
 
 def dpo_loss(

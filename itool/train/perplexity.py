@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from itool.train.losses import perplexity
+from itool.data.selection import perplexity
 from itool.train.model import pass_cost_tokens, response_logps
 from itool.train.sequences import TokenSequence, batch_sequences, bucket
 

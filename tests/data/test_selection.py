@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from itool.data.selection import hardest, next_to_score, quotas_of
+from itool.data.selection import hardest, next_to_score, perplexity, quotas_of
+from itool.errors import NumericalError
 from itool.records import Example, Message, Score, ToolCall
+
+
+def test_perplexity_of_equally_likely_tokens_is_their_number() -> None:
+    assert perplexity([math.log(1 / 5)] * 7) == pytest.approx(5.0)
+    assert perplexity([math.log(0.5), math.log(0.125)]) == pytest.approx(4.0)
+    assert perplexity([0.0]) == 1.0
+
+
+def test_a_response_that_the_policy_holds_to_be_impossible_keeps_its_perplexity_in_json() -> None:
+    impossible = Score(example_id="a", stratum="calls", perplexity=perplexity([-1e6, -math.inf]))
+    assert Score.model_validate_json(impossible.model_dump_json()) == impossible
+
+
+def test_a_model_that_computes_nan_has_no_perplexity() -> None:
+    with pytest.raises(NumericalError, match=r"a perplexity is NaN"):
+        perplexity([-1.0, math.nan])
 
 
 def chosen(scores: list[Score]) -> set[str]:
@@ -18,8 +38,8 @@ def selected(scores: list[Score], fraction: float, seed: int = 1) -> set[str]:
 
 
 def test_the_highest_perplexities_of_each_stratum_are_selected() -> None:
-    calls = [Score(example_id=f"c{i}", stratum="calls", perplexity=1.0 + i, response_tokens=5) for i in range(10)]
-    text = [Score(example_id=f"t{i}", stratum="text", perplexity=1.0 + i / 10, response_tokens=5) for i in range(5)]
+    calls = [Score(example_id=f"c{i}", stratum="calls", perplexity=1.0 + i) for i in range(10)]
+    text = [Score(example_id=f"t{i}", stratum="text", perplexity=1.0 + i / 10) for i in range(5)]
     assert selected(calls + text, 0.2) == {"c9", "c8", "t4"}
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import random
+from datetime import UTC, datetime
 from typing import Any
 
+from itool.artifacts.manifest import Counts, Manifest
 from itool.config import RunConfig, parse_config
-from itool.evaluate.report_inputs import ReportInputs, StageFacts
+from itool.evaluate.report_inputs import ReportInputs
+from itool.names import StageName
 from itool.records import (
     DIFFICULTIES,
     Example,
     ExamplePerplexity,
     Message,
     Node,
+    PassCount,
     Prediction,
     PreferencePair,
     Score,
@@ -49,7 +53,7 @@ def fake_inputs(seed: int = 17, method: str = "mcts_dpo", run: str = "demo", gai
         config=config,
         stages=fake_stages(config, trees, pairs),
         predictions={(k, d): fake_predictions(seed, method, k, d, gain) for k in range(4) for d in ("held_out", "validation")},
-        metrics={k: fake_metrics(k) for k in range(4)},
+        pass_counts={(k, "held_out"): fake_pass_counts(k) for k in range(4)},
         perplexities={k: fake_perplexities(k) for k in range(4)},
         scores={k: fake_scores(rng, k) for k in (1, 2, 3)},
         trees=trees,
@@ -91,7 +95,7 @@ def fake_tree(rng: random.Random, example: Example) -> tuple[SearchTree, list[Pr
     pairs: list[PreferencePair] = []
     if not example.calls:
         nodes += [_leaf(0, [5, 6], example.response or "", 0.7, 9, True), _leaf(0, [7], '[weather_history(city="Oslo")]', 0.3, 3, False)]
-        pairs = [_pair(example, [], nodes[1], nodes[2], [0])]
+        pairs = [_pair(example, [], nodes[1], nodes[2], [])]
     else:
         city, day = (str(v) for v in example.calls[0].arguments.values())
         nodes.append(
@@ -137,7 +141,7 @@ def fake_tree(rng: random.Random, example: Example) -> tuple[SearchTree, list[Pr
         nodes.append(_leaf(2, [9], 'day="today")]', 0.4, 3, False))
         nodes.append(_leaf(3, [8], f'day="{day}")]', 0.8, 3, False))
         if stopped in (mcts.SOLVED, mcts.SIMULATION_LIMIT):
-            pairs = [_pair(example, [1, 2], nodes[2], nodes[3], [0, 1]), _pair(example, [1, 2, 3], nodes[4], nodes[5], [0, 1, 2])]
+            pairs = [_pair(example, [1, 2], nodes[2], nodes[3], [1]), _pair(example, [1, 2, 3], nodes[4], nodes[5], [1, 2])]
     tree = SearchTree(
         example_id=example.id,
         prompt_ids=[11, 12],
@@ -211,16 +215,14 @@ def fake_predictions(seed: int, method: str, k: int, dataset: str, gain: float) 
     return rows
 
 
-def fake_metrics(k: int) -> dict[str, Any]:
-    """The part of an evaluation's figures that the report does not count itself."""
-    return {"held_out": {"pass_at_k": {"1": 0.52 + 0.02 * k, "8": 0.7 + 0.01 * k}, "pass_examples": 60}, "validation": {}} | {
-        "perplexity": {"count": VALIDATION - 3, "too_long": 3}
-    }
+def fake_pass_counts(k: int) -> list[PassCount]:
+    """60 examples, each solved by 0 to 8 of eight samples."""
+    return [PassCount(example_id=f"held_out-{i}", samples=8, correct=(i + k) % 9, tokens=160) for i in range(60)]
 
 
 def fake_perplexities(k: int) -> list[ExamplePerplexity]:
     """Ground truths that every iteration foresees better; the first is 1.5 after the warm-up."""
-    values = (1.0 + 0.5 ** (k + 1) * (1 + i % 7) for i in range(VALIDATION - 3))
+    values = (1.0 + 0.5 ** (k + 1) * (1 + i % 7) for i in range(VALIDATION))
     return [ExamplePerplexity(example_id=f"validation-{i}", perplexity=value, response_tokens=20) for i, value in enumerate(values)]
 
 
@@ -228,8 +230,7 @@ def fake_scores(rng: random.Random, k: int) -> list[Score]:
     """Perplexities that shrink with the iteration; the hardest fifth is selected."""
     values = sorted((math.exp(abs(rng.gauss(0.0, 0.35)) / (0.7 + 0.3 * k)) for _ in range(BUFFER)), reverse=True)
     return [
-        Score(example_id=f"demo-{i:04d}", perplexity=value, response_tokens=20, stratum="calls", selected=i < BUFFER // 5)
-        for i, value in enumerate(values)
+        Score(example_id=f"demo-{i:04d}", perplexity=value, stratum="calls", selected=i < BUFFER // 5) for i, value in enumerate(values)
     ]
 
 
@@ -258,29 +259,40 @@ def dpo_rows(rng: random.Random) -> list[dict[str, Any]]:
     ]
 
 
-def fake_stages(config: RunConfig, trees: dict[int, list[SearchTree]], pairs: dict[int, list[PreferencePair]]) -> tuple[StageFacts, ...]:
-    """What the manifests would say."""
+def fake_stages(config: RunConfig, trees: dict[int, list[SearchTree]], pairs: dict[int, list[PreferencePair]]) -> tuple[Manifest, ...]:
+    """The manifests, without files."""
+    unfit = {"prompt_too_long": 9, "no_answer": 6}
     stages = [
-        StageFacts("prepare", 0, 4.1, 0.6, 0, 3120, 3105, {"prompt_too_long": 9, "no_answer": 6}),
-        StageFacts("warmup", 0, 82.0, 2.9, 402_000, 1500, 1500, {}, {}, 2_100_000_000),
-        StageFacts("evaluate", 0, 14.2, 2.4, 31_000, 330, 330),
+        finished("prepare", 0, 4.1, 0.6, Counts(incoming=3120, kept=3105, dropped=unfit)),
+        finished("warmup", 0, 82.0, 2.9, Counts(incoming=1500, kept=1500), tokens=402_000, peak_memory_bytes=2_100_000_000),
+        finished("evaluate", 0, 14.2, 2.4, Counts(incoming=330, kept=330), tokens=31_000),
     ]
     for k in sorted(trees):
+        searched = Counts(incoming=len(trees[k]) + 2, kept=len(trees[k]), dropped={"self_evaluation_too_long": 2})
         sampled = sum(tree.sampled_tokens for tree in trees[k])
+        dropped = {"value gap too small": 21, "too few visits": 14}
         stages += [
-            StageFacts("score", k, 5.0, 2.1, 64_000, BUFFER, BUFFER // 5),
-            StageFacts(
-                "generate",
-                k,
-                31.0 + k,
-                2.3,
-                sampled,
-                len(trees[k]) + 2,
-                len(trees[k]),
-                {"prompt_too_long": 2},
-                {"pairs_dropped": {"value gap too small": 21, "too few visits": 14}},
-            ),
-            StageFacts("dpo", k, 19.0, 2.8, 58_000, len(pairs[k]), len(pairs[k])),
-            StageFacts("evaluate", k, 14.0, 2.2, 31_000, 330, 330),
+            finished("score", k, 5.0, 2.1, Counts(incoming=BUFFER, kept=BUFFER // 5), tokens=64_000),
+            finished("generate", k, 31.0 + k, 2.3, searched, tokens=sampled, metrics={"pairs_dropped": dropped}),
+            finished("dpo", k, 19.0, 2.8, Counts(incoming=len(pairs[k]), kept=len(pairs[k])), tokens=58_000),
+            finished("evaluate", k, 14.0, 2.2, Counts(incoming=330, kept=330), tokens=31_000),
         ]
     return tuple(stages)
+
+
+def finished(stage: StageName, iteration: int, seconds: float, startup_seconds: float, counts: Counts, **more: Any) -> Manifest:
+    """The manifest of a finished stage, without files."""
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    return Manifest(
+        run="demo",
+        stage=stage,
+        iteration=iteration,
+        key="0" * 16,
+        files={},
+        seconds=seconds,
+        startup_seconds=startup_seconds,
+        started=now,
+        ended=now,
+        counts=counts,
+        **more,
+    )

@@ -1,4 +1,4 @@
-"""Predictions, pass counts and their summary, with a scripted policy and numbers by hand."""
+"""Predictions, pass counts and perplexities, with a scripted policy and numbers by hand."""
 
 from __future__ import annotations
 
@@ -12,23 +12,12 @@ from typing import Any, Self
 import pytest
 
 from itool.config import parse_config
-from itool.errors import DependencyError
+from itool.errors import DependencyError, NumericalError
 from itool.policy.protocol import Sample
-from itool.records import Example, Message, Prediction, Tool, ToolCall
+from itool.records import Example, Message, Tool, ToolCall
 
 pytest.importorskip("transformers", reason="needs the train extra")
-from itool.data.chat import render_prompt
-from itool.evaluate.held_out import (
-    PassCount,
-    accuracy,
-    ground_truth_perplexities,
-    mean_pass_at_k,
-    pass_at_k,
-    pass_counts,
-    predict,
-    summarise,
-    summarise_perplexities,
-)
+from itool.evaluate.held_out import ground_truth_perplexities, pass_counts, predict
 from tests.fakes.byte_tokenizer import byte_tokenizer
 
 CONFIG = parse_config(
@@ -106,11 +95,14 @@ def test_predictions_come_in_order_with_their_verdicts() -> None:
     assert {temperature for _, temperature, _ in policy.asked} == {0.0}
 
 
-def test_a_prompt_that_fills_the_context_counts_as_wrong_and_truncated() -> None:
-    long = EXAMPLES[0].model_copy(update={"messages": [Message(role="user", content="x" * 900)]})
-    assert len(render_prompt(TOKENIZER, long)) > 400
-    (prediction,) = asyncio.run(predict(Lookup({}), TOKENIZER, [long], CONFIG))
-    assert (prediction.correct, prediction.truncated, prediction.error) == (False, True, "unparseable")
+def test_a_policy_that_computes_nan_ends_the_evaluation_as_a_numerical_fault() -> None:
+    class Broken(Lookup):
+        async def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[float]:
+            return [math.nan] * len(continuation_ids)
+
+    known = EXAMPLES[0].model_copy(update={"response": "ab"})
+    with pytest.raises(NumericalError, match="a perplexity is NaN"):
+        asyncio.run(ground_truth_perplexities(Broken({}), TOKENIZER, [known]))
 
 
 def test_a_lost_engine_ends_the_evaluation() -> None:
@@ -130,59 +122,9 @@ def test_pass_counts_depend_on_seed_and_example_only() -> None:
 
 
 def test_the_perplexity_of_the_ground_truth_by_hand() -> None:
-    known = [number.model_copy(update={"response": text}) for number, text in ((EXAMPLES[0], "ab"), (EXAMPLES[1], "x" * 900))]
+    known = [EXAMPLES[0].model_copy(update={"response": "ab"})]
     policy = Lookup({})
-    found = asyncio.run(ground_truth_perplexities(policy, TOKENIZER, known, CONFIG))
+    (found,) = asyncio.run(ground_truth_perplexities(policy, TOKENIZER, known))
     assert policy.scored == [[*TOKENIZER.encode("ab"), TOKENIZER.eos_token_id]]
     tokens = len(policy.scored[0])
-    assert found[0].perplexity == pytest.approx(math.exp((tokens - 0.5) / tokens))
-    assert (found[1].example_id, found[1].perplexity) == ("e1", None)
-    assert summarise_perplexities(found) == {"count": 1, "geometric_mean": pytest.approx(found[0].perplexity), "too_long": 1}
-    assert summarise_perplexities([]) == {"count": 0, "geometric_mean": None, "too_long": 0}
-
-
-@pytest.mark.parametrize(
-    ("samples", "correct", "k", "value"), [(8, 0, 8, 0.0), (8, 1, 1, 1 / 8), (8, 1, 8, 1.0), (4, 2, 2, 5 / 6), (5, 2, 3, 0.9)]
-)
-def test_pass_at_k_by_hand(samples: int, correct: int, k: int, value: float) -> None:
-    assert pass_at_k(samples, correct, k) == pytest.approx(value)
-    draws = list(itertools.combinations(range(samples), k))
-    assert pass_at_k(samples, correct, k) == pytest.approx(sum(any(i < correct for i in draw) for draw in draws) / len(draws))
-
-
-def test_pass_at_more_than_was_sampled_is_refused() -> None:
-    with pytest.raises(ValueError, match="pass@9"):
-        pass_at_k(8, 1, 9)
-
-
-def test_mean_pass_at_k_averages_examples() -> None:
-    counts = [PassCount(example_id=name, samples=2, correct=correct, tokens=9) for name, correct in (("a", 1), ("b", 0))]
-    assert mean_pass_at_k(counts, [2, 1]) == {"1": 0.25, "2": 0.5}
-    assert mean_pass_at_k([], [1]) == {}
-
-
-def prediction(correct: bool, *, difficulty: Any, stratum: Any = "calls", error: str | None = None) -> Prediction:
-    return Prediction(
-        example_id="e", text="", calls=[], correct=correct, error=error, difficulty=difficulty, stratum=stratum, response_tokens=3
-    )
-
-
-def test_the_summary_by_hand() -> None:
-    summary = summarise(
-        [
-            prediction(True, difficulty="easy"),
-            prediction(True, difficulty="easy", stratum="text"),
-            prediction(False, difficulty="hard", error="wrong_argument"),
-            prediction(False, difficulty="hard", stratum="text", error="call_instead_of_text"),
-            prediction(False, difficulty="hard", error="wrong_argument"),
-        ]
-    )
-    assert (summary["count"], summary["exact_match"], summary["no_call"]) == (5, 0.4, 0.5)
-    assert summary["by_difficulty"] == {"easy": 1.0, "hard": 0.0}
-    assert summary["errors"] == {"wrong_argument": 2, "call_instead_of_text": 1}
-    assert summary["ci95"] == pytest.approx([0.1176, 0.7693], abs=1e-4)
-
-
-def test_nothing_measured_is_no_accuracy() -> None:
-    assert accuracy([]).ci95 == (0.0, 1.0)
-    assert summarise([])["no_call"] is None
+    assert found.perplexity == pytest.approx(math.exp((tokens - 0.5) / tokens))

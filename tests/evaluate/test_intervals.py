@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from itool.evaluate.intervals import mcnemar, paired_difference, spread, wilson
+from itool.evaluate.intervals import mcnemar, mean_interval, paired_difference, spread, wilson
 
 
 def test_wilson_matches_a_worked_example():
@@ -25,6 +25,28 @@ def test_wilson_holds_the_share_and_stays_a_probability(count, data):
     low, high = wilson(correct, count)
     assert 0.0 <= low <= correct / count + 1e-12
     assert correct / count - 1e-12 <= high <= 1.0
+
+
+def test_a_mean_of_examples_that_are_solved_or_not_is_a_proportion():
+    assert mean_interval([1.0] * 8 + [0.0] * 2) == pytest.approx(wilson(8, 10))
+    assert mean_interval([]) == (0.0, 1.0)
+
+
+def test_a_mean_of_examples_that_differ_less_is_known_better():
+    """16 examples at 1/4 or 3/4: variance 1/16 where a proportion of one half has 1/4, hence the interval of 64 examples."""
+    assert mean_interval([0.25, 0.75] * 8) == pytest.approx(wilson(32, 64))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.125, 1.0])
+def test_equal_examples_leave_their_mean_uncertain(share):
+    assert mean_interval([share] * 20) == pytest.approx(wilson(20 * share, 20))
+
+
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=60))
+def test_the_interval_of_a_mean_holds_it_and_stays_a_probability(solved):
+    low, high = mean_interval([correct / 8 for correct in solved])
+    assert 0.0 <= low <= sum(solved) / 8 / len(solved) + 1e-12
+    assert sum(solved) / 8 / len(solved) - 1e-12 <= high <= 1.0
 
 
 def test_mcnemar_is_the_two_sided_binomial_tail():

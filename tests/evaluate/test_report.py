@@ -3,17 +3,18 @@
 import dataclasses
 import json
 import math
-from datetime import UTC, datetime
 from pathlib import Path
 
 import jsonschema
 import pytest
 
-from itool.artifacts.manifest import Counts, FileEntry, Manifest
-from itool.errors import ArtifactError
+from itool.artifacts.manifest import FileEntry
+from itool.errors import InputError
+from itool.evaluate.intervals import wilson
 from itool.evaluate.report import CURVE_POINTS, build_report, choose_best, config_digest, histogram, training_curve
 from itool.evaluate.report_inputs import ReportInputs, load_inputs
 from itool.evaluate.report_schema import Report, schema_document
+from itool.records import Score
 from tests.evaluate.fake_run import BUFFER, HELD_OUT, VALIDATION, fake_config, fake_inputs
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "report.schema.json"
@@ -60,8 +61,17 @@ def test_accuracy_is_counted_from_the_stored_predictions(report, inputs):
     assert warmup.groups["no_call"].count + warmup.groups["call"].count == HELD_OUT
     assert sum(warmup.errors.values()) == HELD_OUT - warmup.correct
     assert warmup.verdicts == "".join(str(int(p.correct)) for p in rows)
-    assert (warmup.pass_at_k, warmup.pass_examples) == ({"1": 0.52, "8": 0.7}, 60)
-    assert (report.iterations[0].pass_at_k, report.iterations[0].pass_examples) == ({"1": 0.54, "8": 0.71}, 60)
+
+
+def test_pass_at_k_is_counted_from_the_stored_samples(report):
+    warmup, first, again = report.evaluation(0), report.evaluation(1), report.iterations[0]
+    assert (warmup.pass_at_k, warmup.pass_examples) == ({"1": pytest.approx(231 / 480), "8": pytest.approx(53 / 60)}, 60)
+    assert warmup.pass_at_k_ci95["8"] == pytest.approx(wilson(53, 60))
+    low, high = warmup.pass_at_k_ci95["1"]
+    assert low < warmup.pass_at_k["1"] < high
+    assert first.pass_at_k == again.pass_at_k == {"1": pytest.approx(237 / 480), "8": pytest.approx(54 / 60)}
+    assert (first.pass_at_k_ci95, first.pass_examples) == (again.pass_at_k_ci95, again.pass_examples)
+    assert report.evaluation(0, "validation").pass_at_k_ci95 == {}
 
 
 def test_an_iteration_counts_what_its_stages_stored(report, inputs):
@@ -76,16 +86,21 @@ def test_an_iteration_counts_what_its_stages_stored(report, inputs):
     assert first.sampled_tokens == sum(tree.sampled_tokens for tree in inputs.trees[1])
 
 
+def test_the_samples_that_selected_are_part_of_an_iterations_price(inputs):
+    scores = [Score(example_id=str(i), stratum="calls", pass_rate=0.5, sampled_tokens=100 + i) for i in range(3)]
+    first, second, _ = build_report(dataclasses.replace(inputs, scores={1: scores})).iterations
+    assert first.sampled_tokens == 303 + sum(tree.sampled_tokens for tree in inputs.trees[1])
+    assert second.sampled_tokens == sum(tree.sampled_tokens for tree in inputs.trees[2])
+
+
 def test_every_adapter_is_measured_on_the_same_ground_truths_the_last_one_too(report, inputs):
     measured = report.perplexities
     assert [one.iteration for one in measured] == [0, 1, 2, 3]
-    assert {(one.count, one.too_long, tuple(one.histogram.edges)) for one in measured} == {
-        (VALIDATION - 3, 3, tuple(measured[0].histogram.edges))
-    }
+    assert {(one.count, tuple(one.histogram.edges)) for one in measured} == {(VALIDATION, tuple(measured[0].histogram.edges))}
     assert (measured[0].median, measured[3].median) == (3.0, 1.25)
     values = [found.perplexity for found in inputs.perplexities[3]]
     assert measured[3].geometric_mean == pytest.approx(math.exp(sum(map(math.log, values)) / len(values)))
-    assert sum(measured[3].histogram.counts) == VALIDATION - 3
+    assert sum(measured[3].histogram.counts) == VALIDATION
 
 
 def test_the_kept_iteration_is_the_latest_within_a_standard_error_of_the_best_on_validation(report):
@@ -142,7 +157,7 @@ def store(folder, inputs):
     content |= {(stage, k): {"training.jsonl": rows} for (k, stage), rows in inputs.training.items()}
     for k in range(4):
         content["evaluate", k] = {f"{d}.jsonl": inputs.predictions[k, d] for d in ("held_out", "validation")}
-        content["evaluate", k]["metrics.json"] = [inputs.metrics[k]]
+        content["evaluate", k]["pass_counts.jsonl"] = inputs.pass_counts[k, "held_out"]
         content["evaluate", k]["perplexities.jsonl"] = inputs.perplexities[k]
     for k in (1, 2, 3):
         content["score", k] = {"scores.jsonl": inputs.scores[k]}
@@ -153,36 +168,20 @@ def store(folder, inputs):
         for name, rows in files.items():
             lines = [json.dumps(row) if isinstance(row, dict) else row.model_dump_json() for row in rows]
             (target / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    now = datetime(2026, 1, 1, tzinfo=UTC)
-    return [
-        Manifest(
-            run="demo",
-            iteration=stage.iteration,
-            stage=stage.name,
-            key="0" * 16,
-            files={name: FileEntry(size=1, sha256="0" * 64) for name in content[stage.name, stage.iteration]},
-            counts=Counts(incoming=stage.incoming, kept=stage.kept, dropped=dict(stage.dropped)),
-            metrics=dict(stage.metrics),
-            tokens=stage.tokens,
-            started=now,
-            ended=now,
-            startup_seconds=stage.startup_seconds,
-            peak_memory_bytes=stage.peak_memory_bytes,
-            seconds=stage.seconds,
-        )
-        for stage in reversed(inputs.stages)
-    ]
+    listed = FileEntry(size=1, sha256="0" * 64)
+    return [m.model_copy(update={"files": dict.fromkeys(content[m.stage, m.iteration], listed)}) for m in inputs.stages]
 
 
 def test_inputs_load_from_stored_files_whatever_the_order(tmp_path, inputs):
     manifests = store(tmp_path, inputs)
-    loaded = load_inputs(inputs.config, manifests, lambda role, name: tmp_path / role / name)
-    assert loaded == dataclasses.replace(inputs, held_out_digest="0" * 64)
+    loaded = load_inputs(inputs.config, reversed(manifests), lambda role, name: tmp_path / role / name)
+    assert loaded == dataclasses.replace(inputs, stages=tuple(manifests), held_out_digest="0" * 64)
 
 
 def test_a_broken_line_is_named(tmp_path, inputs):
     manifests = store(tmp_path, inputs)
     file = tmp_path / "i1/score/scores.jsonl"
     file.write_text(file.read_text(encoding="utf-8") + '{"example_id": 3}\n', encoding="utf-8")
-    with pytest.raises(ArtifactError, match=rf"i1/score/scores.jsonl line {BUFFER + 1} is not a Score"):
+    problem = rf"i1/score/scores.jsonl:{BUFFER + 1} is not a Score: example_id: Input should be a valid string. Another version of itool"
+    with pytest.raises(InputError, match=problem):
         load_inputs(inputs.config, manifests, lambda role, name: tmp_path / role / name)

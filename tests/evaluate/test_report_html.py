@@ -6,12 +6,13 @@ import re
 
 import pytest
 
-from itool.evaluate.explorer import MAX_NODES, build_explorer, locate_pair, most_visited, node_paths
+from itool.evaluate.explorer import MAX_NODES, build_explorer, locate_pair, most_visited
 from itool.evaluate.report import build_report
 from itool.evaluate.report_html import embedded_json, render_html
 from itool.evaluate.report_inputs import ReportInputs
 from itool.records import Node, PreferencePair, SearchTree, ToolCall
 from itool.search import mcts
+from itool.search.pairs import extract_pairs
 from tests.evaluate.fake_run import fake_config, fake_example, fake_inputs
 
 
@@ -146,12 +147,16 @@ def test_every_pair_is_found_in_its_tree(inputs):
             assert all(tree.nodes[p.chosen][0] == tree.nodes[p.rejected][0] == p.parent for p in tree.pairs)
 
 
-def test_a_pair_is_located_by_token_ids():
-    paths = node_paths([node(None, []), node(0, [1, 2]), node(1, [3]), node(1, [4])])
-    assert locate_pair(paths, pair([1, 2], [3], [4])) == (1, 2, 3)
-    assert locate_pair(paths, pair([1], [2, 3], [2, 4])) == (None, 2, 3)
-    assert locate_pair(paths, pair([1, 2], [3, 9], [4])) == (1, 2, 3), "a side that goes on beyond the tree: its deepest node"
-    assert locate_pair(paths, pair([1, 2], [3], [9])) is None
+def test_a_pair_is_shown_at_the_node_where_it_arose():
+    """Two states offer the same steps, and both give a pair."""
+
+    def end(parent, ids, correct):
+        return node(parent, ids, 4).model_copy(update={"action_value": float(correct), "terminal": True, "correct": correct})
+
+    first, second = node(0, [1], 8).model_copy(update={"action_value": 0.6}), node(0, [2], 8).model_copy(update={"action_value": 0.4})
+    nodes = [node(None, [], 16), first, end(1, [3], True), end(1, [4], False), second, end(4, [3], False), end(4, [4], True)]
+    found, _ = extract_pairs(search_tree("a", nodes), min_gap=0.1, min_visits=2)
+    assert [locate_pair(nodes, pair) for pair in found] == [(0, 1, 4), (1, 2, 3), (4, 6, 5)]
 
 
 def test_an_example_with_only_a_checker_shows_its_calls_as_a_response_would():

@@ -15,8 +15,11 @@ import pytest
 from itool.config import parse_config
 from itool.data.chat import render_prompt
 from itool.errors import DependencyError, Interrupted
+from itool.evaluate.report import build_report
+from itool.evaluate.report_inputs import ReportInputs
 from itool.policy.protocol import Sample
-from itool.records import Example, ToolCall
+from itool.records import Example, PassCount, Prediction, ToolCall
+from itool.stages import StageId
 from jobs import evaluate
 from tests.fakes.byte_tokenizer import byte_tokenizer
 from tests.fakes.scripted_policy import ScriptedPolicy
@@ -29,6 +32,8 @@ BLOCKS_OF_FOUR: dict[str, Any] = {"batch_sequences": 2, "pass_k": [2], "pass_exa
 
 class FolderStage:
     """A stage whose checkpoints lie in a folder that its attempts share; `stop_after` results it is asked to stop."""
+
+    id = StageId(1, "evaluate")
 
     def __init__(self, folder: Path, sets: dict[str, list[Example]], *, stop_after: int = 999, **settings: Any) -> None:
         self.config = parse_config({"model": {"context_tokens": 2000, "max_response_tokens": 60}, "evaluate": settings})
@@ -119,16 +124,30 @@ def test_pass_at_k_is_of_examples_from_all_over_the_file_and_says_of_how_many(tm
     evaluate_with(stage, ScriptedPolicy(byte_tokenizer(), **SCRIPT), monkeypatch)
     found = stage.written["metrics.json"]["held_out"]
     assert found["pass_examples"] == 12
-    assert 0 < found["pass_at_k"]["1"] < 1
+    low, high = found["pass_at_k_ci95"]["1"]
+    assert 0 < low < found["pass_at_k"]["1"] < high < 1
 
 
 def test_the_ground_truths_of_the_validation_set_are_scored_where_there_are_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    too_long = EASY[1].model_copy(update={"response": WEATHER * 100})
-    checked = EASY[2].model_copy(update={"response": None})
-    stage = FolderStage(tmp_path, {"held_out": EASY[:3], "validation": [EASY[0], too_long, checked]})
+    checked = EASY[1].model_copy(update={"response": None})
+    stage = FolderStage(tmp_path, {"held_out": EASY[:3], "validation": [EASY[0], checked]})
     evaluate_with(stage, Sociable(byte_tokenizer(), **SCRIPT), monkeypatch)
-    assert [json.loads(line)["example_id"] for line in stage.written["perplexities.jsonl"]] == ["easy-0"]
-    assert stage.written["metrics.json"]["perplexity"] == {"count": 1, "geometric_mean": pytest.approx(math.exp(0.1)), "too_long": 1}
+    rows = [json.loads(line) for line in stage.written["perplexities.jsonl"]]
+    assert {row["example_id"]: row["perplexity"] for row in rows} == {"easy-0": pytest.approx(math.exp(0.1))}
+    assert stage.written["metrics.json"]["perplexity"] == {"count": 1, "geometric_mean": pytest.approx(math.exp(0.1))}
+
+
+def test_the_figures_that_are_stored_are_those_of_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = FolderStage(tmp_path, {"held_out": [*EASY[:5], *HARD[:5]], "validation": []}, pass_k=[1, 2], pass_examples=4)
+    evaluate_with(stage, ScriptedPolicy(byte_tokenizer(), **SCRIPT), monkeypatch)
+    stored = {name: [json.loads(line) for line in lines] for name, lines in stage.written.items() if name.endswith(".jsonl")}
+    predictions = [Prediction.model_validate(row) for row in stored["held_out.jsonl"]]
+    counts = [PassCount.model_validate(row) for row in stored["pass_counts.jsonl"]]
+    [shown] = build_report(
+        ReportInputs(config=stage.config, predictions={(1, "held_out"): predictions}, pass_counts={(1, "held_out"): counts})
+    ).evaluations
+    assert stage.written["metrics.json"]["held_out"].items() <= shown.model_dump(mode="json").items()
+    assert "validation" not in stage.written["metrics.json"], "what was not measured is no figure"
 
 
 @pytest.mark.parametrize("stop_after", range(1, 22))

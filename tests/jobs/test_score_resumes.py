@@ -119,6 +119,15 @@ def test_pass_rates_do_not_depend_on_where_they_were_stopped(tmp_path: Path, sto
     assert Attempt(SAMPLED, tmp_path / "parts").run() == undisturbed
 
 
+def test_a_score_says_what_its_samples_cost(tmp_path: Path) -> None:
+    costs = {len(byte_tokenizer().encode(text)) + 1 for text in (WEATHER, WRONG_UNIT)}
+    sums = {first + second for first in costs for second in costs}
+    rows = [Score.model_validate_json(line) for line in Attempt(SAMPLED, tmp_path / "sampled").run().splitlines()]
+    assert {row.sampled_tokens for row in rows} <= sums
+    read = [Score.model_validate_json(line) for line in Attempt(READ, tmp_path / "read").run().splitlines()]
+    assert {row.sampled_tokens for row in read} == {0}
+
+
 def test_a_scoring_that_is_stopped_again_and_again_gets_ahead(tmp_path: Path) -> None:
     """Blocks of eight examples, each attempt stopped in its second one."""
     for saved in (8, 16, 24):
@@ -126,6 +135,12 @@ def test_a_scoring_that_is_stopped_again_and_again_gets_ahead(tmp_path: Path) ->
         with pytest.raises(Interrupted):
             attempt.run()
         assert attempt.saves == [saved]
+
+
+def test_nothing_is_saved_when_nothing_is_left_to_measure(tmp_path: Path) -> None:
+    attempt = Attempt(SAMPLED, tmp_path)
+    measured = len(attempt.run().splitlines())
+    assert attempt.saves == [*range(8, measured, 8)]
 
 
 def test_what_was_measured_is_saved_when_the_engine_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from itool.data.chat import evaluation_prompt, render_prompt
 from itool.errors import DependencyError, InputError, Interrupted, NumericalError
 from itool.policy.protocol import Sample
 from itool.records import Example, SearchTree
-from itool.search.generate import PROMPT_TOO_LONG, QUESTION_TOO_LONG, UNUSABLE, SearchBlock, pairs_of, prepare_task, search_examples
+from itool.search.generate import QUESTION_TOO_LONG, UNUSABLE, SearchBlock, pairs_of, prepare_task, search_examples
 from itool.stages import flatten, unread
 from tests.fakes.byte_tokenizer import byte_tokenizer
 from tests.fakes.scripted_policy import ScriptedPolicy
@@ -161,28 +161,13 @@ def test_a_fault_of_the_engine_ends_the_search(fault: Exception) -> None:
         _search(_policy(before_sample=fail), _config())
 
 
-def test_a_prompt_without_room_for_an_answer_is_dropped() -> None:
-    room = len(render_prompt(TOKENIZER, EXAMPLES[0]))
-    config = _config(model={"context_tokens": room, "max_response_tokens": room - 1})
-    blocks = _search(_policy(), config, EXAMPLES[:1])
-    assert blocks[0].dropped == {"weather-0": PROMPT_TOO_LONG}
-    assert blocks[0].trees == []
-
-
-def test_an_answer_has_the_room_that_the_prompt_leaves() -> None:
-    room = len(render_prompt(TOKENIZER, EXAMPLES[0]))
-    config = _config(model={"context_tokens": room + 5, "max_response_tokens": room})
-    task = prepare_task(TOKENIZER, EXAMPLES[0], config, iteration=1)
-    assert task.max_tokens == 5
-    assert task.ground_truth_ids is None, "it would not fit"
-
-
 def test_with_self_evaluation_an_answer_leaves_room_for_the_question_about_it() -> None:
     answer = "x" * 40
     around = len(evaluation_prompt(TOKENIZER, EXAMPLES[0], answer)[0]) - len(answer)
     config = _config(model={"context_tokens": around + 30, "max_response_tokens": 100}, search={"confidence_weight": 0.5})
-    room = prepare_task(TOKENIZER, EXAMPLES[0], config, iteration=1).max_tokens
-    assert around < around + room < config.model.context_tokens
+    task = prepare_task(TOKENIZER, EXAMPLES[0], config, iteration=1)
+    assert around < around + task.max_tokens < config.model.context_tokens
+    assert task.ground_truth_ids is None, "it would not fit"
     config = _config(model={"context_tokens": around, "max_response_tokens": around - 1}, search={"confidence_weight": 0.5})
     assert _search(_policy(), config, EXAMPLES[:1])[0].dropped == {"weather-0": QUESTION_TOO_LONG}
 

@@ -173,7 +173,7 @@ def test_rejection_sampling_keeps_what_was_sampled_and_is_right() -> None:
     accepted = accept_samples(tree)
     texts = {byte_tokenizer().decode(sample.response_ids, skip_special_tokens=True) for sample in accepted}
     assert texts == {WEATHER, OTHER_ORDER}
-    assert sum(sample.draws for sample in accepted) == tree.correct_samples
+    assert len(accepted) == len(texts) < tree.correct_samples, "each once"
 
 
 def test_an_injected_answer_is_not_accepted() -> None:

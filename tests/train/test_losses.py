@@ -3,14 +3,12 @@ import math
 import pytest
 import torch
 
-from itool.errors import NumericalError
 from itool.train.losses import (
     dpo_loss,
     ipo_loss,
     kl_to_reference,
     nll,
     orpo_loss,
-    perplexity,
     simpo_loss,
     sum_by,
     visit_smoothing,
@@ -27,18 +25,6 @@ def test_sum_by_adds_the_tokens_of_each_sequence():
 
 def test_nll_is_the_mean_over_the_tokens_of_the_update():
     assert nll(torch.tensor([math.log(0.5), math.log(0.25)]), 4).item() == pytest.approx(3 * math.log(2) / 4)
-
-
-def test_perplexity_of_equally_likely_tokens_is_their_number():
-    assert perplexity([math.log(1 / 5)] * 7) == pytest.approx(5.0)
-    assert perplexity([math.log(0.5), math.log(0.125)]) == pytest.approx(4.0)
-    assert perplexity([0.0]) == 1.0
-    assert perplexity([-1e6]) == math.inf
-
-
-def test_a_model_that_computes_nan_has_no_perplexity():
-    with pytest.raises(NumericalError, match=r"a perplexity is NaN"):
-        perplexity([-1.0, math.nan])
 
 
 def test_dpo_by_hand():

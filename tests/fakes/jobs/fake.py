@@ -97,7 +97,7 @@ def _report(stage: Stage) -> dict[str, object]:
         | {"dropped": {"too_long": 1}, "peak_memory_bytes": None}
     ]
     return {
-        "schema_version": 1, "run": config.run, "method": config.method, "seed": config.seed, "config_digest": "0" * 16, "config": {},
+        "schema_version": 2, "run": config.run, "method": config.method, "seed": config.seed, "config_digest": "0" * 16, "config": {},
         "stages": stages, "evaluations": evaluations, "iterations": [], "best_iteration": config.iterations, "best_by": "validation",
         "gain": None, "training": [],
     }  # fmt: skip
