@@ -216,19 +216,27 @@ def _server(url: str) -> Check:
 
 
 def _base_model(config: RunConfig) -> Check:
+    """Whether the base model is here; what it holds is for `prepare` to say."""
     from itool.demo import base_model_path  # noqa: PLC0415
+    from itool.errors import InputError  # noqa: PLC0415
+    from itool.train.materialise import model_kind  # noqa: PLC0415
 
     name = config.model.path
-    if name == "demo":
-        files = list(base_model_path().glob("*.safetensors"))
-        if files:
-            return Check("base model", "ok", f"demo, shipped with itool ({files[0].stat().st_size / 1e6:.1f} MB)")
-        return Check("base model", "missing", "the demo's weights are not in the package", "Reinstall itool")
-    path = Path(name).expanduser()
-    if path.exists():
-        return Check("base model", "ok", f"{path} ({'folder' if path.is_dir() else 'file'})")
-    if name.endswith(".gguf") or name.startswith((".", "/", "~")):
-        return Check("base model", "missing", f"{path.absolute()} does not exist", "Correct model.path")
+    try:
+        kind = model_kind(name)
+    except InputError as error:
+        return Check("base model", "missing", str(error))
+    if kind == "hub":
+        return _hub_model(name)
+    if kind != "demo":
+        return Check("base model", "ok", f"{Path(name).expanduser()} ({'folder' if kind == 'folder' else 'file'})")
+    files = list(base_model_path().glob("*.safetensors"))
+    if files:
+        return Check("base model", "ok", f"demo, shipped with itool ({files[0].stat().st_size / 1e6:.1f} MB)")
+    return Check("base model", "missing", "the demo's weights are not in the package", "Reinstall itool")
+
+
+def _hub_model(name: str) -> Check:
     cache = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface") / "hub" / f"models--{name.replace('/', '--')}"
     if cache.is_dir():
         return Check("base model", "ok", f"{name}, in the hub cache")

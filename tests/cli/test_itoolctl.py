@@ -436,10 +436,20 @@ def test_doctor_names_a_remedy_for_what_is_missing(itoolctl: Itoolctl) -> None:
     checks = {check["name"]: check for check in json.loads(done.stdout)}
     assert done.returncode == 1
     assert checks["base model"]["state"] == "missing"
-    assert checks["base model"]["remedy"] == "Correct model.path"
-    assert checks["base model"]["finding"] == f"{itoolctl.folder}/no-such-model does not exist"
+    expected = "model.path ./no-such-model is neither a folder, a .gguf file nor a hub id. Give one of these (owner/name), or demo"
+    assert checks["base model"]["finding"] == expected
     assert (checks["store"]["state"], checks["store"]["exit_code"]) == ("ok", 0)
     assert not (itoolctl.folder / "runs").exists()
+
+
+@pytest.mark.parametrize("path", ["models/smolm", "smolm", "models/file"])
+def test_doctor_misses_a_base_model_that_prepare_would_refuse(within: Within, path: str) -> None:
+    Path("models").mkdir()
+    Path("models/file").write_text("no model")
+    code, output, _ = within("doctor", "-o", "json", "--set", f"model.path={path}")
+    checks = {check["name"]: check for check in json.loads(output)}
+    assert (code, checks["base model"]["state"]) == (1, "missing")
+    assert checks["base model"]["finding"].startswith(f"model.path {path} is n")
 
 
 def test_doctor_asks_the_server_and_looks_at_the_data(within: Within) -> None:
