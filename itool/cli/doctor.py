@@ -20,7 +20,7 @@ from itool.cluster.check import Check
 
 if TYPE_CHECKING:
     from itool.artifacts.store import Store
-    from itool.config import RunConfig
+    from itool.config import PolicyConfig, RunConfig
 
 TRAINING_PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "safetensors")
 ANSWER_SECONDS = 5.0
@@ -187,7 +187,7 @@ def _vllm(config: RunConfig) -> Check:
     from itool.policy.server import find_vllm_python  # noqa: PLC0415
 
     if config.policy.backend == "vllm" and config.policy.url is not None:
-        return _server(config.policy.url)
+        return _server(config.policy.url, config.policy)
     needed = config.policy.starts_vllm
     try:
         return Check("vllm", "ok", f"runs with {find_vllm_python()}")
@@ -196,17 +196,16 @@ def _vllm(config: RunConfig) -> Check:
         return Check("vllm", "missing" if needed else "note", text)
 
 
-def _server(url: str) -> Check:
+def _server(url: str, policy: PolicyConfig) -> Check:
     """Whether the server that the policy is to ask answers."""
     import httpx  # noqa: PLC0415
 
     from itool.errors import DependencyError  # noqa: PLC0415
+    from itool.policy.vllm import client_settings  # noqa: PLC0415
 
-    key, server = os.environ.get("VLLM_API_KEY"), url.rstrip("/").removesuffix("/v1")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    near = server.startswith("http://127.0.0.1:")  # no proxy knows that server
     try:
-        answer = httpx.get(f"{server}/v1/models", headers=headers, timeout=ANSWER_SECONDS, trust_env=not near)
+        with httpx.Client(timeout=ANSWER_SECONDS, **client_settings(url, policy)) as client:
+            answer = client.get("/v1/models")
         problem = "" if answer.status_code == httpx.codes.OK else f"answers /v1/models with {answer.status_code}"
     except httpx.HTTPError as error:
         problem = f"does not answer: {error}"
