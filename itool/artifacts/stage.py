@@ -47,7 +47,7 @@ from itool.commands import resume
 from itool.config import RunConfig, load_config
 from itool.errors import ArtifactError, ConfigError, InputError, Interrupted, ItoolError, NumericalError
 from itool.logs import configure_logging, get_logger
-from itool.names import StageName
+from itool.names import PROMPT_TOO_LONG, QUESTION_TOO_LONG, RESPONSE_TOO_LONG, StageName
 from itool.stages import STAGES, StageId, settings_of
 
 Body = Callable[["Stage"], None]
@@ -297,9 +297,9 @@ def remedy_for(reason: str, config: RunConfig) -> str | None:
     """The setting by which an example was too long; None for what only other data can mend."""
     context, response = config.model.context_tokens, config.model.max_response_tokens
     return {
-        "prompt_too_long": f"Raise model.context_tokens = {context} or lower model.max_response_tokens = {response}",
-        "self_evaluation_too_long": f"Raise model.context_tokens = {context}, or set search.confidence_weight to 0",
-        "response_too_long": f"Raise model.max_response_tokens = {response}",
+        PROMPT_TOO_LONG: f"Raise model.context_tokens = {context} or lower model.max_response_tokens = {response}",
+        QUESTION_TOO_LONG: f"Raise model.context_tokens = {context}, or set search.confidence_weight to 0",
+        RESPONSE_TOO_LONG: f"Raise model.max_response_tokens = {response}",
     }.get(reason)
 
 
