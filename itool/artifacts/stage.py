@@ -27,7 +27,7 @@ from pydantic import BaseModel
 from itool.artifacts.checkpoints import Checkpoints
 from itool.artifacts.commit import commit, join_shards, read_manifest
 from itool.artifacts.disk import storage_error
-from itool.artifacts.inputs import InputFiles, RecordT, read_records
+from itool.artifacts.inputs import InputFiles, RecordT, read_records, write_records
 from itool.artifacts.local_files import file_fingerprints
 from itool.artifacts.manifest import Counts, Manifest, code_version
 from itool.artifacts.process import (
@@ -130,16 +130,11 @@ class Stage:
         """The records of an input's JSONL file."""
         return read_records(self.path(role, name), record)
 
-    def write(self, name: str, records: Iterable[BaseModel | Mapping[str, Any]]) -> int:
-        """Write an output JSONL file, one record per line. Returns how many."""
+    def write(self, name: str, records: Iterable[BaseModel | Mapping[str, Any]]) -> None:
+        """Write an output JSONL file, one record per line."""
         path = self.output / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        count = 0
-        with path.open("w", encoding="utf-8") as file:
-            for record in records:
-                file.write(f"{_as_json(record)}\n")
-                count += 1
-        return count
+        write_records(path, records)
 
     def write_json(self, name: str, document: Any) -> None:
         """Write an output JSON file."""
@@ -245,10 +240,6 @@ class Stage:
 
     def _gpu_seconds(self) -> float:
         return self._earlier_gpu_seconds + gpus_in_use() * self._elapsed()
-
-
-def _as_json(record: BaseModel | Mapping[str, Any]) -> str:
-    return record.model_dump_json() if isinstance(record, BaseModel) else json.dumps(record, ensure_ascii=False, allow_nan=False)
 
 
 def stage_seed(run_seed: int, stage: StageId) -> int:
