@@ -75,11 +75,6 @@ class LocalVllmServer:
             folder.path.absolute(), context, model, port=port, max_requests=policy.max_requests, gpu=has_gpu()
         )
 
-    @property
-    def process_id(self) -> int | None:
-        """The server's process, while there is one."""
-        return self._process.pid if self._process is not None else None
-
     async def __aenter__(self) -> Self:
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         guard = [sys.executable, "-I", guard_program.__file__, str(os.getpid())]
