@@ -200,7 +200,8 @@ def row_numbers(plan: Sequence[Any]) -> Dataset:
 def run_updates(trainer: Any, settings: OptimizerConfig, hooks: TrainingHooks, *, output: Path, fingerprint: str) -> TrainingLog:
     """Train to the end of the plan, from a checkpoint when there is one, and save the adapter (rank 0's) under `output`.
 
-    Raises Interrupted after a checkpoint was saved, NumericalError when a loss or gradient is not finite.
+    Raises Interrupted after a checkpoint was saved, NumericalError when a loss or gradient is not finite, ArtifactError when the checkpoint
+    is damaged or another training's, DependencyError when another worker is gone.
     """
     model: PeftModel = trainer.model
     fold_small_adapters(model)
