@@ -177,10 +177,13 @@ class Stage:
         if self._stop:
             raise Interrupted(f"stage {self.id} was stopped", remedy="Run the same command again to resume")
 
-    def save_checkpoint(self, folder: Path, update: int) -> None:
-        """Store a folder as a checkpoint from which another attempt can resume, wherever it runs."""
-        self._checkpoints.save(folder, update, seconds=self._seconds(), gpu_seconds=self._gpu_seconds(), tokens=self._tokens)
-        _log.info("checkpoint saved", update=update)
+    def save_checkpoint(self, folder: Path, done: int) -> None:
+        """Store a folder as a checkpoint from which another attempt can resume, wherever it runs.
+
+        `done` counts updates of a training, examples or trees.
+        """
+        self._checkpoints.save(folder, done, seconds=self._seconds(), gpu_seconds=self._gpu_seconds(), tokens=self._tokens)
+        _log.info("checkpoint saved", done=done)
 
     def latest_checkpoint(self) -> Path | None:
         """A verified local copy of the newest whole checkpoint of an earlier attempt. Its time and tokens count to this one's."""
@@ -190,7 +193,7 @@ class Stage:
         self._earlier_seconds = found.manifest.seconds
         self._earlier_gpu_seconds = found.manifest.gpu_seconds
         self._tokens = found.manifest.tokens
-        _log.info("checkpoint resumed", update=found.manifest.update)
+        _log.info("checkpoint resumed", done=found.manifest.done)
         return found.folder
 
     def check_dropped(self, counts: Counts | None = None) -> None:
