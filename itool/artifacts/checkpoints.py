@@ -57,7 +57,10 @@ class Checkpoints:
         self._attempt = attempt
 
     def save(self, folder: Path, done: int, *, seconds: float, gpu_seconds: float, tokens: int) -> str:
-        """Store a folder, its manifest last, and drop all but the newest checkpoints. Returns the checkpoint's folder in the store."""
+        """Store a folder, its manifest last, and drop all checkpoints but the newest and this one. Returns its folder in the store.
+
+        Those of an earlier attempt may be ahead and yet of no use.
+        """
         files = describe_folder(folder)
         if not files:
             raise InputError(f"checkpoint folder {folder} is empty")
@@ -68,7 +71,8 @@ class Checkpoints:
         manifest = CheckpointManifest(done=done, files=files, seconds=seconds, gpu_seconds=gpu_seconds, tokens=tokens)
         self._store.write(f"{target}/{CHECKPOINT_NAME}", manifest.model_dump_json(indent=2).encode())
         for old in self._folders()[KEPT_CHECKPOINTS:]:
-            delete_tree(self._store, old)
+            if old != target:
+                delete_tree(self._store, old)
         return target
 
     def latest(self, scratch: Path) -> Checkpoint | None:

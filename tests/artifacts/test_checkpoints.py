@@ -64,6 +64,15 @@ def test_a_damaged_checkpoint_is_passed_over(store: Store, tmp_path: Path, check
     assert latest(store, tmp_path) == 10
 
 
+def test_a_new_checkpoint_outlives_damaged_ones_that_were_ahead(store: Store, tmp_path: Path, checkpoints: Checkpoints) -> None:
+    for done in (10, 20):
+        store.write(f"{PREFIX}/checkpoints/000000{done}-aaaa/weights", b"damaged")
+    later = Checkpoints(store, PREFIX, "cccc")
+    for done in (4, 6):
+        save(later, tmp_path, done)
+        assert latest(store, tmp_path) == done
+
+
 def test_a_checkpoint_that_was_cut_off_is_passed_over_and_swept_later(store: Store, tmp_path: Path, checkpoints: Checkpoints) -> None:
     store.write(f"{PREFIX}/checkpoints/00000025-cccc/weights", b"half")
     assert latest(store, tmp_path) == 20
