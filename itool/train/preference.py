@@ -87,7 +87,7 @@ def train_preferences(
         hooks.on_loaded()
         trainer.freeze_reference(reference, hooks.should_stop)
         identity = fingerprint(steps, replay, plan, settings.model_dump(exclude={"checkpoint_seconds"}), model, seed)
-        return run_updates(trainer, settings, hooks, output=output, fingerprint=identity)
+        return run_updates(trainer, settings, hooks, output=output, identity=identity)
 
 
 def plan_preferences(pairs: int, replay: int, settings: DpoConfig, seed: int) -> list[PreferenceUpdate]:

@@ -162,4 +162,4 @@ def _train(
             processing_class=AutoTokenizer.from_pretrained(model_dir, local_files_only=True),
         )
         hooks.on_loaded()
-        return run_updates(trainer, settings, hooks, output=output, fingerprint=identity)
+        return run_updates(trainer, settings, hooks, output=output, identity=identity)

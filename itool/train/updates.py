@@ -197,7 +197,7 @@ def row_numbers(plan: Sequence[Any]) -> Dataset:
     return Dataset.from_dict({"update": list(range(len(plan)))})
 
 
-def run_updates(trainer: Any, settings: OptimizerConfig, hooks: TrainingHooks, *, output: Path, fingerprint: str) -> TrainingLog:
+def run_updates(trainer: Any, settings: OptimizerConfig, hooks: TrainingHooks, *, output: Path, identity: str) -> TrainingLog:
     """Train to the end of the plan, from a checkpoint when there is one, and save the adapter (rank 0's) under `output`.
 
     Raises Interrupted after a checkpoint was saved, NumericalError when a loss or gradient is not finite, ArtifactError when the checkpoint
@@ -211,11 +211,11 @@ def run_updates(trainer: Any, settings: OptimizerConfig, hooks: TrainingHooks, *
         trainer,
         settings,
         hooks,
-        lambda folder: write_checkpoint(folder, model, optimizer, schedule, log=trainer.training_log, plan=fingerprint),
+        lambda folder: write_checkpoint(folder, model, optimizer, schedule, log=trainer.training_log, identity=identity),
     )
     if hooks.resume_from is not None:
-        trainer.training_log, progress.random_state = read_checkpoint(hooks.resume_from, model, optimizer, schedule, fingerprint)
-    hooks.workers.require_same("where to begin", (fingerprint, trainer.training_log.updates))
+        trainer.training_log, progress.random_state = read_checkpoint(hooks.resume_from, model, optimizer, schedule, identity)
+    hooks.workers.require_same("where to begin", (identity, trainer.training_log.updates))
     trainer.optimizer, trainer.lr_scheduler = optimizer, schedule
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(progress)
