@@ -48,7 +48,7 @@ STOP_SECONDS = 10.0
 _LOG_PREFIX = re.compile(r"^\([^)]*\) (?:[A-Z]+ [\d-]+ [\d:]+ \[[^]]*\] )?")
 POLL_SECONDS = 0.25
 
-_log = get_logger("policy.server")
+_log = get_logger(__name__)
 
 
 class LocalVllmServer:

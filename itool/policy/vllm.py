@@ -48,7 +48,7 @@ PLAIN_SAMPLING = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 
 
 Answer = TypeVar("Answer")
 
-_log = get_logger("policy.vllm")
+_log = get_logger(__name__)
 
 
 class VllmPolicy:

@@ -31,7 +31,7 @@ GENERATION_FILE = "generation_config.json"
 ModelKind = Literal["demo", "gguf", "folder", "hub"]
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
-_log = get_logger("train.materialise")
+_log = get_logger(__name__)
 
 
 def materialise(config: ModelConfig, target: Path) -> None:
