@@ -153,7 +153,7 @@ def measure_sft(base: Path, lora: ModelConfig, updates: int, batch_tokens: int) 
         ours = TokenSftTrainer(
             model, arguments, sequences=rows, plan=plan, batch_tokens=settings.batch_tokens, workers=ALONE, processing_class=tokenizer
         )
-        seconds, log = timed(lambda: run_updates(ours, settings, TrainingHooks(), output=Path(scratch) / "adapter", fingerprint=""))
+        seconds, log = timed(lambda: run_updates(ours, settings, TrainingHooks(), output=Path(scratch) / "adapter", identity=""))
         found["iTool"] = (tokens / seconds, statistics.fmean(entry["loss"] for entry in log.metrics))
     return found
 
@@ -198,7 +198,7 @@ def measure_dpo(base: Path, lora: ModelConfig, updates: int, batch_tokens: int) 
             processing_class=tokenizer,
         )
         reference_seconds, _ = timed(lambda: ours.freeze_reference(None))
-        seconds, log = timed(lambda: run_updates(ours, settings, TrainingHooks(), output=Path(scratch) / "adapter", fingerprint=""))
+        seconds, log = timed(lambda: run_updates(ours, settings, TrainingHooks(), output=Path(scratch) / "adapter", identity=""))
         found["iTool"] = (tokens / (seconds + reference_seconds), statistics.fmean(entry["loss"] for entry in log.metrics))
     return found
 

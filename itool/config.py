@@ -93,11 +93,15 @@ class DataConfig(Section):
 class OptimizerConfig(Section):
     """Settings that SFT and preference training share."""
 
-    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon orthogonalises updates of matrices; the rest takes AdamW")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon orthogonalises the updates of matrices; an adapter has no other parameters"
+    )
     learning_rate: LearningRate = Field(1e-4, description="peak learning rate")
     weight_decay: Weight = Field(0.01, description="decoupled weight decay")
-    warmup_fraction: Share = Field(0.05, description="share of the updates in which the learning rate rises from 0")
-    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="learning rate after that: as it is, or falling to 0")
+    warmup_fraction: Share = Field(0.05, description="share of the updates in which the learning rate rises to its peak")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "linear", description="learning rate after that: as it is, or falling towards 0"
+    )
     max_grad_norm: Rate = Field(1.0, description="longer gradients are scaled down to this norm")
     batch_tokens: Padded = Field(4096, description="most padded tokens in one forward pass; longer batches accumulate gradients")
     checkpoint_seconds: Rate = Field(300.0, description="write a verified checkpoint at least so often")

@@ -1,4 +1,7 @@
-"""Names that a configuration and the command line choose from, and those of the stages. No pydantic here: `itoolctl` starts with them."""
+"""Names that a configuration and the command line choose from, those of the stages, and of what several of these drop.
+
+No pydantic here: `itoolctl` starts with them.
+"""
 
 from __future__ import annotations
 
@@ -15,3 +18,8 @@ Backend = Literal["local", "kubernetes"]
 StageName = Literal["prepare", "warmup", "score", "generate", "dpo", "evaluate", "report"]
 TRAINING_STAGES: tuple[StageName, ...] = ("warmup", "dpo")
 """Those that several processes may do together, on one node or on several."""
+
+PROMPT_TOO_LONG = "prompt_too_long"
+RESPONSE_TOO_LONG = "response_too_long"
+QUESTION_TOO_LONG = "self_evaluation_too_long"
+"""The prompt leaves room for an answer, but not for the question about it as well."""

@@ -71,8 +71,8 @@ class Example(Record):
 class Score(Record):
     """How hard one buffer example is for the current policy. Eq. (4).
 
-    `perplexity` of the ground truth, unless the example has only a checker; `pass_rate` is the share of right samples, when selection
-    goes by it; `sampled_tokens` counts all tokens of those samples.
+    `perplexity` of the ground truth, unless the example has only a checker, or selection goes by the pass rate of a policy behind vLLM;
+    `pass_rate` is the share of right samples, when selection goes by it; `sampled_tokens` counts all tokens of those samples.
     """
 
     example_id: str

@@ -15,6 +15,7 @@ from itool.data.sources import Loaded, load_examples
 from itool.data.split import split_examples
 from itool.demo.task import generate
 from itool.errors import InputError
+from itool.names import PROMPT_TOO_LONG, RESPONSE_TOO_LONG
 from itool.records import Example
 from itool.train.materialise import materialise, name_end_of_turn
 
@@ -36,9 +37,9 @@ def prepare(stage: Stage) -> None:
         for done, example in enumerate(examples, start=1):
             prompt_tokens, response_tokens = token_counts(tokenizer, example)
             if response_tokens > config.model.max_response_tokens:
-                dropped["response_too_long"] += 1
+                dropped[RESPONSE_TOO_LONG] += 1
             elif prompt_tokens + config.model.max_response_tokens > config.model.context_tokens:
-                dropped["prompt_too_long"] += 1
+                dropped[PROMPT_TOO_LONG] += 1
             else:
                 kept.append(example)
             stage.progress(done, len(examples), "examples")

@@ -1,9 +1,10 @@
 """Checkpoints of a running stage: verified copies of a folder, newest last, under the artifact that the stage is going to write.
 
-    <prefix>/checkpoints/<update, 8 digits>-<attempt>/checkpoint.json     written last, lists every file with its SHA-256
-    <prefix>/checkpoints/<update, 8 digits>-<attempt>/<files>
+    <prefix>/checkpoints/<done, 8 digits>-<attempt>/checkpoint.json     written last, lists every file with its SHA-256
+    <prefix>/checkpoints/<done, 8 digits>-<attempt>/<files>
 
-The attempt in the name keeps two attempts of one stage out of each other's files. They go away with the stage's commit.
+`done` counts updates of a training, examples or trees. The attempt in the name keeps two attempts of one stage out of each other's files.
+They go away with the stage's commit.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class CheckpointManifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    update: int
+    done: int
     files: dict[str, FileEntry]
     seconds: float = 0.0
     gpu_seconds: float = 0.0
@@ -55,19 +56,23 @@ class Checkpoints:
         self._prefix = f"{prefix}/checkpoints"
         self._attempt = attempt
 
-    def save(self, folder: Path, update: int, *, seconds: float, gpu_seconds: float, tokens: int) -> str:
-        """Store a folder, its manifest last, and drop all but the newest checkpoints. Returns the checkpoint's folder in the store."""
+    def save(self, folder: Path, done: int, *, seconds: float, gpu_seconds: float, tokens: int) -> str:
+        """Store a folder, its manifest last, and drop all checkpoints but the newest and this one. Returns its folder in the store.
+
+        Those of an earlier attempt may be ahead and yet of no use.
+        """
         files = describe_folder(folder)
         if not files:
             raise InputError(f"checkpoint folder {folder} is empty")
-        target = f"{self._prefix}/{update:08d}-{self._attempt}"
+        target = f"{self._prefix}/{done:08d}-{self._attempt}"
         self._store.delete(f"{target}/{CHECKPOINT_NAME}")
         for path in files:
             self._store.upload(folder / path, f"{target}/{path}")
-        manifest = CheckpointManifest(update=update, files=files, seconds=seconds, gpu_seconds=gpu_seconds, tokens=tokens)
+        manifest = CheckpointManifest(done=done, files=files, seconds=seconds, gpu_seconds=gpu_seconds, tokens=tokens)
         self._store.write(f"{target}/{CHECKPOINT_NAME}", manifest.model_dump_json(indent=2).encode())
         for old in self._folders()[KEPT_CHECKPOINTS:]:
-            delete_tree(self._store, old)
+            if old != target:
+                delete_tree(self._store, old)
         return target
 
     def latest(self, scratch: Path) -> Checkpoint | None:
@@ -80,7 +85,7 @@ class Checkpoints:
         return None
 
     def _folders(self) -> list[str]:
-        """Checkpoint folders, newest first; complete ones before an unfinished one of the same update."""
+        """Checkpoint folders, newest first; complete ones before an unfinished one with as much done."""
         sizes = self._store.list(self._prefix)
         found = {match.group(1, 2): key[: match.end() - 1] for key in sizes if (match := _FOLDER.search(key))}
         order = sorted(found, key=lambda name: (name[0], f"{found[name]}/{CHECKPOINT_NAME}" in sizes), reverse=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -39,16 +40,20 @@ def read_records(path: Path, record: type[RecordT]) -> list[RecordT]:
         raise InputError(f"{path} is not UTF-8: {error}", remedy=OTHER_VERSION) from None
 
 
-def write_records(path: Path, records: Iterable[BaseModel]) -> None:
-    """Write a JSONL file that `read_records` reads."""
+def write_records(path: Path, records: Iterable[BaseModel | Mapping[str, Any]]) -> None:
+    """Write a JSONL file, one record per line."""
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(f"{record.model_dump_json()}\n" for record in records)
+        file.writelines(f"{_as_json(record)}\n" for record in records)
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a text file that are not blank, each with its number."""
     with path.open(encoding="utf-8") as file:
         yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+
+
+def _as_json(record: BaseModel | Mapping[str, Any]) -> str:
+    return record.model_dump_json() if isinstance(record, BaseModel) else json.dumps(record, ensure_ascii=False, allow_nan=False)
 
 
 def _parse(line: str, record: type[RecordT], place: str) -> RecordT:

@@ -27,7 +27,7 @@ from pydantic import BaseModel
 from itool.artifacts.checkpoints import Checkpoints
 from itool.artifacts.commit import commit, join_shards, read_manifest
 from itool.artifacts.disk import storage_error
-from itool.artifacts.inputs import InputFiles, RecordT, read_records
+from itool.artifacts.inputs import InputFiles, RecordT, read_records, write_records
 from itool.artifacts.local_files import file_fingerprints
 from itool.artifacts.manifest import Counts, Manifest, code_version
 from itool.artifacts.process import (
@@ -47,7 +47,7 @@ from itool.commands import resume
 from itool.config import RunConfig, load_config
 from itool.errors import ArtifactError, ConfigError, InputError, Interrupted, ItoolError, NumericalError
 from itool.logs import configure_logging, get_logger
-from itool.names import StageName
+from itool.names import PROMPT_TOO_LONG, QUESTION_TOO_LONG, RESPONSE_TOO_LONG, StageName
 from itool.stages import STAGES, StageId, settings_of
 
 Body = Callable[["Stage"], None]
@@ -130,16 +130,11 @@ class Stage:
         """The records of an input's JSONL file."""
         return read_records(self.path(role, name), record)
 
-    def write(self, name: str, records: Iterable[BaseModel | Mapping[str, Any]]) -> int:
-        """Write an output JSONL file, one record per line. Returns how many."""
+    def write(self, name: str, records: Iterable[BaseModel | Mapping[str, Any]]) -> None:
+        """Write an output JSONL file, one record per line."""
         path = self.output / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        count = 0
-        with path.open("w", encoding="utf-8") as file:
-            for record in records:
-                file.write(f"{_as_json(record)}\n")
-                count += 1
-        return count
+        write_records(path, records)
 
     def write_json(self, name: str, document: Any) -> None:
         """Write an output JSON file."""
@@ -182,10 +177,13 @@ class Stage:
         if self._stop:
             raise Interrupted(f"stage {self.id} was stopped", remedy="Run the same command again to resume")
 
-    def save_checkpoint(self, folder: Path, update: int) -> None:
-        """Store a folder as a checkpoint from which another attempt can resume, wherever it runs."""
-        self._checkpoints.save(folder, update, seconds=self._seconds(), gpu_seconds=self._gpu_seconds(), tokens=self._tokens)
-        _log.info("checkpoint saved", update=update)
+    def save_checkpoint(self, folder: Path, done: int) -> None:
+        """Store a folder as a checkpoint from which another attempt can resume, wherever it runs.
+
+        `done` counts updates of a training, examples or trees.
+        """
+        self._checkpoints.save(folder, done, seconds=self._seconds(), gpu_seconds=self._gpu_seconds(), tokens=self._tokens)
+        _log.info("checkpoint saved", done=done)
 
     def latest_checkpoint(self) -> Path | None:
         """A verified local copy of the newest whole checkpoint of an earlier attempt. Its time and tokens count to this one's."""
@@ -195,7 +193,7 @@ class Stage:
         self._earlier_seconds = found.manifest.seconds
         self._earlier_gpu_seconds = found.manifest.gpu_seconds
         self._tokens = found.manifest.tokens
-        _log.info("checkpoint resumed", update=found.manifest.update)
+        _log.info("checkpoint resumed", done=found.manifest.done)
         return found.folder
 
     def check_dropped(self, counts: Counts | None = None) -> None:
@@ -247,10 +245,6 @@ class Stage:
         return self._earlier_gpu_seconds + gpus_in_use() * self._elapsed()
 
 
-def _as_json(record: BaseModel | Mapping[str, Any]) -> str:
-    return record.model_dump_json() if isinstance(record, BaseModel) else json.dumps(record, ensure_ascii=False, allow_nan=False)
-
-
 def stage_seed(run_seed: int, stage: StageId) -> int:
     """A 31-bit seed from the run's seed, the iteration and the stage's name."""
     return int.from_bytes(hashlib.sha256(f"{run_seed}/{stage}".encode()).digest()[:4], "big") >> 1
@@ -297,9 +291,9 @@ def remedy_for(reason: str, config: RunConfig) -> str | None:
     """The setting by which an example was too long; None for what only other data can mend."""
     context, response = config.model.context_tokens, config.model.max_response_tokens
     return {
-        "prompt_too_long": f"Raise model.context_tokens = {context} or lower model.max_response_tokens = {response}",
-        "self_evaluation_too_long": f"Raise model.context_tokens = {context}, or set search.confidence_weight to 0",
-        "response_too_long": f"Raise model.max_response_tokens = {response}",
+        PROMPT_TOO_LONG: f"Raise model.context_tokens = {context} or lower model.max_response_tokens = {response}",
+        QUESTION_TOO_LONG: f"Raise model.context_tokens = {context}, or set search.confidence_weight to 0",
+        RESPONSE_TOO_LONG: f"Raise model.max_response_tokens = {response}",
     }.get(reason)
 
 

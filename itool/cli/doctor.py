@@ -20,7 +20,7 @@ from itool.cluster.check import Check
 
 if TYPE_CHECKING:
     from itool.artifacts.store import Store
-    from itool.config import RunConfig
+    from itool.config import PolicyConfig, RunConfig
 
 TRAINING_PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "safetensors")
 ANSWER_SECONDS = 5.0
@@ -188,7 +188,7 @@ def _vllm(config: RunConfig) -> Check:
     from itool.policy.server import find_vllm_python  # noqa: PLC0415
 
     if config.policy.backend == "vllm" and config.policy.url is not None:
-        return _server(config.policy.url)
+        return _server(config.policy.url, config.policy)
     needed = config.policy.starts_vllm
     try:
         return Check("vllm", "ok", f"runs with {find_vllm_python()}")
@@ -197,17 +197,16 @@ def _vllm(config: RunConfig) -> Check:
         return Check("vllm", "missing" if needed else "note", text)
 
 
-def _server(url: str) -> Check:
+def _server(url: str, policy: PolicyConfig) -> Check:
     """Whether the server that the policy is to ask answers."""
     import httpx  # noqa: PLC0415
 
     from itool.errors import DependencyError  # noqa: PLC0415
+    from itool.policy.vllm import client_settings  # noqa: PLC0415
 
-    key, server = os.environ.get("VLLM_API_KEY"), url.rstrip("/").removesuffix("/v1")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    near = server.startswith("http://127.0.0.1:")  # no proxy knows that server
     try:
-        answer = httpx.get(f"{server}/v1/models", headers=headers, timeout=ANSWER_SECONDS, trust_env=not near)
+        with httpx.Client(timeout=ANSWER_SECONDS, **client_settings(url, policy)) as client:
+            answer = client.get("/v1/models")
         problem = "" if answer.status_code == httpx.codes.OK else f"answers /v1/models with {answer.status_code}"
     except httpx.HTTPError as error:
         problem = f"does not answer: {error}"
@@ -217,19 +216,27 @@ def _server(url: str) -> Check:
 
 
 def _base_model(config: RunConfig) -> Check:
+    """Whether the base model is here; what it holds is for `prepare` to say."""
     from itool.demo import base_model_path  # noqa: PLC0415
+    from itool.errors import InputError  # noqa: PLC0415
+    from itool.train.materialise import model_kind  # noqa: PLC0415
 
     name = config.model.path
-    if name == "demo":
-        files = list(base_model_path().glob("*.safetensors"))
-        if files:
-            return Check("base model", "ok", f"demo, shipped with itool ({files[0].stat().st_size / 1e6:.1f} MB)")
-        return Check("base model", "missing", "the demo's weights are not in the package", "Reinstall itool")
-    path = Path(name).expanduser()
-    if path.exists():
-        return Check("base model", "ok", f"{path} ({'folder' if path.is_dir() else 'file'})")
-    if name.endswith(".gguf") or name.startswith((".", "/", "~")):
-        return Check("base model", "missing", f"{path.absolute()} does not exist", "Correct model.path")
+    try:
+        kind = model_kind(name)
+    except InputError as error:
+        return Check("base model", "missing", str(error))
+    if kind == "hub":
+        return _hub_model(name)
+    if kind != "demo":
+        return Check("base model", "ok", f"{Path(name).expanduser()} ({'folder' if kind == 'folder' else 'file'})")
+    files = list(base_model_path().glob("*.safetensors"))
+    if files:
+        return Check("base model", "ok", f"demo, shipped with itool ({files[0].stat().st_size / 1e6:.1f} MB)")
+    return Check("base model", "missing", "the demo's weights are not in the package", "Reinstall itool")
+
+
+def _hub_model(name: str) -> Check:
     cache = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface") / "hub" / f"models--{name.replace('/', '--')}"
     if cache.is_dir():
         return Check("base model", "ok", f"{name}, in the hub cache")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from itool.cluster.objects import ITERATION_LABEL, KEY_LABEL, STAGE_LABEL, Object
-from itool.cluster.pod_states import PodState
+from itool.cluster.pod_states import PodState, ended_well
 from itool.cluster.runner import Task
 from itool.errors import DependencyError, StorageError
 from itool.names import StageName
@@ -34,11 +34,9 @@ def is_over(job: Object) -> bool:
 
 def shards_done(job: Object) -> int | None:
     """How many shards of a stage have ended well; None for a stage that has none."""
-    status = job.get("status") or {}
     if not STAGES[task_of(job).stage.name].sharded or int(job["spec"].get("completions") or 1) == 1:
         return None
-    uncounted = (status.get("uncountedTerminatedPods") or {}).get("succeeded") or []
-    return int(status.get("succeeded") or 0) + len(uncounted)
+    return ended_well(job)
 
 
 def verdict_on(job: Object) -> tuple[int, str] | None:

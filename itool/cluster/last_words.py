@@ -8,7 +8,7 @@ _TAIL_BYTES = 16384
 
 
 def last_words(output: bytes | str) -> str:
-    """The last line that is neither empty, nor an underline of a traceback, nor a broken progress line; empty when there is none."""
+    """The last line that is neither empty, nor an underline of a traceback, nor says how far the work is; empty when there is none."""
     text = output if isinstance(output, str) else output[-_TAIL_BYTES:].decode(errors="replace")
     for raw in reversed(text.splitlines()):
         line = raw.strip()

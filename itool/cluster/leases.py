@@ -137,11 +137,13 @@ class FolderLease:
         return (self._descriptor,) if self._descriptor is not None else ()
 
     def holder(self) -> dict[str, Any] | None:
-        """Who holds the run now; None when nobody does."""
+        """Who holds the run now; None when nobody does. Raises StorageError when the lock cannot be read."""
         try:
             descriptor = os.open(self.path, os.O_RDONLY)
-        except OSError:
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            raise storage_error(error, self.path, "reading") from None
         try:
             return None if _try_lock(descriptor, shared=True) else _parse(os.pread(descriptor, 4096, 0))
         finally:

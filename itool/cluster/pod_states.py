@@ -91,6 +91,13 @@ def job_state(job: Object, states: Sequence[PodState], events: Sequence[Object] 
     return JobState(name, phase, one_line(_job_reason(job, states, events)), None, started_at)
 
 
+def ended_well(job: Object) -> int:
+    """How many of a Job's pods have succeeded."""
+    status = job.get("status") or {}
+    uncounted = (status.get("uncountedTerminatedPods") or {}).get("succeeded") or []
+    return int(status.get("succeeded") or 0) + len(uncounted)
+
+
 def events_by_object(events: Iterable[Object]) -> dict[str, list[Object]]:
     """Events by the name of the object that they are about, oldest first."""
     found: dict[str, list[Object]] = {}
@@ -221,14 +228,7 @@ def _running_trouble(pod: Object, events: Sequence[Object]) -> str:
 def _has_begun(job: Object) -> bool:
     """Whether pods of a Job run, or all have ended well, as far as Kubernetes has counted."""
     completions = (job.get("spec") or {}).get("completions") or 1
-    return bool((job.get("status") or {}).get("active")) or _ended_well(job) >= completions
-
-
-def _ended_well(job: Object) -> int:
-    """How many of a Job's pods have succeeded."""
-    status = job.get("status") or {}
-    uncounted = (status.get("uncountedTerminatedPods") or {}).get("succeeded") or []
-    return int(status.get("succeeded") or 0) + len(uncounted)
+    return bool((job.get("status") or {}).get("active")) or ended_well(job) >= completions
 
 
 def _job_failure(failed: Object, states: Sequence[PodState]) -> tuple[int | None, str]:
@@ -259,7 +259,7 @@ def _job_reason(job: Object, states: Sequence[PodState], events: Sequence[Object
     if last is not None:
         code = f"exit code {last.exit_code}"
         return f"pod {last.name} ended with {code}{': ' + last.reason if last.reason != code else ''}; the next one follows after a pause"
-    return NEXT_POD if _ended_well(job) else FIRST_POD
+    return NEXT_POD if ended_well(job) else FIRST_POD
 
 
 def _condition(item: Object, kind: str) -> Object:

@@ -43,11 +43,11 @@ class Spread:
     ci95: Interval | None
 
 
-def wilson(correct: float, count: float, z: float = Z95) -> Interval:
+def wilson(correct: float, count: float) -> Interval:
     """Wilson score interval of a proportion; (0, 1) when nothing was measured."""
     if count == 0:
         return 0.0, 1.0
-    share = correct / count
+    share, z = correct / count, Z95
     scale = 1 + z * z / count
     centre = (share + z * z / (2 * count)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))

@@ -171,7 +171,7 @@ def _adapter_perplexities(inputs: ReportInputs) -> list[AdapterPerplexity]:
 def _perplexity_report(scores: Sequence[Score], edges: list[float]) -> PerplexityReport | None:
     values = sorted(score.perplexity for score in scores if score.perplexity is not None)
     if not values:
-        return None  # examples without ground-truth text are scored by pass rate alone
+        return None  # scored by pass rate alone: without ground-truth text, or behind vLLM
     return PerplexityReport(
         count=len(values),
         mean=statistics.fmean(values),

@@ -110,18 +110,23 @@ def component_rows(component: Literal["serving", "controller"], objects: RunObje
     A Job of the controller that has no pod, and is not complete, is a row of its own.
     """
     events = events_by_object(objects.events)
-    pods = _of(component, objects.pods)
+    pods = of_component(component, objects.pods)
     states = [pod_state(pod, events.get(pod["metadata"]["name"], ())) for pod in pods]
     if component == "controller":  # its Job keeps every pod that ever failed
         last = max((state for state in states if state.phase == "failed"), key=lambda state: state.created_at, default=None)
         states = [state for state in states if state.phase != "failed" or state is last]
     rows = [_pod_row(state, objects) for state in states]
     with_pods = {pod["metadata"]["labels"].get(JOB_LABEL) for pod in pods}
-    podless = [job for job in _of(component, objects.jobs) if job["metadata"]["name"] not in with_pods]
+    podless = [job for job in of_component(component, objects.jobs) if job["metadata"]["name"] not in with_pods]
     jobs = [job_state(job, (), events.get(job["metadata"]["name"], ())) for job in podless]
     rows += [_podless_row(state, objects.at) for state in jobs if state.phase != "succeeded"]
     known = {pod.name: pod for pod in objects.serving.pods} if objects.serving else {}
     return [replace(row, state=known[row.pod].phase, reason=known[row.pod].reason) if row.pod in known else row for row in rows]
+
+
+def of_component(component: str, objects: Sequence[Object]) -> list[Object]:
+    """Those of the run's objects that belong to its stages, vLLM or the chart's controller."""
+    return [item for item in objects if (item["metadata"].get("labels") or {}).get(COMPONENT_LABEL) == component]
 
 
 def _row(stage: StageId, found: Resolution) -> StageRow:
@@ -209,10 +214,6 @@ def _earlier(states: Sequence[PodState]) -> str:
 
 def _attempt(job: Object) -> int:
     return int(job["metadata"]["labels"][ATTEMPT_LABEL])
-
-
-def _of(component: str, objects: Sequence[Object]) -> list[Object]:
-    return [item for item in objects if (item["metadata"].get("labels") or {}).get(COMPONENT_LABEL) == component]
 
 
 def _by_label(objects: Sequence[Object], label: str) -> dict[str, list[Object]]:

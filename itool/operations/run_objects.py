@@ -14,14 +14,14 @@ from itool.artifacts.store import Store
 from itool.cluster.decide_serving import ServingState
 from itool.cluster.job_facts import is_over
 from itool.cluster.manifests import STAGE_CONTAINER
-from itool.cluster.objects import COMPONENT_LABEL, JOB_LABEL, RUN_LABEL, Object
+from itool.cluster.objects import JOB_LABEL, RUN_LABEL, Object
 from itool.cluster.pod_states import pod_state
 from itool.cluster.progress import Progress, last_progress
 from itool.cluster.serving_reader import Readable, ServingReader
 from itool.cluster.wish import Proof, read_proof
 from itool.config import RunConfig
 from itool.errors import ItoolError
-from itool.operations.overview import RunObjects
+from itool.operations.overview import RunObjects, of_component
 
 MOST_LOOKED_AT = 8
 TAIL_LINES = 30
@@ -42,8 +42,8 @@ def read_objects(cluster: Reads, store: Store, config: RunConfig) -> RunObjects:
     labels = f"{RUN_LABEL}={config.run}"
     jobs, _ = cluster.list("jobs", labels)
     pods, _ = cluster.list("pods", labels, "status.phase!=Succeeded")
-    running = [pod["metadata"]["name"] for pod in _of(pods, "stage") if pod_state(pod).phase == "running"]
-    serving = [pod["metadata"]["name"] for pod in _of(pods, "serving")]
+    running = [pod["metadata"]["name"] for pod in of_component("stage", pods) if pod_state(pod).phase == "running"]
+    serving = [pod["metadata"]["name"] for pod in of_component("serving", pods)]
     with ThreadPoolExecutor(MOST_LOOKED_AT) as pool:
         progress = dict(zip(running, pool.map(lambda name: _progress_of(cluster, name), running[:MOST_LOOKED_AT]), strict=False))
         proofs = dict(zip(serving, pool.map(lambda name: _proof(store, config.run, name), serving), strict=True))
@@ -82,10 +82,6 @@ def _events(cluster: Reads, jobs: Sequence[Object], pods: Sequence[Object]) -> l
     if len(names) > MOST_LOOKED_AT:
         return list(cluster.list("events", fields="type=Warning")[0])
     return [event for name in names for event in cluster.list("events", fields=f"involvedObject.name={name}")[0]]
-
-
-def _of(pods: Sequence[Object], component: str) -> list[Object]:
-    return [pod for pod in pods if pod["metadata"]["labels"].get(COMPONENT_LABEL) == component]
 
 
 def _is_in_trouble(pod: Object) -> bool:

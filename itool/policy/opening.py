@@ -28,7 +28,8 @@ async def open_policy(
 
     `model_dir` is a materialised base model (without its weights where `policy.needs_weights` is False), `adapter_dir` a LoRA adapter as
     PEFT writes it (None: the base alone). `should_stop` is asked while servers in a cluster are waited for. Raises InputError when a folder
-    cannot be used, DependencyError when a server does not start.
+    cannot be used, ConfigError when the backend cannot serve this model or refuses the key, DependencyError when a server does not start or
+    answer, Interrupted when `should_stop` says so.
     """
     if policy.backend == "embedded":
         from itool.policy.embedded import EmbeddedPolicy  # noqa: PLC0415 - torch, only where this policy runs

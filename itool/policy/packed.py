@@ -116,7 +116,8 @@ def load_packed_model(model_dir: Path, adapter_dir: Path | None, *, dtype: str, 
     """Load a base model and, when given, its LoRA adapter on the GPU if there is one, else on the CPU.
 
     In float32 the adapter is merged into the weights: no cost per token, and the sum is the same to 1e-6. In bfloat16 it stays apart:
-    the small differences that an adapter makes would be rounded away in the sum. Raises InputError when a folder cannot be used.
+    the small differences that an adapter makes would be rounded away in the sum. Raises InputError when a folder cannot be used,
+    ConfigError when the model's attention is not plain causal attention.
     """
     from transformers import AttentionInterface, AutoModelForCausalLM  # noqa: PLC0415 - seconds to import; --help must not pay them
 

@@ -27,13 +27,16 @@ class Sample:
 
 
 class Policy(Protocol):
-    """A language model with at most one adapter, behind an engine."""
+    """A language model with at most one adapter, behind an engine.
+
+    Every question raises InputError when its tokens are none of the model's or exceed its context, NumericalError when the model's logits
+    are not finite, DependencyError when the engine is gone, Interrupted when it is waited for and the stage is to stop.
+    """
 
     async def sample(self, prompt_ids: Sequence[int], *, count: int, max_tokens: int, temperature: float, seed: int) -> list[Sample]:
         """`count` independent continuations of `prompt_ids`; temperature 0 is greedy (then `count` equal samples).
 
-        Sample i of a seed is the same whatever `count` is. Raises DependencyError when the engine is gone, InputError when prompt and
-        `max_tokens` exceed the model's context.
+        Sample i of a seed is the same whatever `count` is.
         """
         ...
 

@@ -29,7 +29,7 @@ PAUSE_SECONDS = 1.0
 Answer = TypeVar("Answer")
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
-_log = get_logger("policy.replicas")
+_log = get_logger(__name__)
 
 
 class Unavailable(Exception):  # noqa: N818 - a state, and never seen outside this package

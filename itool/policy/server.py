@@ -48,7 +48,7 @@ STOP_SECONDS = 10.0
 _LOG_PREFIX = re.compile(r"^\([^)]*\) (?:[A-Z]+ [\d-]+ [\d:]+ \[[^]]*\] )?")
 POLL_SECONDS = 0.25
 
-_log = get_logger("policy.server")
+_log = get_logger(__name__)
 
 
 class LocalVllmServer:
@@ -74,11 +74,6 @@ class LocalVllmServer:
         self.arguments = server_arguments(
             folder.path.absolute(), context, model, port=port, max_requests=policy.max_requests, gpu=has_gpu()
         )
-
-    @property
-    def process_id(self) -> int | None:
-        """The server's process, while there is one."""
-        return self._process.pid if self._process is not None else None
 
     async def __aenter__(self) -> Self:
         self._log_path.parent.mkdir(parents=True, exist_ok=True)

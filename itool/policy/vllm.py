@@ -48,7 +48,7 @@ PLAIN_SAMPLING = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 
 
 Answer = TypeVar("Answer")
 
-_log = get_logger("policy.vllm")
+_log = get_logger(__name__)
 
 
 class VllmPolicy:
@@ -75,15 +75,14 @@ class VllmPolicy:
         self._folder = folder
         self._adapter_dir = adapter_dir
         self._failure = failure
-        self._url = url.rstrip("/").removesuffix("/v1")
+        settings = client_settings(url, policy)
+        self._url: str = settings["base_url"]
         self._slots = asyncio.Semaphore(policy.max_requests)
-        key = os.environ.get("VLLM_API_KEY")
         self._client = httpx.AsyncClient(
             timeout=httpx.Timeout(policy.timeout_seconds, connect=min(10.0, policy.timeout_seconds)),
             limits=httpx.Limits(max_connections=policy.max_requests + 2, max_keepalive_connections=policy.max_requests + 2),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
             transport=transport,
-            trust_env=policy.adapters == "load" and not self._url.startswith("http://127.0.0.1:"),
+            **settings,
         )
         self._conversations = Conversations()
         self._replicas: Replicas | None = None
@@ -320,6 +319,16 @@ class VllmPolicy:
         if status == 404:
             return DependencyError(f"the vLLM server at {self._url} knows no {self.served_name}: {message}", remedy="It may have restarted")
         return InputError(f"the vLLM server at {self._url} refuses the request (status {status}): {message}")
+
+
+def client_settings(url: str, policy: PolicyConfig) -> dict[str, Any]:
+    """How a client of httpx reaches a server: its root, the key, and no proxy before one on this machine or in the same cluster."""
+    root, key = url.rstrip("/").removesuffix("/v1"), os.environ.get("VLLM_API_KEY")
+    return {
+        "base_url": root,
+        "headers": {"Authorization": f"Bearer {key}"} if key else {},
+        "trust_env": policy.adapters == "load" and not root.startswith("http://127.0.0.1:"),
+    }
 
 
 def adapter_name(adapter_dir: Path) -> str:

@@ -19,6 +19,7 @@ from itool.config import RunConfig, SearchConfig
 from itool.data.chat import evaluation_prompt, render_prompt, response_ids
 from itool.errors import InputError, Interrupted, ItoolError
 from itool.logs import get_logger
+from itool.names import QUESTION_TOO_LONG
 from itool.policy.protocol import Policy
 from itool.records import Example, PreferencePair, SearchTree
 from itool.search.best_of_n import best_of_n_settings, rejection_sampling_settings
@@ -27,8 +28,6 @@ from itool.search.pairs import extract_pairs
 from itool.search.reading import TokenReader
 from itool.search.steps import Granularity
 
-QUESTION_TOO_LONG = "self_evaluation_too_long"
-"""The prompt leaves room for an answer, but not for the question about it as well."""
 UNUSABLE = "unusable_example"
 """The policy or the tokenizer refused the example with an InputError; the log names it."""
 

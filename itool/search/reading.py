@@ -41,14 +41,12 @@ class TokenReader:
 
     def read(self, token_ids: Sequence[int]) -> Reading:
         """The text of the ids and where each token ends in it. `ends` never falls, and its last value is the text's length."""
-        if self._pieces is not None:
-            pieces = [self._pieces[token] for token in token_ids] if self._covers(token_ids) else None
-            if pieces is not None and (reading := _read_bytes(pieces)) is not None:
+        pieces = self._pieces
+        if pieces is not None and all(token in pieces for token in token_ids):
+            reading = _read_bytes([pieces[token] for token in token_ids])
+            if reading is not None:
                 return reading
         return self._read_prefixes(token_ids)
-
-    def _covers(self, token_ids: Sequence[int]) -> bool:
-        return all(token in self._pieces for token in token_ids) if self._pieces is not None else False
 
     def _read_prefixes(self, token_ids: Sequence[int]) -> Reading:
         """The slow way, right for every tokenizer: the text of each prefix, less an unfinished character at its end."""

@@ -22,26 +22,26 @@ _STATE, _LOG = "training_state.pt", "training_log.json"
 
 
 def write_checkpoint(
-    folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, schedule: Any, *, log: TrainingLog, plan: str
+    folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, schedule: Any, *, log: TrainingLog, identity: str
 ) -> None:
-    """Everything that the next update depends on. `plan` identifies data and settings, so that another run's checkpoint is refused."""
+    """Everything that the next update depends on, and the `identity` of data and settings: another training's checkpoint is refused."""
     save_adapter(model, folder / "adapter")
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "cpu_rng": torch.get_rng_state(), "cuda_rng": cuda}
     torch.save(state, folder / _STATE)
-    (folder / _LOG).write_text(json.dumps({"plan": plan, **asdict(log)}), encoding="utf-8")
+    (folder / _LOG).write_text(json.dumps({"identity": identity, **asdict(log)}), encoding="utf-8")
 
 
 def read_checkpoint(
-    folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, schedule: Any, plan: str
+    folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, schedule: Any, identity: str
 ) -> tuple[TrainingLog, dict[str, Any]]:
-    """Put model, optimiser and schedule back; returns the log and the random state for `restore_random_state`. Raises InputError."""
+    """Put model, optimiser and schedule back; returns the log and the random state for `restore_random_state`. Raises ArtifactError."""
     try:
         document = json.loads((folder / _LOG).read_text(encoding="utf-8"))
         state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
     except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         raise ArtifactError(f"checkpoint {folder} cannot be read: {error}", remedy="Delete it; the stage then starts anew") from None
-    if document.pop("plan") != plan:
+    if document.pop("identity") != identity:
         raise ArtifactError(f"checkpoint {folder} belongs to other data or settings", remedy="Delete it; the stage then starts anew")
     load_adapter_weights(model, folder / "adapter")
     optimizer.load_state_dict(state["optimizer"])

@@ -15,7 +15,7 @@ import re
 import shutil
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from itool.artifacts.disk import storage_error, storage_remedy
 from itool.config import ModelConfig
@@ -28,9 +28,10 @@ from itool.policy.model_folder import read_json, read_stop_ids
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "*.tiktoken")
 TEMPLATE_FILE = "chat_template.jinja"
 GENERATION_FILE = "generation_config.json"
+ModelKind = Literal["demo", "gguf", "folder", "hub"]
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
-_log = get_logger("train.materialise")
+_log = get_logger(__name__)
 
 
 def materialise(config: ModelConfig, target: Path) -> None:
@@ -52,27 +53,43 @@ def materialise(config: ModelConfig, target: Path) -> None:
     check_model_folder(target, context_tokens=config.context_tokens, origin=config.path)
 
 
-def _fetch(config: ModelConfig, target: Path) -> None:
-    path = Path(config.path).expanduser()
-    if config.path == "demo":
-        check_model_folder(base_model_path(), context_tokens=config.context_tokens, origin="demo")
-        _copy(base_model_path(), target)
-    elif path.suffix == ".gguf":
-        _convert_gguf(path, config, target)
-    elif path.is_dir():
-        check_model_folder(path, context_tokens=config.context_tokens, origin=config.path, template_comes=config.chat_template is not None)
-        _copy(path, target)
-    elif _HUB_ID.match(config.path) and not path.exists() and not path.parent.is_dir():  # else a folder whose name is misspelt
-        _copy(_download(config), target)
-    elif _HUB_ID.match(config.path) and not path.exists():
+def model_kind(name: str) -> ModelKind:
+    """What a `model.path` names. Raises InputError when it is none of these, or no file or folder that is here."""
+    path = Path(name).expanduser()
+    if name == "demo":
+        return "demo"
+    if path.suffix == ".gguf":
+        if path.is_file():
+            return "gguf"
+        raise InputError(f"model.path {name} does not exist", remedy="Correct the name")
+    if path.is_dir():
+        return "folder"
+    if not _HUB_ID.match(name) or path.exists():
         raise InputError(
-            f"model.path {config.path} is not in the folder {path.parent.absolute()}",
+            f"model.path {name} is neither a folder, a .gguf file nor a hub id", remedy="Give one of these (owner/name), or demo"
+        )
+    if path.parent.is_dir():  # a folder whose name is misspelt
+        raise InputError(
+            f"model.path {name} is not in the folder {path.parent.absolute()}",
             remedy="Correct the name, or begin where no folder is called like a hub's owner",
         )
-    else:
-        raise InputError(
-            f"model.path {config.path} is neither a folder, a .gguf file nor a hub id", remedy="Give one of these (owner/name), or demo"
-        )
+    return "hub"
+
+
+def _fetch(config: ModelConfig, target: Path) -> None:
+    path = Path(config.path).expanduser()
+    match model_kind(config.path):
+        case "demo":
+            check_model_folder(base_model_path(), context_tokens=config.context_tokens, origin="demo")
+            _copy(base_model_path(), target)
+        case "gguf":
+            _convert_gguf(path, config, target)
+        case "folder":
+            supplied = config.chat_template is not None
+            check_model_folder(path, context_tokens=config.context_tokens, origin=config.path, template_comes=supplied)
+            _copy(path, target)
+        case "hub":
+            _copy(_download(config), target)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -101,8 +118,6 @@ def _download(config: ModelConfig) -> Path:
 
 def _convert_gguf(path: Path, config: ModelConfig, target: Path) -> None:
     """De-quantise: transformers reads the file, but refuses to save the object it read, so the weights move into a plain model."""
-    if not path.is_file():
-        raise InputError(f"model.path {config.path} does not exist")
     import torch  # noqa: PLC0415 - takes seconds
     from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415

@@ -83,7 +83,8 @@ def load_adapter(model: Any, adapter_dir: Path, *, trainable: bool = False) -> P
 def load_policy(model_dir: Path, adapter_dir: Path | None, *, dtype: Dtype = "float32") -> Any:
     """Base and adapter for inference, on the GPU if there is one.
 
-    In float32 the adapter is merged into the weights, which changes results by rounding only.
+    In float32 the adapter is merged into the weights, which changes results by rounding only. Raises InputError when the base cannot be
+    used, ArtifactError when the adapter does not fit it.
     """
     model = load_model(model_dir, dtype=dtype)
     if adapter_dir is not None:
@@ -105,7 +106,10 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
 
 
 def load_adapter_weights(model: PeftModel, adapter_dir: Path, *, name: str = "default") -> None:
-    """Overwrite the weights of the model's adapter with saved ones of the same shape."""
+    """Overwrite the weights of the model's adapter with saved ones of the same shape.
+
+    Raises InputError when these are missing, ArtifactError when they do not fit.
+    """
     check_adapter(adapter_dir)
     try:
         set_peft_model_state_dict(model, load_file(adapter_dir / ADAPTER_WEIGHTS), adapter_name=name)

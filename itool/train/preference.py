@@ -55,7 +55,8 @@ def train_preferences(
     """Train the adapter `adapter_in` on pairs, Eq. (11), arXiv 2501.09766v1, and write the result to `output`.
 
     `reference` is the adapter of π_ref (None: `adapter_in` as it comes in). Ids go in as they are, no EOS is added, and log-probabilities
-    count from the first diverging token. `replay` sequences join each update as SFT. Raises InputError, NumericalError, Interrupted.
+    count from the first diverging token. `replay` sequences join each update as SFT. Raises InputError, NumericalError, Interrupted,
+    DependencyError.
     """
     steps = [_as_step(pair, settings) for pair in pairs]
     base = load_model(model_dir, dtype=model.dtype)
@@ -85,8 +86,8 @@ def train_preferences(
         )
         hooks.on_loaded()
         trainer.freeze_reference(reference, hooks.should_stop)
-        identity = fingerprint(steps, replay, plan, settings, model, seed)
-        return run_updates(trainer, settings, hooks, output=output, fingerprint=identity)
+        identity = fingerprint(steps, replay, plan, settings.model_dump(exclude={"checkpoint_seconds"}), model, seed)
+        return run_updates(trainer, settings, hooks, output=output, identity=identity)
 
 
 def plan_preferences(pairs: int, replay: int, settings: DpoConfig, seed: int) -> list[PreferenceUpdate]:

@@ -41,7 +41,7 @@ def train_sft(
     """Warm-up, Eq. (2)-(3), arXiv 2501.09766v1: a new adapter, trained on each phase in the order given (easy, medium, hard).
 
     The loss is on response tokens only. `curriculum: mixed` draws the same number of updates from all phases together. Writes the adapter
-    to `output`. Raises InputError, NumericalError, Interrupted.
+    to `output`. Raises InputError, NumericalError, Interrupted, DependencyError.
     """
     rows = [sequence for phase in sequences_by_phase.values() for sequence in phase]
     plan = plan_curriculum([len(phase) for phase in sequences_by_phase.values()], settings, seed)
@@ -162,4 +162,4 @@ def _train(
             processing_class=AutoTokenizer.from_pretrained(model_dir, local_files_only=True),
         )
         hooks.on_loaded()
-        return run_updates(trainer, settings, hooks, output=output, fingerprint=identity)
+        return run_updates(trainer, settings, hooks, output=output, identity=identity)

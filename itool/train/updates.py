@@ -197,10 +197,11 @@ def row_numbers(plan: Sequence[Any]) -> Dataset:
     return Dataset.from_dict({"update": list(range(len(plan)))})
 
 
-def run_updates(trainer: Any, settings: OptimizerConfig, hooks: TrainingHooks, *, output: Path, fingerprint: str) -> TrainingLog:
+def run_updates(trainer: Any, settings: OptimizerConfig, hooks: TrainingHooks, *, output: Path, identity: str) -> TrainingLog:
     """Train to the end of the plan, from a checkpoint when there is one, and save the adapter (rank 0's) under `output`.
 
-    Raises Interrupted after a checkpoint was saved, NumericalError when a loss or gradient is not finite.
+    Raises Interrupted after a checkpoint was saved, NumericalError when a loss or gradient is not finite, ArtifactError when the checkpoint
+    is damaged or another training's, DependencyError when another worker is gone.
     """
     model: PeftModel = trainer.model
     fold_small_adapters(model)
@@ -210,11 +211,11 @@ def run_updates(trainer: Any, settings: OptimizerConfig, hooks: TrainingHooks, *
         trainer,
         settings,
         hooks,
-        lambda folder: write_checkpoint(folder, model, optimizer, schedule, log=trainer.training_log, plan=fingerprint),
+        lambda folder: write_checkpoint(folder, model, optimizer, schedule, log=trainer.training_log, identity=identity),
     )
     if hooks.resume_from is not None:
-        trainer.training_log, progress.random_state = read_checkpoint(hooks.resume_from, model, optimizer, schedule, fingerprint)
-    hooks.workers.require_same("where to begin", (fingerprint, trainer.training_log.updates))
+        trainer.training_log, progress.random_state = read_checkpoint(hooks.resume_from, model, optimizer, schedule, identity)
+    hooks.workers.require_same("where to begin", (identity, trainer.training_log.updates))
     trainer.optimizer, trainer.lr_scheduler = optimizer, schedule
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(progress)
@@ -238,9 +239,8 @@ def check_fits(model: Any, rows: Sequence[TokenSequence | StepPair]) -> None:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Identity of data and settings, for checkpoints; how often these are written changes nothing."""
+    """Identity of data and settings, for checkpoints: without `checkpoint_seconds`, how often these are written."""
     digest = hashlib.sha256()
     for part in parts:
-        timeless = part.model_copy(update={"checkpoint_seconds": None}) if isinstance(part, OptimizerConfig) else part
-        digest.update(repr(timeless).encode())
+        digest.update(repr(part).encode())
     return digest.hexdigest()

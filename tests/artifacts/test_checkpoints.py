@@ -17,17 +17,17 @@ PREFIX = "demo/i1/dpo/key"
 def checkpoints(store: Store, tmp_path: Path) -> Checkpoints:
     """Two saved checkpoints, 10 and 20."""
     checkpoints = Checkpoints(store, PREFIX, "aaaa")
-    for update in (10, 20):
-        save(checkpoints, tmp_path, update)
+    for done in (10, 20):
+        save(checkpoints, tmp_path, done)
     return checkpoints
 
 
-def save(checkpoints: Checkpoints, tmp_path: Path, update: int) -> str:
-    folder = tmp_path / f"save{update}"
+def save(checkpoints: Checkpoints, tmp_path: Path, done: int) -> str:
+    folder = tmp_path / f"save{done}"
     (folder / "optimizer").mkdir(parents=True, exist_ok=True)
-    (folder / "weights").write_text(f"weights {update}")
-    (folder / "optimizer/state").write_text(f"state {update}")
-    return checkpoints.save(folder, update, seconds=float(update), gpu_seconds=0.0, tokens=update)
+    (folder / "weights").write_text(f"weights {done}")
+    (folder / "optimizer/state").write_text(f"state {done}")
+    return checkpoints.save(folder, done, seconds=float(done), gpu_seconds=0.0, tokens=done)
 
 
 def latest(store: Store, tmp_path: Path) -> int | None:
@@ -35,9 +35,9 @@ def latest(store: Store, tmp_path: Path) -> int | None:
     found = Checkpoints(store, PREFIX, "bbbb").latest(tmp_path / "scratch")
     if found is None:
         return None
-    assert (found.folder / "optimizer/state").read_text() == f"state {found.manifest.update}"
-    assert found.manifest.tokens == found.manifest.update
-    return found.manifest.update
+    assert (found.folder / "optimizer/state").read_text() == f"state {found.manifest.done}"
+    assert found.manifest.tokens == found.manifest.done
+    return found.manifest.done
 
 
 def test_there_is_none_at_first(store: Store, tmp_path: Path) -> None:
@@ -64,11 +64,20 @@ def test_a_damaged_checkpoint_is_passed_over(store: Store, tmp_path: Path, check
     assert latest(store, tmp_path) == 10
 
 
+def test_a_new_checkpoint_outlives_damaged_ones_that_were_ahead(store: Store, tmp_path: Path, checkpoints: Checkpoints) -> None:
+    for done in (10, 20):
+        store.write(f"{PREFIX}/checkpoints/000000{done}-aaaa/weights", b"damaged")
+    later = Checkpoints(store, PREFIX, "cccc")
+    for done in (4, 6):
+        save(later, tmp_path, done)
+        assert latest(store, tmp_path) == done
+
+
 def test_a_checkpoint_that_was_cut_off_is_passed_over_and_swept_later(store: Store, tmp_path: Path, checkpoints: Checkpoints) -> None:
     store.write(f"{PREFIX}/checkpoints/00000025-cccc/weights", b"half")
     assert latest(store, tmp_path) == 20
-    for update in (30, 40):
-        save(checkpoints, tmp_path, update)
+    for done in (30, 40):
+        save(checkpoints, tmp_path, done)
     assert not any("cccc" in key for key in store.list(PREFIX))
 
 

@@ -25,6 +25,7 @@ from tests.cli.command import Itoolctl
 from tests.cluster.in_memory_runner import InMemoryRunner
 from tests.fakes.counted_store import CountedStore
 from tests.fakes.ctrl_c import ctrl_c_when_heard
+from tests.fakes.vllm_server import FakeVllm
 
 Within = Callable[..., tuple[object, str, str]]
 COLD = ("--set", "runtime.warm_start=false")
@@ -436,10 +437,20 @@ def test_doctor_names_a_remedy_for_what_is_missing(itoolctl: Itoolctl) -> None:
     checks = {check["name"]: check for check in json.loads(done.stdout)}
     assert done.returncode == 1
     assert checks["base model"]["state"] == "missing"
-    assert checks["base model"]["remedy"] == "Correct model.path"
-    assert checks["base model"]["finding"] == f"{itoolctl.folder}/no-such-model does not exist"
+    expected = "model.path ./no-such-model is neither a folder, a .gguf file nor a hub id. Give one of these (owner/name), or demo"
+    assert checks["base model"]["finding"] == expected
     assert (checks["store"]["state"], checks["store"]["exit_code"]) == ("ok", 0)
     assert not (itoolctl.folder / "runs").exists()
+
+
+@pytest.mark.parametrize("path", ["models/smolm", "smolm", "models/file"])
+def test_doctor_misses_a_base_model_that_prepare_would_refuse(within: Within, path: str) -> None:
+    Path("models").mkdir()
+    Path("models/file").write_text("no model")
+    code, output, _ = within("doctor", "-o", "json", "--set", f"model.path={path}")
+    checks = {check["name"]: check for check in json.loads(output)}
+    assert (code, checks["base model"]["state"]) == (1, "missing")
+    assert checks["base model"]["finding"].startswith(f"model.path {path} is n")
 
 
 def test_doctor_asks_the_server_and_looks_at_the_data(within: Within) -> None:
@@ -454,6 +465,18 @@ def test_doctor_asks_the_server_and_looks_at_the_data(within: Within) -> None:
     hub = ("--set", "data.source=xlam", "--set", "data.path=owner/name", "--set", "data.held_out_path=data.jsonl")
     code, output, _ = within("doctor", "-o", "json", *hub)
     assert (code, json.loads(output)[-1]["state"]) == (0, "note")
+
+
+def test_doctor_asks_a_server_of_the_cluster_without_a_proxy_as_the_policy_does(within: Within, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    server = FakeVllm().start()
+    url = ("--set", "policy.backend=vllm", "--set", f"policy.url=http://localhost:{server.port}/v1")
+    _, found, _ = within("doctor", "-o", "json", *url, "--set", "policy.adapters=wait")
+    _, proxied, _ = within("doctor", "-o", "json", *url)
+    server.stop()
+    states = [next(check["state"] for check in json.loads(output) if check["name"] == "vllm") for output in (found, proxied)]
+    assert states == ["ok", "missing"]
 
 
 @pytest.mark.slow

@@ -52,8 +52,8 @@ def test_a_real_server_changes_adapters_and_gets_its_own_back_after_it_was_kille
             after = await answers(folders, server.url, folders.other_adapter)
             assert before != pytest.approx(after, abs=1e-3)
 
-            assert server.process_id is not None
-            os.killpg(server.process_id, signal.SIGKILL)
+            assert server._process is not None
+            os.killpg(server._process.pid, signal.SIGKILL)
             await until(lambda: keeper.reason == "vLLM does not answer: ConnectError", 60)
             await server.__aexit__(None, None, None)
             await server.__aenter__()  # the same address, a new process that knows no adapter

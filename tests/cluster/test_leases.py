@@ -53,6 +53,14 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         FolderLease(tmp_path / "demo" / "lock").acquire()
 
 
+def test_a_lock_that_cannot_be_read_does_not_say_that_nobody_holds_the_run(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    assert FolderLease(lock).holder() is None
+    lock.symlink_to(lock)  # root, too, fails to open it
+    with pytest.raises(StorageError, match=f"cannot use {lock}: Too many levels of symbolic links"):
+        FolderLease(lock).holder()
+
+
 def test_a_lease_that_the_disk_does_not_take_is_given_back(tmp_path: Path) -> None:
     lease, limits = FolderLease(tmp_path / "demo" / "lock"), resource.getrlimit(resource.RLIMIT_FSIZE)
     before = len(list(Path("/proc/self/fd").iterdir()))

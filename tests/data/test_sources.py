@@ -272,6 +272,14 @@ def test_openai_counts_what_it_cannot_use(tmp_path: Path) -> None:
     assert load("openai", tmp_path, rows).dropped == {"calls_unparseable": 1, "unknown_tool": 1, "no_answer": 2}
 
 
+def test_an_openai_conversation_ends_at_a_call_without_a_literal(tmp_path: Path) -> None:
+    """Later turns would stand after an assistant turn that says nothing."""
+    unwritable = CALL | {"tool_calls": [openai_call("get_weather", '{"city": NaN}')]}
+    loaded = load("openai", tmp_path, [openai(USER, unwritable, USER, CALL), openai(USER, CALL)])
+    assert [len(example.messages) for example in loaded.examples] == [1]
+    assert loaded.dropped == {"calls_unparseable": 1}
+
+
 # --- structural faults, the same for every format ---
 
 

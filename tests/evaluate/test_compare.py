@@ -94,15 +94,3 @@ def test_a_run_without_evaluation_cannot_be_compared(two):
     empty = build_report(ReportInputs(config=fake_config(run="empty")))
     with pytest.raises(InputError, match="run empty has no held-out evaluation"):
         compare_runs([two[0], empty])
-
-
-def test_the_tables_show_runs_and_arms_on_80_columns():
-    runs = [result(f"{method[:3]}{seed}", method, seed) for method in ("mcts_dpo", "best_of_n") for seed in (1, 2)]
-    comparison = compare_runs(runs)
-    text = comparison.as_text(80)
-    assert max(map(len, text.splitlines())) <= 80
-    assert "best_of_n" in text
-    assert "±" in text
-    assert "…" not in text, "no figure is cut"
-    for row in comparison.runs:
-        assert f"{100 * row.exact_match:.1f}" in text

@@ -71,7 +71,7 @@ class FolderStage:
         if self.should_stop():
             raise Interrupted("asked to stop")
 
-    def save_checkpoint(self, folder: Path, _update: int) -> None:
+    def save_checkpoint(self, folder: Path, _done: int) -> None:
         shutil.copytree(folder, self.checkpoint, dirs_exist_ok=True)
         (self.checkpoint / "tokens").write_text(str(self.counted_tokens))
 

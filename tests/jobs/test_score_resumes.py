@@ -59,10 +59,10 @@ class Attempt:
     def latest_checkpoint(self) -> Path | None:
         return self.checkpoint if self.checkpoint.exists() else None
 
-    def save_checkpoint(self, folder: Path, update: int) -> None:
+    def save_checkpoint(self, folder: Path, done: int) -> None:
         shutil.rmtree(self.checkpoint, ignore_errors=True)
         shutil.copytree(folder, self.checkpoint)
-        self.saves.append(update)
+        self.saves.append(done)
 
     def tokens(self, count: int) -> None:
         self.token_count += count

@@ -79,8 +79,8 @@ class SlowStore(StoppedStage):
     def should_stop(self) -> bool:
         return self.found >= self.stop_after
 
-    def save_checkpoint(self, _folder: Path, update: int) -> None:
-        self.saved.append(update)
+    def save_checkpoint(self, _folder: Path, done: int) -> None:
+        self.saved.append(done)
         self.clock += 1
 
 

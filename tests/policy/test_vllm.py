@@ -270,8 +270,8 @@ def test_a_server_that_is_killed_mid_request_is_one_clear_line(folders: Folders,
             async with policy:
                 requests = asyncio.gather(*(_many(policy, seed) for seed in range(8)))
                 await asyncio.sleep(0.3)
-                assert server.process_id is not None
-                os.killpg(server.process_id, signal.SIGKILL)
+                assert server._process is not None
+                os.killpg(server._process.pid, signal.SIGKILL)
                 await requests
 
     with pytest.raises(DependencyError, match="the local vLLM server was killed by signal 9") as caught:

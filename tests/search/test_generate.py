@@ -9,9 +9,10 @@ import pytest
 from itool.config import RunConfig, parse_config
 from itool.data.chat import evaluation_prompt, render_prompt
 from itool.errors import DependencyError, InputError, Interrupted, NumericalError
+from itool.names import QUESTION_TOO_LONG
 from itool.policy.protocol import Sample
 from itool.records import Example, SearchTree
-from itool.search.generate import QUESTION_TOO_LONG, UNUSABLE, SearchBlock, pairs_of, prepare_task, search_examples
+from itool.search.generate import UNUSABLE, SearchBlock, pairs_of, prepare_task, search_examples
 from itool.stages import flatten, unread
 from tests.fakes.byte_tokenizer import byte_tokenizer
 from tests.fakes.scripted_policy import ScriptedPolicy

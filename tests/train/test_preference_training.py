@@ -159,7 +159,8 @@ def test_an_interrupted_training_ends_bit_identical_to_an_undisturbed_one(train,
     hooks = TrainingHooks(should_stop=lambda: seen == [1, 2], save_checkpoint=keep, on_progress=lambda done, *_: seen.append(done))
     with pytest.raises(Interrupted, match="update 2 of 6"):
         train("parts", pairs, sequences, hooks=hooks)
-    parts = train("parts", pairs, sequences, hooks=TrainingHooks(resume_from=tmp_path / "checkpoint"))
+    resumed = TrainingHooks(resume_from=tmp_path / "checkpoint")
+    parts = train("parts", pairs, sequences, settings=FAST.model_copy(update={"checkpoint_seconds": 9.0}), hooks=resumed)
     assert parts.metrics == whole.metrics
     name = "adapter_model.safetensors"
     assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -194,7 +195,8 @@ def test_dropout_continues_where_a_checkpoint_left_it(train, sequences, dropping
     hooks = TrainingHooks(should_stop=lambda: True, save_checkpoint=lambda folder, _: shutil.copytree(folder, tmp_path / "checkpoint"))
     with pytest.raises(Interrupted):
         train("parts", sequences, [], hooks=hooks)
-    parts = train("parts", sequences, [], hooks=TrainingHooks(resume_from=tmp_path / "checkpoint"))
+    settings = settings.model_copy(update={"checkpoint_seconds": 9.0})
+    parts = train("parts", sequences, [], settings=settings, hooks=TrainingHooks(resume_from=tmp_path / "checkpoint"))
     assert parts.metrics == whole.metrics
 
 

@@ -12,7 +12,7 @@ from itool.train.model import load_model
 from itool.train.optimizer import build_optimizer, schedule_factor
 from itool.train.sequences import TokenSequence
 from itool.train.sft import plan_continuation, plan_curriculum, train_sft
-from itool.train.updates import fingerprint, repeatable_kernels
+from itool.train.updates import repeatable_kernels
 
 FAST = WarmupConfig(epochs=2, batch_examples=8, learning_rate=1e-2, batch_tokens=128, optimizer="adamw")
 
@@ -98,17 +98,19 @@ def test_an_interrupted_training_ends_bit_identical_to_an_undisturbed_one(tiny_b
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_checkpoint_of_other_settings_is_refused(tiny_base, lora, sequences, tmp_path):
+@pytest.mark.parametrize("other", [{"seed": 4}, {"settings": FAST.model_copy(update={"weight_decay": 0.5})}])
+def test_a_checkpoint_of_other_settings_is_refused(tiny_base, lora, sequences, tmp_path, other):
     def keep(folder, update):
         folder.rename(tmp_path / "checkpoint")
         folder.mkdir()
 
+    common = {"model": lora, "settings": FAST, "seed": 3, "output": tmp_path / "x"}
     hooks = TrainingHooks(should_stop=lambda: True, save_checkpoint=keep)
     with pytest.raises(Interrupted):
-        train_sft(tiny_base, by_phase(sequences), model=lora, settings=FAST, seed=3, output=tmp_path / "x", hooks=hooks)
+        train_sft(tiny_base, by_phase(sequences), hooks=hooks, **common)
     hooks = TrainingHooks(resume_from=tmp_path / "checkpoint")
     with pytest.raises(ArtifactError, match="other data or settings"):
-        train_sft(tiny_base, by_phase(sequences), model=lora, settings=FAST, seed=4, output=tmp_path / "x", hooks=hooks)
+        train_sft(tiny_base, by_phase(sequences), hooks=hooks, **(common | other))
 
 
 def test_a_loss_that_is_not_a_number_stops_without_saving(tiny_base, lora, sequences, tmp_path):
@@ -174,8 +176,3 @@ def test_what_enters_no_key_of_an_sft_control_is_read_by_none_of_its_updates():
     others = {"loss": "ipo", "nll_on": "answer", "label_smoothing": "visits", "reference": "warmup", "replay_from": "warmup_and_buffer"}
     changed = DpoConfig(**{field: others.get(field, 1) for field in left_out})
     assert plan_continuation(10, 50, changed, seed=1) == plan_continuation(10, 50, DpoConfig(), seed=1)
-
-
-def test_a_checkpoint_serves_whatever_the_time_between_checkpoints():
-    assert fingerprint([1], WarmupConfig(checkpoint_seconds=9)) == fingerprint([1], WarmupConfig())
-    assert fingerprint([1], WarmupConfig(weight_decay=0.5)) != fingerprint([1], WarmupConfig())

@@ -53,20 +53,13 @@ def _convert_turns(
             yield _convert_answer(calls, text, Asked(list(messages), tools, example_id, SOURCE, row.where, named))
         if calls is None:
             return  # what follows depends on a call that cannot be read
-        messages.append(Message(role=role, content=_render(calls) if calls else text))
+        messages.append(Message(role=role, content=render_calls(calls) if calls else text))
 
 
 def _convert_answer(calls: list[ToolCall] | None, text: str, asked: Asked) -> Converted:
     if calls is None:
         return Dropped("calls_unparseable")
     return answer_calls(calls, asked) if calls else answer_text(text, asked)
-
-
-def _render(calls: list[ToolCall]) -> str:
-    try:
-        return render_calls(calls)
-    except InputError:
-        return ""
 
 
 def _read_role(row: Row, turn: dict[str, Any]) -> Role:
@@ -85,7 +78,7 @@ def _read_content(row: Row, turn: dict[str, Any]) -> str:
 
 
 def _read_calls(row: Row, turn: dict[str, Any]) -> list[ToolCall] | None:
-    """The calls of a message; None when one's arguments are no JSON object."""
+    """The calls of a message; None when one's arguments are no JSON object, or hold what JSON has no literal for (NaN)."""
     calls = []
     for value in row.expect(turn["tool_calls"], list, "field 'tool_calls'"):
         fields = row.expect(value, dict, "a tool call")
@@ -100,4 +93,8 @@ def _read_calls(row: Row, turn: dict[str, Any]) -> list[ToolCall] | None:
         if not isinstance(arguments, dict):
             return None
         calls.append(ToolCall(name=name, arguments=arguments))
+    try:
+        render_calls(calls)
+    except InputError:
+        return None
     return calls
