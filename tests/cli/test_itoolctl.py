@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from tests.cli.command import Itoolctl
 from tests.cluster.in_memory_runner import InMemoryRunner
 from tests.fakes.counted_store import CountedStore
 from tests.fakes.ctrl_c import ctrl_c_when_heard
+from tests.fakes.waiting import wait_until
 
 Within = Callable[..., tuple[object, str, str]]
 COLD = ("--set", "runtime.warm_start=false")
@@ -60,13 +60,6 @@ def within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ITOOL_ROOT", raising=False)
     return run
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def one_line(text: str) -> str:
