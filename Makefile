@@ -10,7 +10,7 @@ CONSTRAINTS := configs/constraints
 IMAGE_REPOSITORY ?= localhost/itool
 IMAGE_TAG ?= dev
 IMAGES ?= controller warmup score generate dpo evaluate vllm-cpu
-IMAGE_SOURCES := Dockerfile .dockerignore configs/constraints itool jobs pyproject.toml README.md
+IMAGE_SOURCES := Dockerfile .dockerignore configs/constraints itool jobs pyproject.toml README.md LICENSE
 TORCH ?= cpu
 MISSING := a package is missing (pip's message stands above): point pip at an index or a folder of wheels, e.g. PIP_FIND_LINKS=/wheels make demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -88,6 +88,11 @@ def test_packages_come_from_locked_lists_without_resolution_and_from_wherever_pi
     assert not SECRET_OR_PLACE.search(" ".join(commands))
 
 
+def test_the_source_that_images_are_made_of_brings_the_text_of_the_licence_that_they_name() -> None:
+    assert (REPOSITORY / "LICENSE").read_text().split()[:2] == ["Apache", "License"]
+    assert any("LICENSE" in rest.split() for keyword, rest in STAGES["source"].instructions if keyword == "COPY")
+
+
 def test_torch_is_one_layer_under_all_that_trains_or_serves_and_not_in_the_controller() -> None:
     assert [name for name, stage in STAGES.items() if "torch-${TORCH}.txt" in str(stage.instructions)] == ["torch"]
     assert all("torch" in lineage(target) for target in (*STAGE_TARGETS, "vllm-cpu"))
