@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 RUN_FLAGS ?=
-TEST_WORKERS ?= auto
+TEST_WORKERS ?= $(shell nproc 2>/dev/null || echo auto)
 CLUSTER_TEST_WORKERS ?= 2
 CONSTRAINTS := configs/constraints
 IMAGE_REPOSITORY ?= localhost/itool
@@ -56,7 +56,7 @@ install-train: $(VENV)/.train  ## the pipeline with training, in $(VENV)
 install-dev: $(VENV)/.dev  ## what the tests and linters need as well
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -f $@; exit 1; }
 
 $(VENV)/.train: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)/train.txt
 	@echo "installing iTool with training into $(VENV) (about 1 GB; minutes the first time)" >&2
