@@ -160,12 +160,6 @@ def test_folders_need_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
-@pytest.mark.skipif(not (base_model_path() / "model.safetensors").is_file(), reason="the demo's base is not built yet")
-def test_the_demo_base_is_usable(tmp_path):
-    materialise(ModelConfig(), tmp_path / "target")
-    assert load_model(tmp_path / "target").num_parameters() < 8_000_000
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(GGUF is None, reason="no .gguf file: `make demo-llm` fetches one, or name one in ITOOL_TEST_GGUF")
 @pytest.mark.filterwarnings("ignore")  # a third-party reader
