@@ -81,6 +81,11 @@ def test_version_is_that_of_the_manifests(itoolctl: Itoolctl) -> None:
     assert itoolctl("--version").stdout.strip() == code_version()
 
 
+def test_the_shell_is_told_how_a_command_goes_on(itoolctl: Itoolctl) -> None:
+    done = itoolctl(_ITOOLCTL_COMPLETE="complete_bash", COMP_WORDS="itoolctl pl", COMP_CWORD="1")
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["plan"], "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
