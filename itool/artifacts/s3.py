@@ -1,7 +1,7 @@
 """Artifacts in S3 or a compatible store, through boto3. The only module that imports it.
 
 Errors keep their meaning: wrong credentials, a missing bucket or a refused request are settings (ConfigError, no retry helps); an
-endpoint that does not answer, throttling and 5xx are a dependency that is down (DependencyError) after botocore's bounded retries.
+endpoint that does not answer, throttling, 409 and 5xx are a dependency that is down (DependencyError) after botocore's bounded retries.
 """
 
 from __future__ import annotations
