@@ -123,14 +123,25 @@ def test_nothing_is_written_outside_tmp(target: str) -> None:
 def test_the_context_holds_only_what_images_are_made_of() -> None:
     first, *rest = [line for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     admitted = [line.removeprefix("!") for line in rest if line.startswith("!")]
-    copied = {
+    copied = copied_names()
+    assert first == "*"
+    assert "**/__pycache__" in rest
+    assert {name for name in copied if not any(fnmatch.fnmatch(name, pattern) for pattern in admitted)} == set()
+    assert {pattern for pattern in admitted if not any(fnmatch.fnmatch(name, pattern) for name in copied)} == set()
+
+
+def test_the_revision_is_that_of_all_that_images_are_made_of() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text().splitlines()
+    [sources] = [line.split()[2:] for line in makefile if line.startswith("IMAGE_SOURCES := ")]
+    assert {name for name in copied_names() if not any(name == source or name.startswith(f"{source}/") for source in sources)} == set()
+
+
+def copied_names() -> set[str]:
+    """What images take from the repository."""
+    return {
         name
         for stage in STAGES.values()
         for keyword, arguments in stage.instructions
         if keyword == "COPY" and "--from" not in arguments
         for name in arguments.replace("${TORCH}", "cpu").split()[:-1]
     }
-    assert first == "*"
-    assert "**/__pycache__" in rest
-    assert {name for name in copied if not any(fnmatch.fnmatch(name, pattern) for pattern in admitted)} == set()
-    assert {pattern for pattern in admitted if not any(fnmatch.fnmatch(name, pattern) for name in copied)} == set()
