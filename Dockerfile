@@ -6,7 +6,7 @@ ARG BASE_IMAGE=docker.io/library/python:3.11-slim-bookworm@sha256:0bee7276f83efd
 FROM ${BASE_IMAGE} AS source
 COPY configs/constraints/train.txt /constraints/
 RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install -q --no-cache-dir --no-deps -c /constraints/train.txt setuptools
-COPY pyproject.toml README.md /src/
+COPY pyproject.toml README.md LICENSE /src/
 COPY jobs /src/jobs
 COPY itool /src/itool
 RUN /opt/venv/bin/pip install -q --no-index --no-deps --no-build-isolation --prefix=/source /src

@@ -4,13 +4,13 @@ PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 RUN_FLAGS ?=
-TEST_WORKERS ?= auto
+TEST_WORKERS ?= $(shell nproc 2>/dev/null || echo auto)
 CLUSTER_TEST_WORKERS ?= 2
 CONSTRAINTS := configs/constraints
 IMAGE_REPOSITORY ?= localhost/itool
 IMAGE_TAG ?= dev
 IMAGES ?= controller warmup score generate dpo evaluate vllm-cpu
-IMAGE_SOURCES := Dockerfile .dockerignore configs/constraints itool jobs pyproject.toml README.md
+IMAGE_SOURCES := Dockerfile .dockerignore configs/constraints itool jobs pyproject.toml README.md LICENSE
 TORCH ?= cpu
 MISSING := a package is missing (pip's message stands above): point pip at an index or a folder of wheels, e.g. PIP_FIND_LINKS=/wheels make demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -56,7 +56,7 @@ install-train: $(VENV)/.train  ## the pipeline with training, in $(VENV)
 install-dev: $(VENV)/.dev  ## what the tests and linters need as well
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -f $@; exit 1; }
 
 $(VENV)/.train: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)/train.txt
 	@echo "installing iTool with training into $(VENV) (about 1 GB with torch's CPU build, several with CUDA; minutes the first time)" >&2

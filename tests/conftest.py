@@ -1,4 +1,4 @@
-"""What holds for every test: the longest begin first, none leaves its logging behind, and those on a cluster say at once what failed."""
+"""What holds for every test: the longest begin early, none leaves its logging behind, and those on a cluster say at once what failed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,19 @@ def _logging_of_its_own() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Several workers end together only when no long test is left for the end; those with a real vLLM are the longest.
+    """Several workers end together only when no long test is left for the end.
 
+    `--dist worksteal` gives each worker a share of neighbours, and who has nothing left takes from the end of another's. So the tests that
+    share a vLLM server begin the first share, and the other long ones the share in the middle, counted when all that do not run are out.
     Who needs a cluster for itself comes last: it waits for all others.
     """
-    items.sort(key=lambda item: [bool(item.get_closest_marker("alone")), *(not item.get_closest_marker(name) for name in ("slow", "vllm"))])
+    kinds: dict[str, list[pytest.Item]] = {name: [] for name in ("alone", "slow", "vllm", "")}
+    for item in items:
+        kinds[next(name for name in kinds if not name or item.get_closest_marker(name))].append(item)
+    quick, middle = kinds["vllm"] + kinds[""], len(items) // 2
+    items[:] = quick[:middle] + kinds["slow"] + quick[middle:] + kinds["alone"]
 
 
 class _SaysAtOnce:

@@ -1,7 +1,7 @@
 """Artifacts in S3 or a compatible store, through boto3. The only module that imports it.
 
 Errors keep their meaning: wrong credentials, a missing bucket or a refused request are settings (ConfigError, no retry helps); an
-endpoint that does not answer, throttling and 5xx are a dependency that is down (DependencyError) after botocore's bounded retries.
+endpoint that does not answer, throttling, 409 and 5xx are a dependency that is down (DependencyError) after botocore's bounded retries.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ _THROTTLED = {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout",
 _DOWN = (ConnectionError, HTTPClientError, ReadTimeoutError, ResponseStreamingError, IncompleteReadError, RetriesExceededError)
 
 
-class _ConflictError(Exception):
-    """409: another conditional write to the same key was under way."""
+class _ConflictError(DependencyError):
+    """409: another write to the same key was under way."""
 
 
 class S3Store:
@@ -102,10 +102,7 @@ class S3Store:
             wait=tenacity.wait_random_exponential(multiplier=0.05, max=2),
             reraise=True,
         )
-        try:
-            return bool(retry(self._create_once, key, data))
-        except _ConflictError:
-            raise DependencyError(f"{self._url(key)}: other writers kept the object busy (409)", remedy="Run again") from None
+        return bool(retry(self._create_once, key, data))
 
     def upload(self, source: Path, key: str, *, consume: bool = False) -> None:  # noqa: ARG002 - S3 always copies
         with source.open("rb") as file, self._explained(key):
@@ -181,7 +178,7 @@ class S3Store:
         if code in {"PreconditionFailed", "412"}:
             return _ObjectExistsError(f"{self._url(key)} exists")
         if code == "ConditionalRequestConflict" or status == 409:
-            return _ConflictError(code)
+            return _ConflictError(f"{self._url(key)}: other writers keep the object busy ({code})", remedy="Run again")
         if code in _REFUSED:
             text = f"{self.root} at {self._endpoint} refuses the credentials ({code})"
             return ConfigError(text, remedy="Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from itool.artifacts import s3
 from itool.artifacts.s3 import S3Store
@@ -67,6 +70,61 @@ def test_an_endpoint_that_is_no_url_is_a_configuration_error(endpoint: str, monk
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     with pytest.raises(ConfigError, match=f"s3://bucket/x at {endpoint}: Invalid endpoint"):
         S3Store("s3://bucket/x", StoreConfig())
+
+
+class Refusing:
+    """A client to whom the server says the same for ever, or for the first `times`."""
+
+    def __init__(self, code: str, status: int, times: int = 99) -> None:
+        self.code, self.status, self.times = code, status, times
+        self.asked = 0
+
+    def refuse(self, **_: Any) -> None:
+        self.asked += 1
+        if self.asked <= self.times:
+            answer: Any = {"Error": {"Code": self.code, "Message": "so"}, "ResponseMetadata": {"HTTPStatusCode": self.status}}
+            raise ClientError(answer, "PutObject")
+
+    get_object = put_object = head_object = delete_object = refuse
+
+
+def refused(client: Refusing) -> S3Store:
+    store = S3Store("s3://bucket/x", StoreConfig(endpoint_url="http://127.0.0.1:1"))
+    store._client = client
+    return store
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "meaning", "words"),
+    [
+        ("SlowDown", 503, DependencyError, r"does not answer after 4 attempts: SlowDown \(503\)"),
+        ("TooManyRequests", 429, DependencyError, "does not answer"),
+        ("", 429, DependencyError, "does not answer"),
+        ("RequestTimeout", 400, DependencyError, "does not answer"),
+        ("InternalError", 500, DependencyError, "does not answer"),
+        ("502", 502, DependencyError, "does not answer"),
+        ("OperationAborted", 409, DependencyError, r"s3://bucket/x/a: other writers keep the object busy \(OperationAborted\)\. Run again"),
+        ("AccessDenied", 403, ConfigError, r"refuses the credentials \(AccessDenied\)\. Check AWS_ACCESS_KEY_ID"),
+        ("403", 403, ConfigError, "refuses the credentials"),
+        ("NotImplemented", 501, ConfigError, "cannot do PutObject"),
+        ("InvalidArgument", 400, ConfigError, r"s3://bucket/x/a: .*Check root and the store settings"),
+    ],
+)
+def test_what_a_server_answers_is_worth_a_retry_or_a_setting(code: str, status: int, meaning: type[Exception], words: str) -> None:
+    store = refused(Refusing(code, status))
+    for action in (lambda: store.read("a"), lambda: store.write("a", b""), lambda: store.size("a"), lambda: store.delete("a")):
+        with pytest.raises(meaning, match=words):
+            action()
+
+
+def test_a_writer_who_meets_another_tries_again_and_gives_up_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=lambda _seconds: None))
+    busy_once, busy = (Refusing("ConditionalRequestConflict", 409, times) for times in (1, 99))
+    assert refused(busy_once).create("a", b"")
+    assert busy_once.asked == 2
+    with pytest.raises(DependencyError, match=r"s3://bucket/x/a: other writers keep the object busy \(ConditionalRequestConflict\)"):
+        refused(busy).create("a", b"")
+    assert busy.asked == 8
 
 
 def test_an_endpoint_that_does_not_answer_is_a_dependency_error() -> None:

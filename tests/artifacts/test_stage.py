@@ -23,6 +23,7 @@ from itool.errors import ConfigError, DependencyError, InputError, Interrupted, 
 from itool.records import Example, Message
 from itool.stages import StageId
 from tests.artifacts.conftest import Run, S3Server
+from tests.fakes.waiting import wait_until
 
 PREPARE, WARMUP = StageId(0, "prepare"), StageId(0, "warmup")
 EXAMPLES = [Example(id=f"e{i}", messages=[Message(role="user", content="q")], response="a") for i in range(3)]
@@ -73,7 +74,7 @@ def test_the_manifest_tells_what_happened(folder_run: Run, monkeypatch: pytest.M
     assert (manifest.counts.incoming, manifest.counts.kept, manifest.counts.dropped) == (4, 3, {"too long": 0})
     assert (manifest.tokens, manifest.metrics, manifest.image_digest) == (12, {"tools": 2}, "sha256:abc")
     assert manifest.seed == stage_seed(17, PREPARE)
-    assert 0 <= manifest.startup_seconds <= manifest.seconds < 5
+    assert 0 <= manifest.startup_seconds <= manifest.seconds
     assert manifest.peak_memory_bytes is None or 10 << 20 < manifest.peak_memory_bytes < 100 << 30
     assert manifest.settings["data.source"] == "demo"
     assert manifest.code_version
@@ -451,12 +452,10 @@ class Launcher:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_stopped_stage_resumes_from_its_checkpoint(
-    run: Run, tmp_path: Path, eventually: Callable[[Callable[[], bool]], None], number: int
-) -> None:
+def test_a_stopped_stage_resumes_from_its_checkpoint(run: Run, tmp_path: Path, number: int) -> None:
     launcher = Launcher(run, tmp_path)
     worker = launcher.start(0.1)
-    eventually(launcher.is_working)
+    wait_until(launcher.is_working)
     worker.send_signal(number)
     assert worker.wait(60) == 75
     assert launcher.log.read_text().splitlines()[-1] == "interrupted: stopped. Run again to resume"
@@ -469,12 +468,10 @@ def test_a_stopped_stage_resumes_from_its_checkpoint(
     assert not [key for key in run.store.list("") if "checkpoints" in key]
 
 
-def test_a_killed_stage_leaves_no_artifact_and_its_folder_is_swept(
-    folder_run: Run, tmp_path: Path, eventually: Callable[[Callable[[], bool]], None]
-) -> None:
+def test_a_killed_stage_leaves_no_artifact_and_its_folder_is_swept(folder_run: Run, tmp_path: Path) -> None:
     launcher = Launcher(folder_run, tmp_path)
     worker = launcher.start(0.1)
-    eventually(launcher.is_working)
+    wait_until(launcher.is_working)
     worker.kill()
     worker.wait()
     work = tmp_path / "store/.work"

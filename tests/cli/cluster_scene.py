@@ -118,6 +118,19 @@ class Scene:
         self.cluster._put("deployments", {"metadata": {"name": "demo-vllm", "labels": labels}, "spec": {"replicas": 1}}, "ADDED")
         self.cluster._put("pods", {"metadata": pod, "spec": {}, "status": {"phase": "Running"}}, "ADDED")
 
+    def hanging_pod(self, stage: str) -> str:
+        """The pod of a stage that runs until `end`; its controller is gone."""
+        self.cluster.script[stage] = ["hangs"]
+        self.work(12)
+        [pod] = [name for name in self.cluster.objects["pods"] if stage in name]
+        return pod
+
+    def end(self, pod: str) -> None:
+        """Let a pod that hangs succeed, and its Job with it."""
+        self.cluster._outcomes[pod] = 0
+        for _ in range(2):
+            self.cluster.tick()
+
     def work(self, rounds: int) -> None:
         """Let a controller that holds the run work for some rounds; then it dies without a word."""
         runner = KubernetesRunner(self.config, self.cluster, self.store, clock=lambda: self.cluster.now)  # type: ignore[arg-type]

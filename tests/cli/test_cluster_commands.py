@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from itool.cli import status
+from itool.cluster.api_answers import ClusterDown
 from itool.cluster.client import QUEUE_PERMISSIONS
 from itool.cluster.controller import StageFailed
 from itool.cluster.job_facts import verdict_on
@@ -55,6 +59,21 @@ def test_status_is_a_table_with_the_line_that_sums_it_up(scene: Scene, capsys: C
     assert any(line.startswith("i1/generate  running") and "0/3 shards" in line for line in lines)
     assert [line.split()[:3] for line in lines if line.startswith("  shard")] == [["shard", str(shard), "running"] for shard in range(3)]
     assert lines[-1] == "run demo: running, 4 of 8 stages done; process 7 on there works on it"
+
+
+def test_status_is_watched_until_the_run_is_done(scene: Scene, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    pod, slept = scene.hanging_pod("warmup"), []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        scene.end(pod)
+        scene.work(100)
+
+    monkeypatch.setattr(status, "time", SimpleNamespace(sleep=sleep))
+    assert scene.itoolctl("status", "--watch") == 0
+    looks = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run demo")]
+    assert looks == [f"run demo: {state}; nothing works on it" for state in ("running, 1 of 8 stages done", "done, 8 of 8 stages done")]
+    assert slept == [status.WATCH_SECONDS]
 
 
 def test_status_folds_what_is_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
@@ -104,6 +123,27 @@ def test_logs_come_from_the_pods_and_then_from_the_store(scene: Scene, capsys: C
     assert {(line["stage"], line["iteration"], line["shard"], line["attempt"]) for line in lines} == {
         ("generate", 1, n, 1) for n in range(3)
     }
+
+
+def test_logs_are_followed_until_the_pod_ends_each_byte_once_whatever_becomes_of_the_connection(
+    scene: Scene, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod, asked = scene.hanging_pod("warmup"), []
+
+    def pod_log(name: str, _container: str, *, follow: bool) -> Iterator[bytes]:
+        asked.append((name, follow))
+        if len(asked) == 1:
+            yield b"one\ntw"
+            raise ClusterDown("the connection is gone")
+        scene.end(pod)
+        yield from (b"on", b"e\ntwo\nthree\n")
+
+    monkeypatch.setattr(scene.cluster, "pod_log", pod_log)
+    for module in ("cli.logs", "operations.live_logs"):
+        monkeypatch.setattr(f"itool.{module}.LOOK_AGAIN_SECONDS", 0.0)
+    assert scene.itoolctl("logs", "warmup", "--follow") == 0
+    assert capsys.readouterr().out == "one\ntwo\nthree\n"
+    assert asked == [(pod, True), (pod, True)]
 
 
 def test_logs_of_a_stage_that_never_ran_say_so(scene: Scene, capsys: Capture) -> None:

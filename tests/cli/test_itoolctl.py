@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from tests.cluster.in_memory_runner import InMemoryRunner
 from tests.fakes.counted_store import CountedStore
 from tests.fakes.ctrl_c import ctrl_c_when_heard
 from tests.fakes.vllm_server import FakeVllm
+from tests.fakes.waiting import wait_until
 
 Within = Callable[..., tuple[object, str, str]]
 COLD = ("--set", "runtime.warm_start=false")
@@ -63,13 +63,6 @@ def within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     return run
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def one_line(text: str) -> str:
     assert text.count("\n") == 1, text
     assert "Traceback" not in text
@@ -87,6 +80,11 @@ def test_help_needs_no_torch_and_nothing_heavy(itoolctl: Itoolctl) -> None:
 
 def test_version_is_that_of_the_manifests(itoolctl: Itoolctl) -> None:
     assert itoolctl("--version").stdout.strip() == code_version()
+
+
+def test_the_shell_is_told_how_a_command_goes_on(itoolctl: Itoolctl) -> None:
+    done = itoolctl(_ITOOLCTL_COMPLETE="complete_bash", COMP_WORDS="itoolctl pl", COMP_CWORD="1")
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["plan"], "")
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,7 @@ class InMemoryCluster:
             self.objects["events"][name] = {
                 "metadata": {"name": name, "creationTimestamp": self._time()},
                 "involvedObject": {"name": job["metadata"]["name"]},
+                "type": "Warning",
                 "reason": "FailedCreate",
                 "message": "pods are forbidden: exceeded quota",
             }
@@ -330,11 +331,19 @@ def _fits(item: Object, labels: str, fields: str) -> bool:
     own = item["metadata"].get("labels") or {}
     if any(own.get(key) != value for key, _, value in (part.partition("=") for part in labels.split(",") if part)):
         return False
-    if fields == "status.phase!=Succeeded":
-        return bool(item["status"]["phase"] != "Succeeded")
-    if fields.startswith("involvedObject.name="):
-        return bool(item["involvedObject"]["name"] == fields.partition("=")[2])
-    return True
+    return all(_is_selected(item, selector) for selector in fields.split(",") if selector)
+
+
+def _is_selected(item: Object, selector: str) -> bool:
+    """`path=value` or `path!=value`, of the paths by which a server selects what we ask for; others it refuses as well."""
+    path, _, wanted = selector.partition("=")
+    path, negated = path.removesuffix("!"), path.endswith("!")
+    if path not in ("metadata.name", "status.phase", "involvedObject.name", "type"):
+        raise ValueError(f"field label not supported: {path}")
+    found: Any = item
+    for name in path.split("."):
+        found = found[name]
+    return bool(found == wanted) is not negated
 
 
 def _merged(item: Object, change: Object) -> Object:

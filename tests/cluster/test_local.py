@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,9 @@ from itool.config import PolicyConfig, RunConfig, RuntimeConfig
 from itool.errors import DependencyError, Interrupted, StorageError
 from itool.stages import StageId
 from tests.fakes.jobs_path import fake_jobs_environment
+from tests.fakes.waiting import lives, wait_until
 
 PREPARE = Task(StageId(0, "prepare"), "key")
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 @pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["cold", "warm"])
@@ -64,14 +58,6 @@ def run_once(runner: LocalRunner, attempt: int = 1) -> Attempt:
 
 def pids(folder: Path) -> list[int]:
     return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
-
-
-def lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
 
 
 @pytest.mark.parametrize("started", [False, True], ids=["idle", "with a stage that waits for it"])

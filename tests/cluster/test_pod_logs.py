@@ -16,6 +16,7 @@ from itool.cluster.api_answers import ClusterDown
 from itool.cluster.pod_logs import PodLogs, comparable, log_name
 from itool.errors import ConfigError
 from tests.fakes.memory_store import MemoryStore
+from tests.fakes.waiting import wait_until
 
 JOB = {"metadata": {"name": "job"}, "spec": {"parallelism": 1}}
 MANY = {"metadata": {"name": "job"}, "spec": {"parallelism": 100}}
@@ -61,19 +62,13 @@ def made(*answers: Any, listed: list[dict[str, Any]] | None = None) -> tuple[Pod
 
 
 def wait_until_kept(logs: PodLogs, job: dict[str, Any]) -> None:
-    deadline = time.monotonic() + 10
-    while not logs.are_kept(job):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: logs.are_kept(job))
 
 
 def test_a_running_pods_log_can_be_read_while_it_grows_and_is_kept_at_its_end() -> None:
     logs, store, _ = made([FIRST], [FIRST, SECOND])
     logs.look(JOB, [pod()])
-    deadline = time.monotonic() + 10
-    while logs.text("job") != b"one\ntwo\n":
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: logs.text("job") == b"one\ntwo\n")
     assert logs.text("job", 4) == b"two\n"
     assert KEY not in store.objects
     logs.look(JOB, [pod(phase="Failed", code=65)])
@@ -113,10 +108,7 @@ def test_of_many_pods_only_those_that_end_are_read() -> None:
     logs.look(MANY, [running, other])
     assert cluster.asked == []
     logs.look(MANY, [running])
-    deadline = time.monotonic() + 10
-    while "demo/logs/i1-score-7-2.log" not in store.objects:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: "demo/logs/i1-score-7-2.log" in store.objects)
     assert {name for name, _ in cluster.asked} == {"b"}
     assert logs.text("job") == b""
     logs.close(0.0)
@@ -125,10 +117,7 @@ def test_of_many_pods_only_those_that_end_are_read() -> None:
 def test_a_pod_that_is_being_deleted_is_read_to_its_end() -> None:
     logs, _, cluster = made([FIRST])
     logs.look(MANY, [pod(deletionTimestamp="2026-01-01T00:00:00Z")])
-    deadline = time.monotonic() + 10
-    while len(cluster.asked) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: len(cluster.asked) >= 2)
     assert not logs.are_kept(MANY)
     logs.look(MANY, [])
     wait_until_kept(logs, MANY)
@@ -150,10 +139,7 @@ def test_a_refusal_gives_a_log_up() -> None:
     logs, _, cluster = made([ConfigError("not allowed to get pods/log")])
     with capture_logs() as said:
         logs.look(JOB, [pod(phase="Failed", code=1)])
-        deadline = time.monotonic() + 10
-        while not said:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until(lambda: bool(said))
     assert [(line["event"], line["error"]) for line in said] == [("log cannot be kept", "not allowed to get pods/log")]
     time.sleep(5 * pod_logs.PAUSE_SECONDS)
     assert len(cluster.asked) == 1
@@ -193,17 +179,14 @@ def test_a_job_of_many_pods_that_are_over_opens_few_files_and_threads() -> None:
     released = threading.Event()
 
     def answer(_name: str) -> bytes:
-        assert released.wait(10)
+        assert released.wait(60)
         return FIRST
 
     files, threads = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
     store, cluster = MemoryStore(), LogsByPod(answer, shard_pods(300))
     logs = PodLogs(cluster, store, "demo")  # type: ignore[arg-type]
     assert not logs.are_kept(MANY)
-    deadline = time.monotonic() + 10
-    while len(cluster.asked) < pod_logs.READERS:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: len(cluster.asked) >= pod_logs.READERS)
     assert len(list(Path("/proc/self/fd").iterdir())) - files < pod_logs.READERS
     assert threading.active_count() - threads <= pod_logs.READERS
     assert len(cluster.asked) == pod_logs.READERS
@@ -217,20 +200,17 @@ def test_a_controller_that_stops_asks_for_no_further_log() -> None:
     released = threading.Event()
 
     def answer(_name: str) -> bytes:
-        assert released.wait(10)
+        assert released.wait(60)
         return FIRST
 
     cluster = LogsByPod(answer, shard_pods(100))
     logs = PodLogs(cluster, MemoryStore(), "demo")  # type: ignore[arg-type]
     logs.are_kept(MANY)
-    deadline = time.monotonic() + 10
-    while len(cluster.asked) < pod_logs.READERS:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: len(cluster.asked) >= pod_logs.READERS)
     logs.close(0.0)
     released.set()
     for reader in logs._readers:
-        reader.join(10)
+        reader.join(60)
     assert len(cluster.asked) == pod_logs.READERS
 
 
@@ -244,11 +224,7 @@ def test_pods_whose_node_is_lost_do_not_hold_up_the_logs_of_others() -> None:
 
     store = MemoryStore()
     logs = PodLogs(LogsByPod(answer, shard_pods(pod_logs.READERS + 5)), store, "demo")  # type: ignore[arg-type]
-    deadline = time.monotonic() + 10
-    while len(store.objects) < 5:
-        logs.are_kept(MANY)
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: logs.are_kept(MANY) or len(store.objects) >= 5)
     lost.clear()
     wait_until_kept(logs, MANY)
     logs.close(0.0)

@@ -12,6 +12,7 @@ import pytest
 from itool.cluster import watching
 from itool.cluster.api_answers import ClusterDown, Gone
 from itool.cluster.watching import Cache, View
+from tests.fakes.waiting import wait_until
 
 Object = dict[str, Any]
 
@@ -142,8 +143,5 @@ def test_threads_keep_it_true(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Scripted([[]], [[("ADDED", item("a", 11))]])
     cache = Cache(cluster, [View("pods")])  # type: ignore[arg-type]
     cache.start()
-    deadline = time.monotonic() + 10
-    while names(cache) != ["a"]:
-        assert time.monotonic() < deadline
-        cache.wait(0.05)
+    wait_until(lambda: names(cache) == ["a"])
     cache.stop()

@@ -387,6 +387,24 @@ def test_data_that_are_not_there_are_refused(tmp_path: Path) -> None:
         load_examples(DataConfig(source="openai", path=str(tmp_path)))
 
 
+def test_rows_of_the_hub_become_examples_and_are_named_by_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs the train extra")
+    rows = [toolace(("user", text), ("assistant", "Fine.")) for text in ("a", "b")]
+    asked: list[tuple[str, str]] = []
+
+    def load_dataset(path: str, split: str) -> Any:
+        asked.append((path, split))
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    settings = DataConfig(source="toolace", path="Team-ACE/ToolACE")
+    assert [example.messages[-1].content for example in load_examples(settings).examples] == ["a", "b"]
+    assert asked == [("Team-ACE/ToolACE", "train")]
+    rows[1]["conversations"] = None
+    with pytest.raises(InputError, match=r"^Team-ACE/ToolACE:2: field 'conversations' is null, not a list$"):
+        load_examples(settings)
+
+
 def test_an_unreachable_hub_is_a_dependency(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets", reason="needs the train extra")
 

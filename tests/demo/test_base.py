@@ -57,11 +57,12 @@ def test_a_word_has_the_same_tokens_in_query_and_argument(tokenizer) -> None:  #
     assert ids('="Friday"') == ids('="') + ids("Friday") + ids('"')
 
 
-def test_the_base_fits_the_package_and_engines() -> None:
+def test_the_base_fits_the_package_and_engines(model) -> None:  # type: ignore[no-untyped-def]
     config = json.loads((base_model_path() / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert config["vocab_size"] % 64 == 0
     assert config["head_dim"] % 32 == 0
+    assert model.num_parameters() < 8_000_000
     assert sum(path.stat().st_size for path in base_model_path().iterdir()) < 15 * 2**20
 
 

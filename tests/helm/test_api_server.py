@@ -15,6 +15,7 @@ from helm.render import PROFILES, REPOSITORY
 from itool.cluster.pods import owner_object
 from itool.config import parse_config
 from tests.helm.rendering import CHART, POD_MONITOR, SMALLEST, deep_merge, helm_template
+from tests.missing import missing
 
 pytestmark = pytest.mark.cluster
 
@@ -28,7 +29,7 @@ def kubectl(*arguments: str, given: str | None = None) -> subprocess.CompletedPr
 def dry_run(namespace: str = "default", **changes: Any) -> subprocess.CompletedProcess[str]:
     """`helm install`, as far as a cluster can be asked without creating anything."""
     if not os.environ.get("KUBECONFIG"):
-        pytest.skip("KUBECONFIG is not set")
+        raise missing("KUBECONFIG is not set")
     values = json.dumps(deep_merge(SMALLEST, changes))
     command = ["helm", "install", "demo", str(CHART), "--namespace", namespace, "--dry-run=server", "-f", "-"]
     return subprocess.run(command, input=values, capture_output=True, text=True, check=False, timeout=60)
@@ -38,7 +39,7 @@ def dry_run(namespace: str = "default", **changes: Any) -> subprocess.CompletedP
 def namespace() -> Iterator[str]:
     """An empty namespace that enforces Pod Security "restricted"."""
     if not os.environ.get("KUBECONFIG"):
-        pytest.skip("KUBECONFIG is not set")
+        raise missing("KUBECONFIG is not set")
     name = f"itool-chart-{secrets.token_hex(3)}"
     labels = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}
     body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}

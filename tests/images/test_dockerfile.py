@@ -88,6 +88,11 @@ def test_packages_come_from_locked_lists_without_resolution_and_from_wherever_pi
     assert not SECRET_OR_PLACE.search(" ".join(commands))
 
 
+def test_the_source_that_images_are_made_of_brings_the_text_of_the_licence_that_they_name() -> None:
+    assert (REPOSITORY / "LICENSE").read_text().split()[:2] == ["Apache", "License"]
+    assert any("LICENSE" in rest.split() for keyword, rest in STAGES["source"].instructions if keyword == "COPY")
+
+
 def test_torch_is_one_layer_under_all_that_trains_or_serves_and_not_in_the_controller() -> None:
     assert [name for name, stage in STAGES.items() if "torch-${TORCH}.txt" in str(stage.instructions)] == ["torch"]
     assert all("torch" in lineage(target) for target in (*STAGE_TARGETS, "vllm-cpu"))
@@ -118,14 +123,25 @@ def test_nothing_is_written_outside_tmp(target: str) -> None:
 def test_the_context_holds_only_what_images_are_made_of() -> None:
     first, *rest = [line for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     admitted = [line.removeprefix("!") for line in rest if line.startswith("!")]
-    copied = {
+    copied = copied_names()
+    assert first == "*"
+    assert "**/__pycache__" in rest
+    assert {name for name in copied if not any(fnmatch.fnmatch(name, pattern) for pattern in admitted)} == set()
+    assert {pattern for pattern in admitted if not any(fnmatch.fnmatch(name, pattern) for name in copied)} == set()
+
+
+def test_the_revision_is_that_of_all_that_images_are_made_of() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text().splitlines()
+    [sources] = [line.split()[2:] for line in makefile if line.startswith("IMAGE_SOURCES := ")]
+    assert {name for name in copied_names() if not any(name == source or name.startswith(f"{source}/") for source in sources)} == set()
+
+
+def copied_names() -> set[str]:
+    """What images take from the repository."""
+    return {
         name
         for stage in STAGES.values()
         for keyword, arguments in stage.instructions
         if keyword == "COPY" and "--from" not in arguments
         for name in arguments.replace("${TORCH}", "cpu").split()[:-1]
     }
-    assert first == "*"
-    assert "**/__pycache__" in rest
-    assert {name for name in copied if not any(fnmatch.fnmatch(name, pattern) for pattern in admitted)} == set()
-    assert {pattern for pattern in admitted if not any(fnmatch.fnmatch(name, pattern) for name in copied)} == set()

@@ -1,11 +1,14 @@
-"""The smallest run that passes through every stage on the shipped base, and the command line that starts it."""
+"""The smallest run that passes through every stage on the shipped base, the command line that starts it, and scripts for single stages."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,6 +17,8 @@ import yaml
 from itool.artifacts.manifest import manifest_key, parse_manifest
 from itool.artifacts.resolve import manifest_prefixes
 from itool.artifacts.store import FolderStore, Store
+from tests.fakes.byte_tokenizer import byte_tokenizer
+from tests.fakes.scripted_policy import ScriptedPolicy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -73,6 +78,18 @@ def digests_in(store: Store, run: str = "demo") -> dict[str, dict[str, str]]:
         if manifest.stage != "report":
             found[f"i{manifest.iteration}/{manifest.stage}"] = {name: entry.sha256 for name, entry in manifest.files.items()}
     return found
+
+
+def answer_with(monkeypatch: pytest.MonkeyPatch, module: ModuleType, policy: Callable[[], ScriptedPolicy]) -> None:
+    """Whenever a stage of this module opens its policy it gets one of these, and a tokenizer to match."""
+
+    @asynccontextmanager
+    async def policy_of(_stage: Any) -> AsyncIterator[ScriptedPolicy]:
+        yield policy()
+
+    monkeypatch.setattr(module, "open_stage_policy", policy_of)
+    monkeypatch.setattr(module, "model_folder", lambda _stage: None)
+    monkeypatch.setattr(module, "load_tokenizer", lambda _folder: byte_tokenizer())
 
 
 @pytest.fixture(scope="session")

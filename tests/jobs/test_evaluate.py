@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from itool.stages import StageId
 from jobs import evaluate
 from tests.fakes.byte_tokenizer import byte_tokenizer
 from tests.fakes.scripted_policy import ScriptedPolicy
+from tests.jobs.conftest import answer_with
 from tests.search.scenes import WEATHER, weather_example
 
 EASY = [weather_example(id=f"easy-{number}") for number in range(20)]
@@ -108,13 +108,7 @@ SCRIPT: dict[str, Any] = {"answers": [WEATHER], "prompt_tokens": len(render_prom
 
 
 def evaluate_with(stage: Any, policy: ScriptedPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
-    @asynccontextmanager
-    async def policy_of(_stage: Any) -> AsyncIterator[ScriptedPolicy]:
-        yield policy
-
-    monkeypatch.setattr(evaluate, "open_stage_policy", policy_of)
-    monkeypatch.setattr(evaluate, "model_folder", lambda _stage: None)
-    monkeypatch.setattr(evaluate, "load_tokenizer", lambda _folder: byte_tokenizer())
+    answer_with(monkeypatch, evaluate, lambda: policy)
     evaluate.evaluate(stage)
 
 

@@ -44,15 +44,6 @@ def test_more_iterations_add_to_the_same_run(finished: Path, tmp_path: Path) -> 
     assert stages_started(extended.stderr) == ["i2-score", "i2-generate", "i2-dpo", "i2-evaluate", "i2-report"]
 
 
-def test_a_changed_setting_runs_only_the_stages_that_read_it(finished: Path) -> None:
-    flags = small_settings(dpo__beta=0.3)
-    plan = itoolctl("plan", "--n", "1", "--config", str(REPOSITORY / "configs/demo.yaml"), *flags, "--output", "json", cwd=finished)
-    stages = {f"i{entry['iteration']}/{entry['name']}": entry for entry in json.loads(plan.stdout)["stages"]}
-    reused = [name for name, entry in stages.items() if entry["action"] == "reuse"]
-    assert reused == ["i0/prepare", "i0/warmup", "i0/evaluate", "i1/score", "i1/generate"]
-    assert "dpo.beta" in stages["i1/dpo"]["reason"]
-
-
 def test_a_controller_killed_mid_training_ends_with_the_same_digests(finished: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "itool.cli.main", "iterate", "--n", "1", "--config", str(REPOSITORY / "configs/demo.yaml")]
     process = subprocess.Popen([*command, *small_settings()], cwd=tmp_path, stderr=subprocess.PIPE, text=True)

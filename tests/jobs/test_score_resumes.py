@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from itool.records import Example, Score
 from jobs import score
 from tests.fakes.byte_tokenizer import byte_tokenizer
 from tests.fakes.scripted_policy import ScriptedPolicy
+from tests.jobs.conftest import answer_with
 from tests.search.scenes import WEATHER, WRONG_UNIT, weather_example
 
 EXAMPLES = [weather_example(id=f"weather-{number}") for number in range(40)]
@@ -99,13 +99,8 @@ class Forgetful(ScriptedPolicy):
 
 @pytest.fixture(autouse=True)
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
-    @asynccontextmanager
-    async def policy_of(_stage: Any) -> AsyncIterator[ScriptedPolicy]:
-        yield Forgetful(byte_tokenizer(), [WEATHER, WRONG_UNIT], prompt_tokens=len(render_prompt(byte_tokenizer(), EXAMPLES[0])))
-
-    monkeypatch.setattr(score, "open_stage_policy", policy_of)
-    monkeypatch.setattr(score, "model_folder", lambda _stage: None)
-    monkeypatch.setattr(score, "load_tokenizer", lambda _folder: byte_tokenizer())
+    prompt_tokens = len(render_prompt(byte_tokenizer(), EXAMPLES[0]))
+    answer_with(monkeypatch, score, lambda: Forgetful(byte_tokenizer(), [WEATHER, WRONG_UNIT], prompt_tokens=prompt_tokens))
     monkeypatch.setattr("itool.artifacts.save_pace.WORK_PER_SAVE", 0.0)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +20,7 @@ from itool.stages import StageId
 from jobs import generate, score
 from tests.fakes.byte_tokenizer import byte_tokenizer
 from tests.fakes.scripted_policy import ScriptedPolicy
+from tests.jobs.conftest import answer_with
 from tests.search.scenes import WEATHER, weather_example
 
 EXAMPLES = [weather_example(id=f"weather-{number}") for number in range(20)]
@@ -50,13 +49,7 @@ def a_policy() -> ScriptedPolicy:
 
 
 def test_score_stops_while_it_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    @asynccontextmanager
-    async def policy_of(_stage: Any) -> AsyncIterator[ScriptedPolicy]:
-        yield a_policy()
-
-    monkeypatch.setattr(score, "open_stage_policy", policy_of)
-    monkeypatch.setattr(score, "model_folder", lambda _stage: None)
-    monkeypatch.setattr(score, "load_tokenizer", lambda _folder: byte_tokenizer())
+    answer_with(monkeypatch, score, a_policy)
     stage: Any = StoppedStage()
     with pytest.raises(Interrupted):
         asyncio.run(score._pass_rates(stage, EXAMPLES, quotas_of(EXAMPLES, 0.5)))
@@ -85,13 +78,7 @@ class SlowStore(StoppedStage):
 
 
 def search_with(stage: Any, monkeypatch: pytest.MonkeyPatch, policy: ScriptedPolicy | None = None) -> None:
-    @asynccontextmanager
-    async def policy_of(_stage: Any) -> AsyncIterator[ScriptedPolicy]:
-        yield policy or a_policy()
-
-    monkeypatch.setattr(generate, "open_stage_policy", policy_of)
-    monkeypatch.setattr(generate, "model_folder", lambda _stage: None)
-    monkeypatch.setattr(generate, "load_tokenizer", lambda _folder: byte_tokenizer())
+    answer_with(monkeypatch, generate, lambda: policy or a_policy())
     monkeypatch.setattr("jobs.checkpoints.time", SimpleNamespace(monotonic=lambda: stage.clock))
     trees, dropped = asyncio.run(asyncio.wait_for(generate._search(stage, EXAMPLES), 10))
     assert len(trees) == len(EXAMPLES)

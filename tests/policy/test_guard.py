@@ -6,17 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from itool.policy import guard
+from tests.fakes.waiting import lives, wait_until
 
 STUBBORN = """
 import os, pathlib, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -38,23 +37,7 @@ def test_a_server_that_ignores_sigterm_dies_with_a_parent_that_was_killed(tmp_pa
         "time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", parent])
-    _wait_for(lambda: seen.exists() and bool(seen.read_text()))
+    wait_until(lambda: seen.exists() and bool(seen.read_text()))
     process.kill()
     process.wait()
-    _wait_for(lambda: not _runs(int(seen.read_text())))
-    assert not _runs(int(seen.read_text()))
-
-
-def _wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def _runs(process_id: int) -> bool:
-    """Whether a process is alive; one that nobody reaped yet is not."""
-    try:
-        return Path(f"/proc/{process_id}/stat").read_text().rpartition(") ")[2][0] != "Z"
-    except FileNotFoundError:
-        return False
+    wait_until(lambda: not lives(int(seen.read_text())))

@@ -3,7 +3,7 @@
 Read from the environment: KUBECONFIG; CLUSTER_S3_ENDPOINT and CLUSTER_S3_ENDPOINT_IN_PODS, CLUSTER_S3_ACCESS_KEY and
 CLUSTER_S3_SECRET_KEY; and either CLUSTER_IMAGES (`repository:tag` of images that the nodes can have already) or CLUSTER_BUILD_IMAGE and
 CLUSTER_LOAD_IMAGE (commands `BUILD context target image` and `LOAD image...`); for outages also CLUSTER_PIDS and CLUSTER_START
-(test_outages.py). What is missing is named by a visible skip.
+(test_outages.py). What is missing is named by a visible skip, and by a failure where CLUSTER_IMAGES says that there is a cluster.
 
 Most of these tests is waiting, so two processes share them, file by file (`make test-cluster`): the tests of a file may build on each
 other. Each process has a namespace of its own and wants two GPUs (`nvidia.com/gpu`; counted is enough); what disturbs the whole cluster
@@ -34,6 +34,7 @@ from itool.artifacts.s3 import S3Store
 from itool.cluster.client import Cluster, open_cluster
 from itool.config import StoreConfig
 from tests.jobs.conftest import digests_in
+from tests.missing import missing
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TARGETS = ("controller", "warmup", "score", "generate", "dpo", "evaluate", "vllm-cpu")
@@ -209,9 +210,9 @@ def _cluster_in_peace(request: pytest.FixtureRequest, tmp_path_factory: pytest.T
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """Repository and tag of images that the cluster's nodes have."""
-    missing = [name for name in VARIABLES if not os.environ.get(name)]
-    if missing or not shutil.which("kubectl"):
-        pytest.skip(f"no cluster: {', '.join(missing) or 'kubectl'} is missing (tests/real_cluster/conftest.py says what is read)")
+    unset = [name for name in VARIABLES if not os.environ.get(name)]
+    if unset or not shutil.which("kubectl"):
+        raise missing(f"no cluster: {', '.join(unset) or 'kubectl'} is missing (tests/real_cluster/conftest.py says what is read)")
     if given := os.environ.get("CLUSTER_IMAGES"):
         repository, _, tag = given.rpartition(":")
         return repository, tag

@@ -18,6 +18,7 @@ import pytest
 from itool.cluster.leases import StoreLease
 from itool.cluster.objects import JOB_LABEL
 from tests.jobs.conftest import digests_in
+from tests.missing import missing
 from tests.real_cluster.conftest import Site, finish, reason_in_status, wait_until
 from tests.real_cluster.trainings import kept_logs, prepared, training, training_pod
 
@@ -169,7 +170,7 @@ def held(process: int) -> Iterator[None]:
 
 
 def process_of(pod: str) -> int:
-    """The stage's process in a pod, where the node's processes can be seen from here; else the test is skipped."""
+    """The stage's process in a pod, where the node's processes can be seen from here."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             environment, command = (set((folder / name).read_bytes().split(b"\0")) for name in ("environ", "cmdline"))
@@ -177,4 +178,4 @@ def process_of(pod: str) -> int:
             continue
         if f"HOSTNAME={pod}".encode() in environment and b"/etc/itool/config.yaml" in command:
             return int(folder.name)
-    pytest.skip("the processes of the node cannot be seen from here")
+    raise missing("the processes of the node cannot be seen from here")

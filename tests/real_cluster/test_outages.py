@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.jobs.conftest import digests_in
+from tests.missing import missing
 from tests.real_cluster.conftest import REASON_SECONDS, Site, finish, reason_in_status, wait_until
 from tests.real_cluster.trainings import training
 
@@ -79,7 +80,7 @@ def pid_file(name: str) -> Path:
     """Where a process of the test cluster stands: CLUSTER_PIDS is a folder with a file per process, whose first word is its id."""
     folder = os.environ.get("CLUSTER_PIDS")
     if not folder:
-        pytest.skip("CLUSTER_PIDS does not say where the cluster's process ids lie")
+        raise missing("CLUSTER_PIDS does not say where the cluster's process ids lie")
     return Path(folder) / name
 
 
@@ -92,5 +93,5 @@ def command_that_starts_services() -> str:
     """CLUSTER_START is a program that starts those of the cluster's processes that have no file in CLUSTER_PIDS, and waits for them."""
     start = os.environ.get("CLUSTER_START")
     if not start:
-        pytest.skip("CLUSTER_START does not name the program that starts what is missing of the cluster")
+        raise missing("CLUSTER_START does not name the program that starts what is missing of the cluster")
     return start

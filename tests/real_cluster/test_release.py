@@ -99,6 +99,18 @@ def test_an_unknown_value_is_refused_before_anything_is_created(release: Release
     assert release.objects() == set()
 
 
+def test_a_bucket_that_is_not_there_is_one_line_and_nothing_is_created(release: Release) -> None:
+    name, wrong = "no-bucket", ("--set", "run.root=s3://no-such-bucket/x")
+    refused = release.helm("install", name, str(REPOSITORY / "helm/itool"), "--values", release.values(), *wrong, check=False)
+    release.helm("uninstall", name, "--ignore-not-found")  # Helm keeps a record of what has failed
+    assert refused.returncode != 0
+    said = f"{refused.stdout}\n{refused.stderr}"
+    [line] = [line for line in said.splitlines() if "no-such-bucket" in line]
+    assert "s3://no-such-bucket/x: bucket no-such-bucket does not exist at http" in line, said
+    assert "Create it or correct root" in line
+    wait_until(lambda: not release.objects(), "the check's own objects have gone", 60)
+
+
 def test_an_installation_trains_an_iteration_although_its_controller_is_deleted(release: Release, request: pytest.FixtureRequest) -> None:
     laptops = owner_object(parse_config({"run": RUN, "root": release.site.store().root}))  # the run began there: it becomes the release's
     release.site.kubectl("create", "--filename", "-", given=json.dumps(laptops))

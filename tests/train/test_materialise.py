@@ -14,7 +14,7 @@ from itool.data.chat import end_of_turn_id, load_tokenizer
 from itool.demo import base_model_path
 from itool.errors import DependencyError, InputError, StorageError
 from itool.policy.model_folder import read_model_folder
-from itool.train.materialise import materialise, name_end_of_turn
+from itool.train.materialise import MODEL_FILES, materialise, name_end_of_turn
 from itool.train.model import load_model
 
 FETCHED = sorted((Path(__file__).resolve().parents[2] / "models").glob("*.gguf"))
@@ -142,6 +142,21 @@ def test_a_misspelt_folder_is_not_looked_for_on_the_hub(path, tmp_path, monkeypa
         materialise(config(path), tmp_path / "target")
 
 
+def test_a_model_of_the_hub_is_fetched_at_its_revision_and_copied(base, tmp_path, monkeypatch):
+    (base / "README.md").write_text("not for training")
+    asked = []
+
+    def snapshot_download(name, **how):
+        asked.append((name, how))
+        return str(base)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    materialise(config("someone/some-model", revision="v1.2"), tmp_path / "target")
+    assert asked == [("someone/some-model", {"revision": "v1.2", "allow_patterns": list(MODEL_FILES)})]
+    assert not (tmp_path / "target/README.md").exists()
+    assert load_model(tmp_path / "target").num_parameters() == load_model(base).num_parameters()
+
+
 def test_a_hub_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DependencyError, match=r"someone/some-model .*Go online, or give a folder") as caught:
@@ -158,12 +173,6 @@ def test_a_target_that_cannot_be_written_is_a_storage_error(base, tmp_path):
 def test_folders_need_no_torch():
     code = "import sys, itool.train.materialise; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
-
-
-@pytest.mark.skipif(not (base_model_path() / "model.safetensors").is_file(), reason="the demo's base is not built yet")
-def test_the_demo_base_is_usable(tmp_path):
-    materialise(ModelConfig(), tmp_path / "target")
-    assert load_model(tmp_path / "target").num_parameters() < 8_000_000
 
 
 @pytest.mark.slow
