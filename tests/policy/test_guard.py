@@ -41,8 +41,8 @@ def test_a_server_that_ignores_sigterm_dies_with_a_parent_that_was_killed(tmp_pa
     _wait_for(lambda: seen.exists() and bool(seen.read_text()))
     process.kill()
     process.wait()
-    _wait_for(lambda: not _runs(int(seen.read_text())))
-    assert not _runs(int(seen.read_text()))
+    _wait_for(lambda: not process_runs(int(seen.read_text())))
+    assert not process_runs(int(seen.read_text()))
 
 
 def _wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
@@ -52,7 +52,7 @@ def _wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
         time.sleep(0.05)
 
 
-def _runs(process_id: int) -> bool:
+def process_runs(process_id: int) -> bool:
     """Whether a process is alive; one that nobody reaped yet is not."""
     try:
         return Path(f"/proc/{process_id}/stat").read_text().rpartition(") ")[2][0] != "Z"
