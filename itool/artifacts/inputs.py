@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -10,6 +9,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from itool.artifacts.commit import check_file, fetch
+from itool.artifacts.disk import cache_folder
 from itool.artifacts.manifest import FileEntry, Manifest
 from itool.artifacts.resolve import Resolution
 from itool.artifacts.store import Store
@@ -17,13 +17,6 @@ from itool.commands import removal
 from itool.errors import ArtifactError, InputError, ItoolError
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
-
-
-def cache_folder() -> Path:
-    """Where files of a remote store are kept between stages: ITOOL_CACHE, else the user's cache folder."""
-    if given := os.environ.get("ITOOL_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "itool"
 
 
 def read_records(path: Path, record: type[RecordT]) -> list[RecordT]:
