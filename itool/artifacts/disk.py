@@ -1,4 +1,4 @@
-"""What all that write to a disk share: the name of an unfinished file, and the operating system's errors with a remedy."""
+"""What all that write to a disk share: the name of an unfinished file, the cache, and the operating system's errors with a remedy."""
 
 from __future__ import annotations
 
@@ -42,6 +42,13 @@ _TARGET = {
     errno.EISDIR: "A folder stands where a file is needed: move it away, or name another folder",
 }
 _REMEDIES: dict[Use, dict[int, str]] = {"root": _WRITING, "reading": _READING, "target": _TARGET}
+
+
+def cache_folder() -> Path:
+    """Where files of a remote store and digests of large local files are kept: ITOOL_CACHE, else `itool` in the user's cache folder."""
+    if given := os.environ.get("ITOOL_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "itool"
 
 
 def storage_error(error: OSError, path: Path, use: Use = "root") -> StorageError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from itool.artifacts.commit import check_file, fetch
+from itool.artifacts.disk import cache_folder
 from itool.artifacts.manifest import FileEntry, Manifest
 from itool.artifacts.resolve import Resolution
 from itool.artifacts.store import Store
@@ -21,13 +21,6 @@ RecordT = TypeVar("RecordT", bound=BaseModel)
 
 OTHER_VERSION = "Another version of itool wrote it: remove its artifact and run again"
 """What is read here was checked by its digest: the bytes are those that were written."""
-
-
-def cache_folder() -> Path:
-    """Where files of a remote store are kept between stages: ITOOL_CACHE, else the user's cache folder."""
-    if given := os.environ.get("ITOOL_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "itool"
 
 
 def read_records(path: Path, record: type[RecordT]) -> list[RecordT]:

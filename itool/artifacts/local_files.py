@@ -5,19 +5,25 @@ They stand beside the paths among the settings of `prepare`, in its key and its 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from itool.artifacts.disk import cache_folder
+from itool.artifacts.store import FolderStore
 from itool.config import RunConfig
+from itool.errors import ArtifactError, StorageError
+from itool.logs import get_logger
+
+_log = get_logger(__name__)
 
 CONTENT = " (content)"
 """`data.path (content)` is the fingerprint of what `data.path` names."""
-WHOLE_BYTES = 256 * 2**20
-"""A larger file is known by its size and its two ends: a command that asks how a run stands must not read a model of many GB."""
-END_BYTES = 8 * 2**20
+LARGE_BYTES = 256 * 2**20
+"""The digest of a larger file is kept in the user's cache folder: not every command that asks how a run stands may read many GB."""
 _READ_OF_FOLDERS = (".json", ".jsonl", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken")
 
 
@@ -55,16 +61,25 @@ def _fingerprint(path: Path) -> str | None:
 
 def _describe(file: Path) -> tuple[Any, ...]:
     status = file.stat()
-    return file.name, status.st_size, _digest(str(file.absolute()), status.st_size, status.st_mtime_ns)
+    return file.name, status.st_size, _digest(str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @lru_cache(maxsize=4096)
-def _digest(path: str, size: int, _modified_ns: int) -> str:
-    """SHA-256 of a file, of a large one's ends; read once by a process, unless the file changes."""
+def _digest(path: str, size: int, modified_ns: int, changed_ns: int) -> str:
+    """SHA-256 of a file, read once by a process, a large one once by a user, unless the file changes."""
+    if size <= LARGE_BYTES:
+        return _read_digest(path)
+    cache = FolderStore(cache_folder() / "digests")
+    name = hashlib.sha256(f"{path} {size} {modified_ns} {changed_ns}".encode()).hexdigest()
+    with contextlib.suppress(ArtifactError, StorageError):
+        return cache.read(name).decode("ascii")
+    _log.warning("large file is read once", path=path, bytes=size)
+    digest = _read_digest(path)
+    with contextlib.suppress(StorageError):  # where nothing can be kept, the next one reads it too
+        cache.write(name, digest.encode("ascii"))
+    return digest
+
+
+def _read_digest(path: str) -> str:
     with Path(path).open("rb") as file:
-        if size <= WHOLE_BYTES:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        ends = hashlib.sha256(file.read(END_BYTES))
-        file.seek(-END_BYTES, 2)
-        ends.update(file.read(END_BYTES))
-        return ends.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -87,7 +87,7 @@ def as_text(found: RunStatus, *, with_problem: bool = True) -> str:
     worker = f"process {holder.get('pid')} on {holder.get('host')} works on it" if holder else "nothing works on it"
     line = f"run {found.run}: {found.state}, {found.done} of {len(found.stages)} stages done; {worker}"
     if found.state == "unknown":
-        line = f"run {found.run}: only its Jobs can be seen"
+        line = f"run {found.run}: {'only its Jobs' if found.stages else 'nothing of it'} can be seen"
     return f"{table}\n\n{line}" + (f"\n{found.problem}" if found.problem and with_problem else "")
 
 

@@ -38,13 +38,14 @@ class Reads(Readable, Protocol):
 
 
 def read_objects(cluster: Reads, store: Store, config: RunConfig) -> RunObjects:
-    """What there is now. Jobs before pods, so that the pods of every Job that is seen are seen too."""
+    """What there is now. Jobs before pods, so that the pods of every Job that is seen are seen too; all that the store says at once."""
     labels = f"{RUN_LABEL}={config.run}"
     jobs, _ = cluster.list("jobs", labels)
     pods, _ = cluster.list("pods", labels, "status.phase!=Succeeded")
     running = [pod["metadata"]["name"] for pod in of_component("stage", pods) if pod_state(pod).phase == "running"]
     serving = [pod["metadata"]["name"] for pod in of_component("serving", pods)]
     with ThreadPoolExecutor(MOST_LOOKED_AT) as pool:
+        vllm = pool.submit(_serving, cluster, store, config, pods) if config.has_managed_serving else None
         progress = dict(zip(running, pool.map(lambda name: _progress_of(cluster, name), running[:MOST_LOOKED_AT]), strict=False))
         proofs = dict(zip(serving, pool.map(lambda name: _proof(store, config.run, name), serving), strict=True))
     return RunObjects(
@@ -54,7 +55,7 @@ def read_objects(cluster: Reads, store: Store, config: RunConfig) -> RunObjects:
         events=_events(cluster, jobs, pods),
         progress={name: found for name, found in progress.items() if found},
         proofs={name: found for name, found in proofs.items() if found},
-        serving=_serving(cluster, store, config, pods) if config.has_managed_serving else None,
+        serving=vllm.result() if vllm else None,
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from itool.artifacts.resolve import Observed, Resolution, observe, resolve_observed
 from itool.artifacts.store import Store
@@ -18,6 +19,7 @@ from itool.operations.run_objects import Reads, read_objects
 from itool.stages import StageId
 
 State = Literal["done", "running", "failed", "stopped", "unknown"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,17 @@ class StatusReader:
     _known: Observed | None = None
 
     def read(self) -> RunStatus:
-        """The run as it stands. What could not be read is left out; `error` then says why, and the status names it."""
-        self.error = None
-        objects = self._objects()
-        found = self._stored()
-        if found is None:
+        """The run as it stands. What could not be read is left out; `error` then says why, and the status names it.
+
+        Cluster and store are asked side by side: where both hang, whoever waits does so once.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(_tried, self._objects)
+            found, objects = _tried(self._stored), asked.result()
+        self.error = _joined([answer for answer in (found, objects) if isinstance(answer, ItoolError)])
+        if isinstance(objects, ItoolError):
+            objects = RunObjects(at=0.0)
+        if isinstance(found, ItoolError):
             return RunStatus(self.config.run, self.config.runtime.backend, "unknown", None, job_rows(objects), problem=str(self.error))
         resolutions, holder = found
         rows = stage_rows(self.config, resolutions, objects)
@@ -74,21 +82,11 @@ class StatusReader:
         )
 
     def _objects(self) -> RunObjects:
-        if self.cluster is None:
-            return RunObjects(at=0.0)
-        try:
-            return read_objects(self.cluster, self.store, self.config)
-        except ItoolError as error:
-            self.error = error
-            return RunObjects(at=0.0)
+        return read_objects(self.cluster, self.store, self.config) if self.cluster else RunObjects(at=0.0)
 
-    def _stored(self) -> tuple[Mapping[StageId, Resolution], dict[str, Any] | None] | None:
-        try:
-            self._known = observe(self.store, self.config, known=self._known)
-            return resolve_observed(self.config, self._known), open_lease(self.store, self.config.run).holder()
-        except ItoolError as error:
-            self.error = error
-            return None
+    def _stored(self) -> tuple[Mapping[StageId, Resolution], dict[str, Any] | None]:
+        self._known = observe(self.store, self.config, known=self._known)
+        return resolve_observed(self.config, self._known), open_lease(self.store, self.config.run).holder()
 
     def _with_log(self, row: StageRow, active: bool) -> StageRow:
         """On this machine: a stage whose turn it is runs, with the progress of its log, or failed with its log's last word."""
@@ -108,3 +106,17 @@ def run_state(rows: Sequence[StageRow], *, active: bool) -> State:
     if active or "running" in states:
         return "running"
     return "failed" if states & {"failed", "damaged"} else "stopped"
+
+
+def _tried(ask: Callable[[], T]) -> T | ItoolError:
+    try:
+        return ask()
+    except ItoolError as error:
+        return error
+
+
+def _joined(errors: Sequence[ItoolError]) -> ItoolError | None:
+    """One error that names them all, of the first one's kind; None of none."""
+    if len(errors) < 2:
+        return errors[0] if errors else None
+    return type(errors[0])("; and ".join(map(str, errors)))

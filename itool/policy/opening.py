@@ -27,9 +27,9 @@ async def open_policy(
     """The policy that `policy.backend` names, ready to answer inside `async with`, and gone after it.
 
     `model_dir` is a materialised base model (without its weights where `policy.needs_weights` is False), `adapter_dir` a LoRA adapter as
-    PEFT writes it (None: the base alone). `should_stop` is asked while servers in a cluster are waited for. Raises InputError when a folder
-    cannot be used, ConfigError when the backend cannot serve this model or refuses the key, DependencyError when a server does not start or
-    answer, Interrupted when `should_stop` says so.
+    PEFT writes it (None: the base alone). `should_stop` is asked while a server is waited for. Raises InputError when a folder cannot be
+    used, ConfigError when the backend cannot serve this model or refuses the key, DependencyError when a server does not start or answer,
+    Interrupted when `should_stop` says so.
     """
     if policy.backend == "embedded":
         from itool.policy.embedded import EmbeddedPolicy  # noqa: PLC0415 - torch, only where this policy runs
@@ -44,7 +44,8 @@ async def open_policy(
         url, failure = policy.url, _never_fails
         if url is None:
             log_path = Path(gettempdir()) / f"itool-vllm-{os.getpid()}.log"
-            server = await stack.enter_async_context(LocalVllmServer(folder, log_path, model=model, policy=policy))
+            server = LocalVllmServer(folder, log_path, model=model, policy=policy, should_stop=should_stop)
+            await stack.enter_async_context(server)
             url, failure = server.url, server.failure
         yield await stack.enter_async_context(VllmPolicy(url, folder, adapter_dir, policy=policy, failure=failure, should_stop=should_stop))
 

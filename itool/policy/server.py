@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,7 +24,7 @@ from typing import Self
 import httpx
 
 from itool.config import ModelConfig, PolicyConfig
-from itool.errors import ConfigError, DependencyError
+from itool.errors import ConfigError, DependencyError, Interrupted
 from itool.logs import get_logger
 from itool.policy import guard as guard_program
 from itool.policy.model_folder import LINEAR_LAYERS, ModelFolder
@@ -45,6 +45,9 @@ SERVER_SETTINGS = {
 
 MOST_BATCHED_TOKENS = 8192
 STOP_SECONDS = 10.0
+STARTING_STOP_SECONDS = 1.0
+"""As long, of a server that has no request to finish: while it loads, vLLM ignores SIGTERM."""
+
 _LOG_PREFIX = re.compile(r"^\([^)]*\) (?:[A-Z]+ [\d-]+ [\d:]+ \[[^]]*\] )?")
 POLL_SECONDS = 0.25
 
@@ -54,10 +57,19 @@ _log = get_logger(__name__)
 class LocalVllmServer:
     """`async with LocalVllmServer(...) as server:` - then `server.url` answers. Raises DependencyError when it does not come up.
 
-    Raises ConfigError for float32 on a GPU: vLLM's kernels for LoRA there know half precision only.
+    Raises Interrupted when `should_stop` says so while it starts, and ConfigError for float32 on a GPU: vLLM's kernels for LoRA there know
+    half precision only.
     """
 
-    def __init__(self, folder: ModelFolder, log_path: Path, *, model: ModelConfig, policy: PolicyConfig) -> None:
+    def __init__(
+        self,
+        folder: ModelFolder,
+        log_path: Path,
+        *,
+        model: ModelConfig,
+        policy: PolicyConfig,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         if has_gpu() and model.dtype == "float32":
             raise ConfigError(
                 "model.dtype = 'float32': vLLM computes adapters on a GPU in bfloat16 only",
@@ -65,6 +77,7 @@ class LocalVllmServer:
             )
         self._python = find_vllm_python()
         self._startup_seconds = policy.startup_seconds
+        self._should_stop = should_stop
         self._log_path = log_path
         self._environment = server_environment(dict(os.environ), python=self._python)
         self._process: subprocess.Popen[bytes] | None = None
@@ -87,7 +100,7 @@ class LocalVllmServer:
         try:
             await self._wait_until_ready(started + self._startup_seconds)
         except BaseException:
-            await self._stop()
+            await self._stop(STARTING_STOP_SECONDS)
             raise
         _log.info("vllm server ready", url=self.url, seconds=round(time.monotonic() - started, 1), log=str(self._log_path))
         return self
@@ -106,20 +119,34 @@ class LocalVllmServer:
         return f"the local vLLM server {how}: {last_meaningful_line(self._log_path)} (log: {self._log_path})"
 
     async def _wait_until_ready(self, deadline: float) -> None:
-        async with httpx.AsyncClient(base_url=self.url, timeout=5.0, trust_env=False) as client:
-            while time.monotonic() < deadline:
+        """Looks at what may end the wait beside the asking, which a server may let hang."""
+        ready = asyncio.create_task(self._answers())
+        try:
+            while not ready.done():
+                if self._should_stop():
+                    raise Interrupted("stopped while the local vLLM server was starting", remedy="Run the same command again to resume")
                 if failure := self.failure():
                     raise DependencyError(failure, remedy="Run `itoolctl doctor`")
+                if time.monotonic() >= deadline:
+                    raise DependencyError(
+                        f"the local vLLM server was not ready after {self._startup_seconds:.0f} s: {last_meaningful_line(self._log_path)}",
+                        remedy=f"Read {self._log_path} or raise policy.startup_seconds",
+                    )
+                await asyncio.wait([ready], timeout=POLL_SECONDS)
+            await ready
+        finally:
+            ready.cancel()
+
+    async def _answers(self) -> None:
+        """Return when the server answers."""
+        async with httpx.AsyncClient(base_url=self.url, timeout=5.0, trust_env=False) as client:
+            while True:
                 with contextlib.suppress(httpx.TransportError):
                     if (await client.get("/v1/models")).status_code == httpx.codes.OK:
                         return
                 await asyncio.sleep(POLL_SECONDS)
-        raise DependencyError(
-            f"the local vLLM server was not ready after {self._startup_seconds:.0f} s: {last_meaningful_line(self._log_path)}",
-            remedy=f"Read {self._log_path} or raise policy.startup_seconds",
-        )
 
-    async def _stop(self) -> None:
+    async def _stop(self, patience_seconds: float = STOP_SECONDS) -> None:
         """SIGTERM, then SIGKILL, to the server and the processes it started."""
         process, self._process = self._process, None
         if process is None:
@@ -127,7 +154,7 @@ class LocalVllmServer:
         for number in (signal.SIGTERM, signal.SIGKILL):  # the second also for what the server left behind
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
-            deadline = time.monotonic() + STOP_SECONDS
+            deadline = time.monotonic() + patience_seconds
             while process.poll() is None and time.monotonic() < deadline:
                 await asyncio.sleep(0.05)
 

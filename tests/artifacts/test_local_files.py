@@ -31,6 +31,14 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     return parse_config({"data": data, "model": {"path": "base", "chat_template": "mine.jinja"}})
 
 
+@pytest.fixture
+def large_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every file is large; returns the cache folder, which is not there yet."""
+    monkeypatch.setattr(local_files, "LARGE_BYTES", 1)
+    monkeypatch.setenv("ITOOL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 def changed(config: RunConfig, before: dict[str, str | None]) -> list[str]:
     after = file_fingerprints(config)
     return [name.removesuffix(" (content)") for name in after if after[name] != before[name]]
@@ -60,16 +68,34 @@ def test_a_file_is_read_once(config: RunConfig) -> None:
     assert local_files._digest.cache_info().misses == read
 
 
-def test_a_large_file_is_known_by_its_size_and_its_ends(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_files, "WHOLE_BYTES", 10)
-    monkeypatch.setattr(local_files, "END_BYTES", 4)
+def test_a_large_file_counts_whole(config: RunConfig, large_files: Path) -> None:
     model = Path(FILES["model.path"])
     seen = set()
     for time, content in enumerate(("aaaa----zzzz", "aaaa-++-zzzz", "aaaa----zzzy", "aaab----zzzz", "aaaa-----zzzz")):
         model.write_text(content)
         os.utime(model, ns=(time, time))
         seen.add(file_fingerprints(config)["model.path (content)"])
-    assert len(seen) == 4
+    assert len(seen) == 5
+
+
+def test_a_large_file_is_read_once_by_a_user(config: RunConfig, large_files: Path) -> None:
+    before = file_fingerprints(config)
+    local_files._digest.cache_clear()  # another process
+    assert file_fingerprints(config) == before
+    kept = [path for path in large_files.rglob("*") if path.is_file()]
+    assert len(kept) == len(FILES)
+    for path in kept:
+        path.write_text("known")
+    local_files._digest.cache_clear()
+    assert len(changed(config, before)) == len(FILES)
+
+
+def test_a_large_file_is_read_by_every_process_where_nothing_can_be_kept(config: RunConfig, large_files: Path) -> None:
+    large_files.write_text("in the way")
+    before = file_fingerprints(config)
+    assert all(before.values())
+    local_files._digest.cache_clear()
+    assert changed(config, before) == []
 
 
 def test_what_is_built_in_on_the_hub_not_there_or_in_a_cluster_has_no_fingerprint(config: RunConfig) -> None:

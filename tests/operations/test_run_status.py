@@ -2,15 +2,52 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
 
 from itool.artifacts.store import FolderStore
+from itool.cluster.api_answers import ClusterDown
 from itool.cluster.controller import Controller
 from itool.cluster.leases import FolderLease
 from itool.cluster.session import open_lease
-from itool.config import RunConfig, RuntimeConfig
+from itool.config import RunConfig, RuntimeConfig, merge_config
+from itool.errors import DependencyError, ItoolError
 from itool.operations.run_status import StatusReader
 from tests.cluster.in_memory_runner import InMemoryRunner
+
+IN_A_CLUSTER = merge_config({}, ["root=s3://b/p", "iterations=0", "runtime.backend=kubernetes", "policy.backend=vllm"], origin="test")
+
+
+class Hangs:
+    """A store, or a cluster, that gives a call up as soon as `calls` calls wait: one after the other they would wait for ever."""
+
+    root = "s3://b/p"
+    namespace = "here"
+
+    def __init__(self, calls: threading.Barrier, error: ItoolError) -> None:
+        self._calls, self._error = calls, error
+
+    def _hang(self, *_arguments: str) -> NoReturn:
+        self._calls.wait(timeout=10)
+        raise self._error
+
+    get = list = read = _hang
+
+
+class Serves:
+    """A cluster that answers: a run without Jobs, with one pod of vLLM."""
+
+    namespace = "here"
+
+    def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[Any, str]:
+        labelled = {"name": "vllm-0", "labels": {"app.kubernetes.io/component": "serving"}, "creationTimestamp": "2026-11-21T11:58:00Z"}
+        return [{"metadata": labelled, "spec": {}, "status": {"phase": "Running"}}] if resource == "pods" else [], "1"
+
+    def get(self, *_arguments: str) -> None:
+        """There is none."""
 
 
 def test_stages_that_run_side_by_side_both_run(tmp_path: Path) -> None:
@@ -45,3 +82,19 @@ def test_last_words_come_from_the_store_that_is_open(tmp_path: Path) -> None:
     row = StatusReader(config, store).read().stages[0]
     assert (row.stage, row.attempt) == ("i0/prepare", 1)
     assert row.reason.endswith("last attempt: row 3 has no tools")
+
+
+def test_a_store_and_a_cluster_that_both_hang_are_waited_for_once_and_both_named() -> None:
+    calls = threading.Barrier(2)
+    store, cluster = Hangs(calls, DependencyError("S3 hangs")), Hangs(calls, ClusterDown("Kubernetes hangs"))
+    reader = StatusReader(IN_A_CLUSTER, store, cluster)  # type: ignore[arg-type]
+    status = reader.read()
+    assert (status.state, status.problem) == ("unknown", "S3 hangs; and Kubernetes hangs")
+    with pytest.raises(DependencyError, match="S3 hangs; and Kubernetes hangs"):
+        raise reader.error or AssertionError
+
+
+def test_a_store_that_hangs_is_waited_for_once_whatever_it_is_asked() -> None:
+    """The artifacts, what vLLM shall serve, and what its pod has proved."""
+    store = Hangs(threading.Barrier(3), DependencyError("S3 hangs"))
+    assert StatusReader(IN_A_CLUSTER, store, Serves()).read().problem == "S3 hangs"  # type: ignore[arg-type]

@@ -1,0 +1,69 @@
+"""A local server that does not come up: whoever asks the stage to stop does not wait for it, and it leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from itool.config import PolicyConfig
+from itool.errors import DependencyError, Interrupted
+from itool.policy.opening import open_policy
+from tests.fakes.waiting import lives
+from tests.policy.conftest import SERVED, Folders
+
+NEVER_READY = """#!{python} -I
+import os, pathlib, signal, socket, sys, time
+if sys.argv[1] == "-c":
+    sys.exit()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+server = socket.create_server(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])))
+asking, _ = server.accept()
+pathlib.Path({asked!r}).write_text(str(os.getpid()))
+time.sleep(60)
+"""
+
+DEAD = """#!{python} -I
+import sys
+if sys.argv[1] != "-c":
+    sys.exit("ValueError: no such model")
+"""
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Path:
+    """Where the fake server leaves its process id when it was asked whether it is ready."""
+    return tmp_path / "asked"
+
+
+def serve_with(program: str, asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a program the Python that has vLLM."""
+    python = asked.parent / "python"
+    python.write_text(program.format(python=sys.executable, asked=str(asked)))
+    python.chmod(0o755)
+    monkeypatch.setenv("ITOOL_VLLM_PYTHON", str(python))
+    monkeypatch.setattr("itool.policy.opening.gettempdir", lambda: str(asked.parent))
+
+
+async def open_served(folders: Folders, asked: Path) -> None:
+    """Open a policy that starts a server of its own, and ask to stop as soon as that does not answer."""
+    async with open_policy(folders.model, None, SERVED, PolicyConfig(backend="vllm"), should_stop=asked.exists):
+        pytest.fail("the server answered")
+
+
+def test_a_stop_while_the_server_starts_ends_both_at_once(folders: Folders, asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has accepted the question, answers nothing, and ignores SIGTERM, as vLLM does while it loads."""
+    serve_with(NEVER_READY, asked, monkeypatch)
+    with pytest.raises(Interrupted, match=r"stopped while the local vLLM server was starting\. Run the same command again"):
+        asyncio.run(open_served(folders, asked))
+    assert time.time() - asked.stat().st_mtime < 3.0
+    assert not lives(int(asked.read_text()))
+
+
+def test_a_server_that_died_while_it_started_is_not_waited_for(folders: Folders, asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve_with(DEAD, asked, monkeypatch)
+    with pytest.raises(DependencyError, match=r"ended with exit code 1: ValueError: no such model"):
+        asyncio.run(open_served(folders, asked))
