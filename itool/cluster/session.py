@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 CLUSTER_POLL_SECONDS = 1.0
 """The longest pause between two looks at a cluster; a change ends it at once."""
 
+RIGHTS_SECONDS = 60.0
+"""So long a pod waits for its rights; a person is told at once."""
+
 
 class NotStarted(Interrupted):
     """Stopped while somebody else still held the run."""
@@ -87,11 +90,11 @@ def _keep(lease: Lease) -> None:
 
 def checked_cluster(config: RunConfig) -> Cluster:
     """The cluster, when everything that the run needs is there. Raises what is missing before anything is created."""
-    from itool.cluster.client import open_cluster  # noqa: PLC0415 - half a second, and only this backend needs it
+    from itool.cluster.client import in_cluster, open_cluster  # noqa: PLC0415 - half a second, and only this backend needs it
     from itool.cluster.preflight import require  # noqa: PLC0415
 
     cluster = open_cluster(config.kubernetes.namespace)
-    require(cluster, config)
+    require(cluster, config, rights_within_seconds=RIGHTS_SECONDS if in_cluster() else 0.0)
     return cluster
 
 

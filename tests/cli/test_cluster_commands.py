@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from itool.cluster import client, preflight
+from itool.cluster.api_answers import Denied
 from itool.cluster.client import QUEUE_PERMISSIONS
 from itool.cluster.controller import StageFailed
 from itool.cluster.job_facts import verdict_on
 from itool.cluster.leases import StoreLease
-from itool.cluster.preflight import cluster_checks
+from itool.cluster.preflight import cluster_checks, require
 from itool.config_kubernetes import StagePodConfig
-from itool.errors import DependencyError
+from itool.errors import ConfigError, DependencyError
 from tests.cli.cluster_scene import NAMESPACE, Scene
 
 Capture = pytest.CaptureFixture[str]
@@ -208,6 +211,53 @@ def test_iterate_stops_before_it_creates_anything(scene: Scene, capsys: Capture,
     assert ". " in captured.err  # a remedy follows
     assert not any(scene.cluster.objects.values())
     assert scene.store.list("") == {}
+
+
+def deny(scene: Scene, monkeypatch: pytest.MonkeyPatch, asks: int) -> None:
+    """An API server that knows nobody's rights for so many questions, whatever it is asked."""
+    left = iter(range(asks))
+    version, may = scene.cluster.version, scene.cluster.may
+
+    def asked_version() -> tuple[int, int]:
+        if next(left, None) is None:
+            return version()
+        raise Denied('not allowed to get /version in namespace here: User "u" cannot get path "/version"')
+
+    monkeypatch.setattr(scene.cluster, "version", asked_version)
+    monkeypatch.setattr(scene.cluster, "may", lambda verb, resource: next(left, None) is None and may(verb, resource))
+
+
+def test_rights_that_come_within_their_time_are_waited_for(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    clock: dict[str, Any] = {"clock": lambda: now[0], "sleep": lambda seconds: now.append(now.pop() + seconds)}
+    wait = partial(require, scene.cluster, scene.config, rights_within_seconds=60.0, **clock)
+    deny(scene, monkeypatch, 5)
+    wait()
+    assert 0.0 < now[0] < 60.0
+    scene.cluster.denied = frozenset({("create", "batch/jobs")})
+    with pytest.raises(ConfigError, match=r"not allowed in namespace here: create batch/jobs\. Bind the chart's Role"):
+        wait()
+    assert now[0] > 60.0
+    scene.cluster.released = (1, 27)
+    ended = now[0]
+    with pytest.raises(ConfigError, match="too old"):
+        wait()
+    assert now[0] == ended  # what is no right is not waited for
+
+
+@pytest.mark.parametrize("in_a_pod", [False, True])
+def test_a_pod_waits_for_its_rights_and_a_person_is_told_at_once(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture, in_a_pod: bool
+) -> None:
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setattr(client, "TOKEN_FOLDER", tmp_path)
+    monkeypatch.setattr(preflight, "LOOK_AGAIN_SECONDS", 0.0)
+    if in_a_pod:
+        (tmp_path / "token").write_text("a token")
+    scene.cluster.script["prepare"] = [65]
+    deny(scene, monkeypatch, 5)
+    assert scene.itoolctl("iterate") == (65 if in_a_pod else 64)
+    assert ("waiting for rights" in capsys.readouterr().err) == in_a_pod
 
 
 def test_a_queue_without_kueue_and_a_priority_class_without_an_object_are_named(
