@@ -51,7 +51,7 @@ PERMISSIONS: dict[str, tuple[str, ...]] = {
     "events": ("create", "list"),
     "pods": ("list", "watch"),
     "pods/log": ("get",),
-    "services": ("create",),
+    "services": ("create", "list", "watch"),
     "apps/deployments": ("create", "get", "patch"),
 }
 """What a controller must be allowed, by resource: checked by `doctor`, granted by the chart's Role, and no more than is used."""

@@ -112,7 +112,8 @@ def _iterate_in_cluster(
     try:
         if config.has_managed_serving or has_vllm(cluster, config.run):  # one that earlier settings have left is stopped
             pods = partial(runner.cache.items, "pods")
-            controller.serving = KubernetesServing(config, store, cluster, pods, owner=runner.ensure_owner)
+            owner, keep_service = runner.ensure_owner, runner.keep_service
+            controller.serving = KubernetesServing(config, store, cluster, pods, owner=owner, keep_service=keep_service)
         return controller.run()
     finally:
         runner.close()
