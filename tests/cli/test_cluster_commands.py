@@ -15,8 +15,10 @@ from itool.cluster.api_answers import Denied
 from itool.cluster.client import QUEUE_PERMISSIONS
 from itool.cluster.controller import StageFailed
 from itool.cluster.job_facts import verdict_on
-from itool.cluster.leases import StoreLease
+from itool.cluster.leases import LeaseHeld, StoreLease
 from itool.cluster.preflight import cluster_checks, require
+from itool.cluster.session import iterate
+from itool.cluster.wish import StoredArtifact, write_wish
 from itool.config_kubernetes import StagePodConfig
 from itool.errors import ConfigError, DependencyError
 from tests.cli.cluster_scene import NAMESPACE, Scene
@@ -145,6 +147,49 @@ def test_a_controller_stops_a_vllm_that_the_settings_want_no_more(scene: Scene) 
     scene.cluster.script["prepare"] = [65]
     assert scene.itoolctl("iterate", "--n", "1") == 65
     assert scene.cluster.objects["deployments"]["demo-vllm"]["spec"]["replicas"] == 0
+
+
+def finished_with_vllm(scene: Scene) -> None:
+    """Every artifact is there, and vLLM runs: the controller died, or was interrupted when it was to go on for longer."""
+    scene.work(100)
+    scene.leave_vllm()
+    asked = StoredArtifact(prefix="demo/i0/prepare/key", digest="0" * 64)
+    write_wish(scene.store, "demo", asked, asked)
+
+
+def replicas(scene: Scene) -> int:
+    return int(scene.cluster.objects["deployments"]["demo-vllm"]["spec"]["replicas"])
+
+
+def test_a_vllm_that_a_finished_run_has_left_is_stopped(scene: Scene) -> None:
+    finished_with_vllm(scene)
+    jobs = list(scene.cluster.created_jobs)
+    assert all(found.done for found in iterate(scene.config).values())
+    assert replicas(scene) == 0
+    assert scene.cluster.created_jobs == jobs
+
+
+def test_a_vllm_that_is_left_while_somebody_holds_the_run_is_his(scene: Scene) -> None:
+    finished_with_vllm(scene)
+    StoreLease(scene.store, "demo", identity={"pid": 7, "host": "there"}).acquire()
+    with pytest.raises(LeaseHeld):
+        iterate(scene.config)
+    assert replicas(scene) == 1
+
+
+def test_a_finished_run_without_vllm_asks_no_cluster_and_one_with_it_none_that_is_away(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.work(100)
+    calls = scene.cluster.calls
+    iterate(scene.config)
+    assert scene.cluster.calls == calls
+    finished_with_vllm(scene)
+    scene.cluster.down = True
+    assert all(found.done for found in iterate(scene.config).values())
+    monkeypatch.setattr(client, "in_cluster", lambda: True)
+    with pytest.raises(DependencyError, match="the API server is down"):  # the pod is started again
+        iterate(scene.config)
 
 
 def test_runs_lists_state_iterations_and_who_works(scene: Scene, capsys: Capture) -> None:
