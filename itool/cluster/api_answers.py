@@ -17,6 +17,10 @@ class ClusterDown(DependencyError):  # noqa: N818 - says what is the case, like 
     """The API server does not answer."""
 
 
+class Denied(ConfigError):  # noqa: N818 - as above
+    """These credentials lack a right."""
+
+
 class Gone(ItoolError):  # noqa: N818 - the name of the answer
     """The version to watch from is too old: list again."""
 
@@ -46,7 +50,7 @@ class Refused(Exception):  # noqa: N818 - says what happened, and never leaves t
             return ConfigError(f"the Kubernetes API at {host} refuses the credentials", remedy="Log in again, or check KUBECONFIG")
         if self.is_denied:
             text = f"not allowed to {what} in namespace {namespace}: {self.message}"
-            return ConfigError(text, remedy="Use the chart's Role, or ask for these rights; `itoolctl doctor` lists what is missing")
+            return Denied(text, remedy="Use the chart's Role, or ask for these rights; `itoolctl doctor` lists what is missing")
         if self.status == HTTPStatus.NOT_FOUND and "namespaces" in self.message:
             return ConfigError(f"namespace {namespace} does not exist", remedy="Create it, or set kubernetes.namespace")
         return ConfigError(f"Kubernetes refuses to {what} in namespace {namespace}: {self.message}")

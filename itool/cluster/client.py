@@ -5,7 +5,7 @@ themselves are JSON over its connection pool, since its models differ from versi
 
 Answers keep their meaning: 401 reads the credentials again, once; 409 on create means that the object exists; 410 on a watch means "list
 again"; 429, 5xx and no answer are tried again and then ClusterDown (69), and so are 401 and 403 of what was accepted before; a first 403
-and other refusals are settings that no retry cures (64).
+and other refusals are settings that no retry cures (64; `preflight.require` waits for the rights of a pod that has just started).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ PERMISSIONS: dict[str, tuple[str, ...]] = {
     "events": ("create", "list"),
     "pods": ("list", "watch"),
     "pods/log": ("get",),
-    "services": ("create",),
+    "services": ("create", "list", "watch"),
     "apps/deployments": ("create", "get", "patch"),
 }
 """What a controller must be allowed, by resource: checked by `doctor`, granted by the chart's Role, and no more than is used."""
@@ -279,9 +279,8 @@ def connect() -> Connection:
 
     configuration = kubernetes.client.Configuration()
     configuration.connection_pool_maxsize = CONNECTIONS
-    in_cluster = "KUBECONFIG" not in os.environ and (TOKEN_FOLDER / "token").exists()
     try:
-        if in_cluster:
+        if in_cluster():
             kubernetes.config.load_incluster_config(client_configuration=configuration)
             namespace = (TOKEN_FOLDER / "namespace").read_text(encoding="utf-8").strip()
         else:
@@ -300,6 +299,11 @@ def connect() -> Connection:
         return {setting["key"]: setting["value"] for setting in settings if setting["in"] == "header" and setting["value"]}
 
     return Connection(configuration.host, pool, headers, namespace)
+
+
+def in_cluster() -> bool:
+    """Whether this is a pod that speaks for its own service account."""
+    return "KUBECONFIG" not in os.environ and (TOKEN_FOLDER / "token").exists()
 
 
 def _unconfigured(what: str) -> ConfigError:

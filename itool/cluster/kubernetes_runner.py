@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from itool.artifacts.store import Store
 from itool.cluster.client import Cluster
 from itool.cluster.job_facts import VERDICT, hopeless, is_over, shards_done, task_of, trim_job, trim_pod, verdict_on
-from itool.cluster.manifests import job_name, stage_job, workers_service
+from itool.cluster.manifests import job_name, stage_job, workers_name, workers_service
 from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, RUN_LABEL, Object
 from itool.cluster.pod_logs import PodLogs
 from itool.cluster.pod_states import FIRST_POD, NEXT_POD, JobState, PodState, event_time, events_by_object, job_state, pod_state
@@ -58,7 +58,8 @@ class KubernetesRunner:
         run = f"{RUN_LABEL}={self.config.run}"
         jobs = View("jobs", f"{run},{COMPONENT_LABEL}=stage", trim=trim_job)
         pods = View("pods", run, "status.phase!=Succeeded", trim=trim_pod)
-        self.cache = Cache(self.cluster, [jobs, pods])
+        services = [View("services", run)] if _has_services(self.config) else []
+        self.cache = Cache(self.cluster, [jobs, pods, *services])
         self.pod_logs = PodLogs(self.cluster, self.store, self.config.run)
 
     def open(self) -> None:
@@ -73,12 +74,21 @@ class KubernetesRunner:
     def start(self, task: Task, attempt: int) -> None:
         """Create the attempt's Job; one of that name is this attempt, created before an answer was lost."""
         owner = self.ensure_owner()
-        if self.config.kubernetes.pod(task.stage.name).nodes > 1:
-            self.cluster.create("services", workers_service(self.config, owner))
+        self._keep_meeting_point(task)
         job = stage_job(self.config, task.stage, task.key, attempt, config_map=self._ensure_config(owner), owner=owner)
         created = self.cluster.create("jobs", job)
         if created is not None:
             self.cache.put("jobs", created)
+
+    def keep_service(self, name: str, make: Callable[[RunConfig, Object], Object]) -> None:
+        """Make a Service, of the configuration and the run's owner, unless there is one of that name: looking costs no request.
+
+        One that an earlier owner has left counts until Kubernetes has collected it. Only for runs that have Services.
+        """
+        if all(service["metadata"]["name"] != name for service in self.cache.items("services")):
+            created = self.cluster.create("services", make(self.config, self.ensure_owner()))
+            if created is not None:
+                self.cache.put("services", created)
 
     def state(self) -> Attempts:
         """Every attempt whose Job is there. Raises ClusterDown while the cluster does not answer."""
@@ -160,6 +170,7 @@ class KubernetesRunner:
         if attempt.over:
             self._ended[name] = (task_of(job), attempt)
         elif verdict is None and not is_over(job):
+            self._keep_meeting_point(task_of(job))
             self._judge(job, found, states)
         return task_of(job), attempt
 
@@ -181,6 +192,11 @@ class KubernetesRunner:
         """A Job's failure may be heard of before the end of the pod that failed it, which says why."""
         since = self._failed_since.setdefault(name, self.clock())
         return not any(state.phase == "failed" for state in states) and self.clock() - since < CULPRIT_SECONDS
+
+    def _keep_meeting_point(self, task: Task) -> None:
+        """The Service through which the pods of a training that spans nodes find each other."""
+        if self.config.kubernetes.pod(task.stage.name).nodes > 1:
+            self.keep_service(workers_name(self.config.run), workers_service)
 
     def _tend_logs(self, job: Object, pods: Sequence[Object]) -> None:
         """Have the pods' logs kept; a Job that is over may go once they all are."""
@@ -267,6 +283,11 @@ class KubernetesRunner:
                 raise DependencyError(f"configmap {name} of an earlier installation is still being removed", remedy=remedy)
             self._config_map = (name, owner["metadata"]["uid"])
         return name
+
+
+def _has_services(config: RunConfig) -> bool:
+    """Whether pods of the run are found by a Service: vLLM's, or those of a training that spans nodes."""
+    return config.has_managed_serving or any(pod.nodes > 1 for pod in config.kubernetes.stages.values())
 
 
 def _adoption(owner: Object, release: Object) -> Object:

@@ -6,11 +6,13 @@ first that is missing. What an account may not look at (a controller may not rea
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any, Protocol
 
+from itool.cluster.api_answers import Denied
 from itool.cluster.check import Check
 from itool.cluster.client import PERMISSIONS
 from itool.cluster.manifests import stage_job
@@ -20,13 +22,18 @@ from itool.cluster.serving_manifests import serving_deployment
 from itool.cluster.wish import StoredArtifact
 from itool.config import RunConfig
 from itool.errors import ConfigError, DependencyError, ItoolError
+from itool.logs import get_logger
 from itool.stages import StageId, loop_stages
+
+log = get_logger(__name__)
 
 OLDEST_VERSION = (1, 29)
 """Native sidecars, `backoffLimitPerIndex` and `podReplacementPolicy` are on by default from here on."""
 
 SECRET_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 KUEUE = "kueue.x-k8s.io"
+LOOK_AGAIN_SECONDS = 2.0
+_RIGHTS = "permissions"
 _UNSEEN = "cannot be looked at by this account"
 NOBODY: Object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "dry-run", "uid": "00000000-0000-0000-0000-000000000000"}}
 """Owner of what is never created."""
@@ -50,12 +57,27 @@ class Asks(Protocol):
         """Create, or only let the API server say whether it would."""
 
 
-def require(cluster: Asks, config: RunConfig) -> None:
-    """Raise the first thing that is missing, as ConfigError (64) or DependencyError (69)."""
-    for check in cluster_checks(cluster, config):
-        if check.state == "missing":
-            error = DependencyError if check.exit_code == DependencyError.exit_code else ConfigError
-            raise error(check.finding, remedy=check.remedy or None)
+def require(
+    cluster: Asks,
+    config: RunConfig,
+    *,
+    rights_within_seconds: float = 0.0,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Raise the first thing that is missing, as ConfigError (64) or DependencyError (69).
+
+    Rights may be missing for `rights_within_seconds`: an API server that has just started knows nobody's yet.
+    """
+    deadline, told = clock() + rights_within_seconds, False
+    while (missing := next((check for check in cluster_checks(cluster, config) if check.state == "missing"), None)) is not None:
+        error = DependencyError if missing.exit_code == DependencyError.exit_code else ConfigError
+        if missing.name != _RIGHTS or error is DependencyError or clock() >= deadline:
+            raise error(missing.finding, remedy=missing.remedy or None)
+        if not told:
+            told = True
+            log.warning("waiting for rights", seconds=rights_within_seconds, reason=missing.line)
+        sleep(LOOK_AGAIN_SECONDS)
 
 
 def cluster_checks(cluster: Asks, config: RunConfig) -> Iterator[Check]:
@@ -70,9 +92,11 @@ def cluster_checks(cluster: Asks, config: RunConfig) -> Iterator[Check]:
 
 
 def _explained(check: Callable[[Asks, RunConfig], Check], cluster: Asks, config: RunConfig) -> Check:
-    """A check's finding; one that raises goes by the name of its function."""
+    """A check's finding; one that raises goes by the name of its function, one that may not ask by that of the rights."""
     try:
         return check(cluster, config)
+    except Denied as error:
+        return Check(_RIGHTS, "missing", str(error), exit_code=error.exit_code)
     except ItoolError as error:
         return Check(check.__name__.strip("_").replace("_", " "), "missing", str(error), exit_code=error.exit_code)
 
@@ -108,9 +132,9 @@ def _permissions(cluster: Asks, _config: RunConfig) -> Check:
         allowed = list(pool.map(lambda pair: cluster.may(*pair), asked))
     denied = [f"{verb} {resource}" for (verb, resource), may in zip(asked, allowed, strict=True) if not may]
     if not denied:
-        return Check("permissions", "ok", f"all {len(asked)} that a controller uses in namespace {cluster.namespace}")
+        return Check(_RIGHTS, "ok", f"all {len(asked)} that a controller uses in namespace {cluster.namespace}")
     text = f"not allowed in namespace {cluster.namespace}: {', '.join(denied)}"
-    return _wrong("permissions", text, "Bind the chart's Role to this account (docs/security.md lists it), or use another kubeconfig")
+    return _wrong(_RIGHTS, text, "Bind the chart's Role to this account (docs/security.md lists it), or use another kubeconfig")
 
 
 def _run_name(cluster: Asks, config: RunConfig) -> Check:

@@ -12,6 +12,7 @@ from itool.cluster.pods import serving_name
 from itool.cluster.serving_manifests import change_to, serving_deployment, serving_service
 from itool.cluster.serving_reader import Readable, ServingReader
 from itool.cluster.wish import forget_proofs, write_wish
+from itool.config import RunConfig
 from itool.logs import get_logger
 
 log = get_logger(__name__)
@@ -42,17 +43,19 @@ class Serving(Protocol):
 
 @dataclass
 class KubernetesServing(ServingReader):
-    """One run's vLLM. `pods` gives the run's pods as a watch knows them, `owner` the run's owner object."""
+    """One run's vLLM. `pods` gives the run's pods as a watch knows them, `owner` the run's owner object, `keep_service` makes a Service
+    when there is none of its name.
+    """
 
     cluster: Deployments
     owner: Callable[[], Object] = field(kw_only=True)
+    keep_service: Callable[[str, Callable[[RunConfig, Object], Object]], None] = field(kw_only=True)
 
     def state(self) -> ServingState:
-        """See Serving.state. Every new look makes a lost Service again; one of an earlier owner, met by `serve`, is lost soon."""
-        before = self._looked_at
+        """See Serving.state. Makes a lost Service again, though not that of a vLLM which the settings want no more."""
         found = super().state()
-        if found.replicas and self._looked_at != before:
-            self.cluster.create("services", serving_service(self.config, self.owner()))
+        if found.replicas and self.config.has_managed_serving:
+            self.keep_service(self._name, serving_service)
         return found
 
     def serve(self, action: Serve) -> None:
@@ -60,7 +63,7 @@ class KubernetesServing(ServingReader):
         self._wish = write_wish(self.store, self.config.run, action.model, action.adapter)
         owner, context = self.owner(), self._context_of(action.model)
         wanted = serving_deployment(self.config, action.model, context, namespace=self.cluster.namespace, owner=owner)
-        self.cluster.create("services", serving_service(self.config, owner))
+        self.keep_service(self._name, serving_service)
         standing = self.cluster.get("deployments", self._name)
         self._deployment = (
             self.cluster.patch("deployments", self._name, change_to(wanted, standing))

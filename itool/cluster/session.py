@@ -23,15 +23,22 @@ from itool.cluster.local import LocalRunner
 from itool.cluster.log_names import LOGS_FOLDER, log_key, logs_prefix
 from itool.cluster.progress import NoWatcher, Watcher
 from itool.cluster.runner import Task
+from itool.cluster.wish import has_wish
 from itool.config import RunConfig
-from itool.errors import Interrupted, ItoolError
+from itool.errors import ConfigError, DependencyError, Interrupted, ItoolError
+from itool.logs import get_logger
 from itool.stages import StageId
 
 if TYPE_CHECKING:
     from itool.cluster.client import Cluster
 
+log = get_logger(__name__)
+
 CLUSTER_POLL_SECONDS = 1.0
 """The longest pause between two looks at a cluster; a change ends it at once."""
+
+RIGHTS_SECONDS = 60.0
+"""So long a pod waits for its rights; a person is told at once."""
 
 
 class NotStarted(Interrupted):
@@ -41,14 +48,15 @@ class NotStarted(Interrupted):
 def iterate(
     config: RunConfig, watcher: Watcher | None = None, *, package: str = "jobs", wait_lease_seconds: float = 0.0
 ) -> dict[StageId, Resolution]:
-    """Make every artifact of the run that is missing. A finished run costs one look at the store.
+    """Make every artifact of the run that is missing. A finished run costs one look at the store, and where it has had a vLLM of its own
+    one at the cluster: a controller that died may have left it running.
 
     Raises StageFailed, Interrupted (75) after Ctrl-C or SIGTERM (NotStarted while it waits for the run), DependencyError when another
     controller holds the run.
     """
     store = open_store(config.root, config.store)
     resolutions = resolve(store, config)
-    if all(resolution.done for resolution in resolutions.values()):
+    if all(resolution.done for resolution in resolutions.values()) and not _may_have_left_vllm(config, store):
         return resolutions
     require_reused_run(store, config)
     cluster = checked_cluster(config) if config.runtime.backend == "kubernetes" else None
@@ -65,6 +73,23 @@ def iterate(
             return _iterate_here(config, store, lease, watcher or NoWatcher(), stop=stop, package=package)
         finally:
             lease.release()
+
+
+def _may_have_left_vllm(config: RunConfig, store: Store) -> bool:
+    """Whether a vLLM may still run for a run that is finished.
+
+    A cluster that cannot be asked is a warning to a person, who may have taken it down; a pod goes on to the checks, which wait or say why.
+    """
+    if config.runtime.backend != "kubernetes" or not has_wish(store, config.run):
+        return False
+    from itool.cluster.client import in_cluster, open_cluster  # noqa: PLC0415 - half a second, and only this backend needs it
+    from itool.cluster.serving import has_vllm  # noqa: PLC0415
+
+    try:
+        return has_vllm(open_cluster(config.kubernetes.namespace, hurried=True), config.run)
+    except (ConfigError, DependencyError) as error:
+        log.warning("cannot see whether vLLM still runs", error=str(error))
+        return in_cluster()
 
 
 def _iterate_here(
@@ -87,11 +112,11 @@ def _keep(lease: Lease) -> None:
 
 def checked_cluster(config: RunConfig) -> Cluster:
     """The cluster, when everything that the run needs is there. Raises what is missing before anything is created."""
-    from itool.cluster.client import open_cluster  # noqa: PLC0415 - half a second, and only this backend needs it
+    from itool.cluster.client import in_cluster, open_cluster  # noqa: PLC0415 - half a second, and only this backend needs it
     from itool.cluster.preflight import require  # noqa: PLC0415
 
     cluster = open_cluster(config.kubernetes.namespace)
-    require(cluster, config)
+    require(cluster, config, rights_within_seconds=RIGHTS_SECONDS if in_cluster() else 0.0)
     return cluster
 
 
@@ -109,7 +134,8 @@ def _iterate_in_cluster(
     try:
         if config.has_managed_serving or has_vllm(cluster, config.run):  # one that earlier settings have left is stopped
             pods = partial(runner.cache.items, "pods")
-            controller.serving = KubernetesServing(config, store, cluster, pods, owner=runner.ensure_owner)
+            owner, keep_service = runner.ensure_owner, runner.keep_service
+            controller.serving = KubernetesServing(config, store, cluster, pods, owner=owner, keep_service=keep_service)
         return controller.run()
     finally:
         runner.close()

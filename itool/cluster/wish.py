@@ -62,6 +62,11 @@ def read_wish(store: Store, run: str) -> Wish | None:
         raise ArtifactError(f"{store.root}/{_wish_key(run)} is no wish of this version", remedy="Remove it and run again") from None
 
 
+def has_wish(store: Store, run: str) -> bool:
+    """Whether a controller has ever run a vLLM for this run."""
+    return store.size(_wish_key(run)) is not None
+
+
 def write_wish(store: Store, run: str, model: StoredArtifact, adapter: StoredArtifact) -> Wish:
     """Wish for an adapter. Only the controller that holds the run may; nothing is written when the wish stands already."""
     standing = read_wish(store, run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,14 +13,17 @@ from typing import Any
 import pytest
 
 from itool.cli import status
-from itool.cluster.api_answers import ClusterDown
+from itool.cluster import client, preflight
+from itool.cluster.api_answers import ClusterDown, Denied
 from itool.cluster.client import QUEUE_PERMISSIONS
 from itool.cluster.controller import StageFailed
 from itool.cluster.job_facts import verdict_on
-from itool.cluster.leases import StoreLease
-from itool.cluster.preflight import cluster_checks
+from itool.cluster.leases import LeaseHeld, StoreLease
+from itool.cluster.preflight import cluster_checks, require
+from itool.cluster.session import iterate
+from itool.cluster.wish import StoredArtifact, write_wish
 from itool.config_kubernetes import StagePodConfig
-from itool.errors import DependencyError
+from itool.errors import ConfigError, DependencyError
 from tests.cli.cluster_scene import NAMESPACE, Scene
 
 Capture = pytest.CaptureFixture[str]
@@ -184,6 +188,49 @@ def test_a_controller_stops_a_vllm_that_the_settings_want_no_more(scene: Scene) 
     assert scene.cluster.objects["deployments"]["demo-vllm"]["spec"]["replicas"] == 0
 
 
+def finished_with_vllm(scene: Scene) -> None:
+    """Every artifact is there, and vLLM runs: the controller died, or was interrupted when it was to go on for longer."""
+    scene.work(100)
+    scene.leave_vllm()
+    asked = StoredArtifact(prefix="demo/i0/prepare/key", digest="0" * 64)
+    write_wish(scene.store, "demo", asked, asked)
+
+
+def replicas(scene: Scene) -> int:
+    return int(scene.cluster.objects["deployments"]["demo-vllm"]["spec"]["replicas"])
+
+
+def test_a_vllm_that_a_finished_run_has_left_is_stopped(scene: Scene) -> None:
+    finished_with_vllm(scene)
+    jobs = list(scene.cluster.created_jobs)
+    assert all(found.done for found in iterate(scene.config).values())
+    assert replicas(scene) == 0
+    assert scene.cluster.created_jobs == jobs
+
+
+def test_a_vllm_that_is_left_while_somebody_holds_the_run_is_his(scene: Scene) -> None:
+    finished_with_vllm(scene)
+    StoreLease(scene.store, "demo", identity={"pid": 7, "host": "there"}).acquire()
+    with pytest.raises(LeaseHeld):
+        iterate(scene.config)
+    assert replicas(scene) == 1
+
+
+def test_a_finished_run_without_vllm_asks_no_cluster_and_one_with_it_none_that_is_away(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.work(100)
+    calls = scene.cluster.calls
+    iterate(scene.config)
+    assert scene.cluster.calls == calls
+    finished_with_vllm(scene)
+    scene.cluster.down = True
+    assert all(found.done for found in iterate(scene.config).values())
+    monkeypatch.setattr(client, "in_cluster", lambda: True)
+    with pytest.raises(DependencyError, match="the API server is down"):  # the pod is started again
+        iterate(scene.config)
+
+
 def test_runs_lists_state_iterations_and_who_works(scene: Scene, capsys: Capture) -> None:
     scene.work(100)
     scene.store.write("demo/config.yaml", scene.config.as_yaml().encode())
@@ -248,6 +295,53 @@ def test_iterate_stops_before_it_creates_anything(scene: Scene, capsys: Capture,
     assert ". " in captured.err  # a remedy follows
     assert not any(scene.cluster.objects.values())
     assert scene.store.list("") == {}
+
+
+def deny(scene: Scene, monkeypatch: pytest.MonkeyPatch, asks: int) -> None:
+    """An API server that knows nobody's rights for so many questions, whatever it is asked."""
+    left = iter(range(asks))
+    version, may = scene.cluster.version, scene.cluster.may
+
+    def asked_version() -> tuple[int, int]:
+        if next(left, None) is None:
+            return version()
+        raise Denied('not allowed to get /version in namespace here: User "u" cannot get path "/version"')
+
+    monkeypatch.setattr(scene.cluster, "version", asked_version)
+    monkeypatch.setattr(scene.cluster, "may", lambda verb, resource: next(left, None) is None and may(verb, resource))
+
+
+def test_rights_that_come_within_their_time_are_waited_for(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    clock: dict[str, Any] = {"clock": lambda: now[0], "sleep": lambda seconds: now.append(now.pop() + seconds)}
+    wait = partial(require, scene.cluster, scene.config, rights_within_seconds=60.0, **clock)
+    deny(scene, monkeypatch, 5)
+    wait()
+    assert 0.0 < now[0] < 60.0
+    scene.cluster.denied = frozenset({("create", "batch/jobs")})
+    with pytest.raises(ConfigError, match=r"not allowed in namespace here: create batch/jobs\. Bind the chart's Role"):
+        wait()
+    assert now[0] > 60.0
+    scene.cluster.released = (1, 27)
+    ended = now[0]
+    with pytest.raises(ConfigError, match="too old"):
+        wait()
+    assert now[0] == ended  # what is no right is not waited for
+
+
+@pytest.mark.parametrize("in_a_pod", [False, True])
+def test_a_pod_waits_for_its_rights_and_a_person_is_told_at_once(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture, in_a_pod: bool
+) -> None:
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setattr(client, "TOKEN_FOLDER", tmp_path)
+    monkeypatch.setattr(preflight, "LOOK_AGAIN_SECONDS", 0.0)
+    if in_a_pod:
+        (tmp_path / "token").write_text("a token")
+    scene.cluster.script["prepare"] = [65]
+    deny(scene, monkeypatch, 5)
+    assert scene.itoolctl("iterate") == (65 if in_a_pod else 64)
+    assert ("waiting for rights" in capsys.readouterr().err) == in_a_pod
 
 
 def test_a_queue_without_kueue_and_a_priority_class_without_an_object_are_named(

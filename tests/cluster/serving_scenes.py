@@ -49,7 +49,9 @@ def store_adapter(store: Store, scratch: Path, key: str) -> StoredArtifact:
 
 def serve_and_stop(config: RunConfig, cluster: InMemoryCluster, owner: Object, scratch: Path) -> None:
     """What the controller asks of a cluster for vLLM: a Deployment that is new, then one that is there, then none of its pods."""
-    serving = KubernetesServing(config, cluster.store, cluster, list, owner=lambda: owner, clock=lambda: cluster.now)
+    serving = KubernetesServing(
+        config, cluster.store, cluster, list, clock=lambda: cluster.now, owner=lambda: owner, keep_service=lambda _name, _make: None
+    )
     asked = Serve(store_model(cluster.store, scratch), store_adapter(cluster.store, scratch, "one"), "asked")
     serving.state()
     serving.serve(asked)

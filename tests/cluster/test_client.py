@@ -15,7 +15,7 @@ import pytest
 import urllib3
 
 from itool.cluster import client
-from itool.cluster.api_answers import ClusterDown, Gone
+from itool.cluster.api_answers import ClusterDown, Denied, Gone
 from itool.cluster.api_transport import Connection
 from itool.cluster.client import PERMISSIONS, Cluster, connect
 from itool.errors import ConfigError
@@ -227,6 +227,12 @@ def test_a_missing_right_is_named_with_its_remedy(server: Server) -> None:
     server.answers = [status(403, "Forbidden", 'jobs.batch is forbidden: User "u" cannot create resource "jobs" in API group "batch"')]
     with pytest.raises(ConfigError, match=r"not allowed to create jobs a in namespace here: .*doctor"):
         server.cluster().create("jobs", {"metadata": {"name": "a"}})
+
+
+def test_a_right_to_what_is_no_resource_is_told_from_other_settings(server: Server) -> None:
+    server.answers = [status(403, "Forbidden", 'forbidden: User "u" cannot get path "/version"')]
+    with pytest.raises(Denied, match="not allowed to get /version in namespace here"):
+        server.cluster().version()
 
 
 DENIED = status(

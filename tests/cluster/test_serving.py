@@ -13,6 +13,7 @@ import pytest
 
 from itool.artifacts.store import FolderStore, delete_tree
 from itool.cluster.decide_serving import Serve, ServingPod, StopServing
+from itool.cluster.objects import Object
 from itool.cluster.serving import KubernetesServing
 from itool.cluster.serving_reader import serving_pod
 from itool.cluster.wish import Proof, StoredArtifact, Wish, read_proof, read_wish, write_proof
@@ -171,7 +172,15 @@ class Scene:
             "kubernetes": {"serving": serving, **(kubernetes or {})},
         }  # fmt: skip
         config = RunConfig.model_validate(document)
-        return KubernetesServing(config, self.store, self.cluster, lambda: self.pods, owner=lambda: OWNER, clock=lambda: self.now)
+
+        def keep_service(_name: str, make: Callable[[RunConfig, Object], Object]) -> None:
+            """The runner's, without a watch (test_services.py has it whole)."""
+            made.cluster.create("services", make(config, made.owner()))
+
+        made = KubernetesServing(
+            config, self.store, self.cluster, lambda: self.pods, clock=lambda: self.now, owner=lambda: OWNER, keep_service=keep_service
+        )
+        return made
 
     @property
     def deployment(self) -> dict[str, Any]:
@@ -334,25 +343,10 @@ def test_a_deployment_that_somebody_removed_or_scaled_is_noticed(scene: Scene) -
     assert made.state().replicas == 0
 
 
-def test_a_service_that_is_lost_or_was_an_earlier_owners_is_made_again_while_vllm_runs(scene: Scene) -> None:
-    scene.cluster.objects["services", "demo-vllm"] = {"metadata": {"ownerReferences": [{"uid": "an earlier owner's"}]}}
-    made = scene.controller()
-    made.serve(scene.serve)
-    for _ in range(2):
-        del scene.cluster.objects["services", "demo-vllm"]
-        scene.now += 16
-        made.state()
-        assert scene.cluster.objects["services", "demo-vllm"]["metadata"]["ownerReferences"][0]["uid"] == OWNER["metadata"]["uid"]
-    made.stop(StopServing("enough"))
-    del scene.cluster.objects["services", "demo-vllm"]
-    scene.now += 16
-    made.state()
-    assert ("services", "demo-vllm") not in scene.cluster.objects
-
-
 def test_proofs_are_read_until_they_are_there_and_then_no_more(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     made = scene.controller()
     made.serve(scene.serve)
+    made.keep_service = lambda _name, _make: None
     scene.pods = [scene.pod("demo-vllm-a")]
     reads = count_reads(scene.store, monkeypatch)
     for _ in range(5):

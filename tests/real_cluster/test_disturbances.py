@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,9 +17,8 @@ import pytest
 from itool.cluster.leases import StoreLease
 from itool.cluster.objects import JOB_LABEL
 from tests.jobs.conftest import digests_in
-from tests.missing import missing
 from tests.real_cluster.conftest import Site, finish, reason_in_status, wait_until
-from tests.real_cluster.trainings import kept_logs, prepared, training, training_pod
+from tests.real_cluster.trainings import kept_logs, prepared, process_of, training, training_pod
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -167,15 +165,3 @@ def held(process: int) -> Iterator[None]:
         yield
     finally:
         os.kill(process, signal.SIGCONT)
-
-
-def process_of(pod: str) -> int:
-    """The stage's process in a pod, where the node's processes can be seen from here."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            environment, command = (set((folder / name).read_bytes().split(b"\0")) for name in ("environ", "cmdline"))
-        except OSError:
-            continue
-        if f"HOSTNAME={pod}".encode() in environment and b"/etc/itool/config.yaml" in command:
-            return int(folder.name)
-    raise missing("the processes of the node cannot be seen from here")

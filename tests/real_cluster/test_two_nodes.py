@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 from tests.jobs.conftest import digests_in
 from tests.real_cluster.conftest import CALM, Site, finish
-from tests.real_cluster.trainings import kept_logs, prepared, training_pod
+from tests.real_cluster.trainings import kept_logs, prepared, process_of, training_pod
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -33,13 +35,19 @@ def test_two_pods_train_the_adapter_of_one(site: Site, undisturbed: dict[str, di
     assert difference <= TOLERANCE
 
 
-def test_when_one_of_two_pods_is_deleted_both_are_replaced_and_learn_the_same(site: Site) -> None:
-    run = "pair-broken"
+@pytest.mark.parametrize("how", ["deleted", "killed"])
+def test_when_one_of_two_pods_ends_both_are_replaced_and_learn_the_same(site: Site, how: str) -> None:
+    """Their Service is lost as well: without it those that replace them would not meet."""
+    run = f"pair-{how}"
     process = site.start("iterate", "--config", str(prepared(site, run, **TWO_PODS, warmup__checkpoint_seconds=0.2)))
     saving = training_pod(site, run, process)  # one worker saves for both
     first = pods_of(site, run)
     [other] = first - {saving}
-    site.kubectl("delete", "pod", other, "--wait=false")
+    site.kubectl("delete", "service", f"{run}-workers")
+    if how == "deleted":
+        site.kubectl("delete", "pod", other, "--wait=false")
+    else:
+        os.kill(process_of(host_of(site, other)), signal.SIGKILL)
     finish(process)
     [job] = site.get("jobs", f"itool/run={run},itool/stage=warmup")
     assert job["status"]["succeeded"] == 2
@@ -48,6 +56,11 @@ def test_when_one_of_two_pods_is_deleted_both_are_replaced_and_learn_the_same(si
     assert not succeeded & first
     assert "checkpoint resumed" in kept_logs(site, run, "i0-warmup")
     assert digests_in(site.store(), run) == digests_in(site.store(), "pair")
+
+
+def host_of(site: Site, pod: str) -> str:
+    """The name by which other pods know it."""
+    return site.kubectl("get", "pod", pod, "--output", "jsonpath={.spec.hostname}")
 
 
 def pods_of(site: Site, run: str, phase: str = "") -> set[str]:

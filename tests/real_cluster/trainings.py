@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from tests.missing import missing
 from tests.real_cluster.conftest import CALM, LONG, Site, copy_stages, wait_until
 
 
@@ -40,3 +41,17 @@ def training_pod(site: Site, run: str, process: subprocess.Popen[str], other_tha
         return None
 
     return str(wait_until(found, f"a checkpoint of {run}'s warm-up", 180, 0.2))
+
+
+def process_of(host: str) -> int:
+    """A stage's first process, by its pod's host name, where the node's processes can be seen from here; else the test is skipped or fails."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment, command = (set((folder / name).read_bytes().split(b"\0")) for name in ("environ", "cmdline"))
+            status = (folder / "status").read_text()
+        except OSError:
+            continue
+        is_first = next((line.split()[-1] == "1" for line in status.splitlines() if line.startswith("NSpid:")), False)  # in its container
+        if is_first and f"HOSTNAME={host}".encode() in environment and b"/etc/itool/config.yaml" in command:
+            return int(folder.name)
+    raise missing("the processes of the node cannot be seen from here")
