@@ -44,7 +44,7 @@ def training_pod(site: Site, run: str, process: subprocess.Popen[str], other_tha
 
 
 def process_of(host: str) -> int:
-    """A stage's first process, by its pod's host name, where the node's processes can be seen from here; else the test is skipped or fails."""
+    """A stage's first process, by its pod's host name; the test ends where the node's processes cannot be seen from here."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             environment, command = (set((folder / name).read_bytes().split(b"\0")) for name in ("environ", "cmdline"))
