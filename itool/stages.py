@@ -234,7 +234,7 @@ _DEPTH_ONE = ("granularity", "width", "root_samples", "depth_limit", "simulation
 _UNREAD_BY_SEARCH: dict[Method, tuple[str, ...]] = {
     "mcts_dpo": ("best_of",),
     "best_of_n": _DEPTH_ONE,
-    "rejection_sampling": (*_DEPTH_ONE, "inject_ground_truth"),
+    "rejection_sampling": (*_DEPTH_ONE, "inject_ground_truth", "min_gap"),
 }
 _OF_PREFERENCES = (
     "loss",

@@ -32,6 +32,7 @@ from itool.evaluate.report_schema import (
     StageReport,
     TrainingCurve,
 )
+from itool.names import SFT_CONTROLS
 from itool.records import PreferencePair, Score
 
 CURVE_POINTS = 200
@@ -148,7 +149,7 @@ def _iteration_report(inputs: ReportInputs, k: int, perplexity: list[float], gap
         updates=len(inputs.training.get((k, "dpo"), [])),
         stopped=_counted(tree.stopped for tree in trees),
         perplexity=_perplexity_report(scores, perplexity),
-        pair_statistics=_pair_report(pairs, generate, gaps) if generate else None,
+        pair_statistics=_pair_report(pairs, generate, gaps) if generate and inputs.config.method not in SFT_CONTROLS else None,
     )
 
 
@@ -160,7 +161,7 @@ def _adapter_perplexities(inputs: ReportInputs) -> list[AdapterPerplexity]:
             iteration=k,
             **summarise_perplexities(inputs.perplexities[k]),
             median=statistics.median(values),
-            p90=_p90(values),
+            p90=p90(values),
             histogram=histogram(values, edges),
         )
         for k, values in known.items()
@@ -176,14 +177,14 @@ def _perplexity_report(scores: Sequence[Score], edges: list[float]) -> Perplexit
         count=len(values),
         mean=statistics.fmean(values),
         median=statistics.median(values),
-        p90=_p90(values),
+        p90=p90(values),
         histogram=histogram(values, edges),
         selected=histogram([s.perplexity for s in scores if s.selected and s.perplexity is not None], edges),
     )
 
 
 def _pair_report(pairs: Sequence[PreferencePair], generate: Manifest, edges: list[float]) -> PairReport:
-    gaps = [pair.chosen_value - pair.rejected_value for pair in pairs]
+    gaps = _gaps(pairs)
     return PairReport(
         count=len(pairs),
         injected=sum(pair.injected for pair in pairs),
@@ -195,8 +196,13 @@ def _pair_report(pairs: Sequence[PreferencePair], generate: Manifest, edges: lis
     )
 
 
+def _gaps(pairs: Sequence[PreferencePair]) -> list[float]:
+    """Q(chosen) - Q(rejected), without the last bits of its sums: equal gaps share a bin."""
+    return [round(pair.chosen_value - pair.rejected_value, 9) for pair in pairs]
+
+
 def _gap_edges(pairs: Iterable[Sequence[PreferencePair]]) -> list[float]:
-    top = max((pair.chosen_value - pair.rejected_value for part in pairs for pair in part), default=1.0)
+    top = max((gap for part in pairs for gap in _gaps(part)), default=1.0)
     ceiling = max(1.0, math.ceil(top * 5) / 5)
     return [round(ceiling * i / 20, 6) for i in range(21)]
 
@@ -212,8 +218,9 @@ def _gain(inputs: ReportInputs, best: int | None) -> Gain | None:
     return Gain(iteration=best, **vars(paired_difference([before[e] for e in shared], [after[e] for e in shared])))
 
 
-def _p90(ascending: Sequence[float]) -> float:
-    return ascending[min(len(ascending) - 1, int(0.9 * len(ascending)))]
+def p90(ascending: Sequence[float]) -> float:
+    """The least value that nine tenths of them do not exceed."""
+    return ascending[(9 * len(ascending) + 9) // 10 - 1]
 
 
 def _counted(reasons: Iterable[str]) -> dict[str, int]:

@@ -87,7 +87,9 @@ def search_settings(config: RunConfig) -> SearchConfig:
 
 
 def pairs_of(tree: SearchTree, config: RunConfig) -> tuple[list[PreferencePair], Counter[str]]:
-    """The preference pairs of a tree under the run's method, and the states that gave none by reason."""
+    """The preference pairs of a tree under the run's method, and the states that gave none by reason. Rejection sampling makes none."""
+    if config.method == "rejection_sampling":
+        return [], Counter()
     settings = search_settings(config)
     return extract_pairs(tree, min_gap=settings.min_gap, min_visits=settings.min_visits)
 

@@ -11,7 +11,7 @@ import pytest
 from itool.artifacts.manifest import FileEntry
 from itool.errors import InputError
 from itool.evaluate.intervals import wilson
-from itool.evaluate.report import CURVE_POINTS, build_report, choose_best, config_digest, histogram, training_curve
+from itool.evaluate.report import CURVE_POINTS, build_report, choose_best, config_digest, histogram, p90, training_curve
 from itool.evaluate.report_inputs import ReportInputs, load_inputs
 from itool.evaluate.report_schema import Report, schema_document
 from itool.records import Score
@@ -149,6 +149,10 @@ def test_a_histogram_loses_no_value():
 def test_the_configuration_digest_follows_the_settings():
     assert config_digest(fake_config()) == config_digest(fake_config())
     assert config_digest(fake_config()) != config_digest(fake_config(seed=18))
+
+
+def test_nine_tenths_lie_at_or_below_the_90th_percentile():
+    assert [p90(range(1, count + 1)) for count in (1, 9, 10, 11, 45, 200)] == [1, 9, 9, 10, 41, 180]
 
 
 def store(folder, inputs):

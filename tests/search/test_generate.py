@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -190,6 +191,13 @@ def test_each_method_searches_in_its_own_way(method: str, pairs_expected: bool) 
     found, _ = pairs_of(tree, config)
     assert bool(found) == pairs_expected, "with no right sample only an injected ground truth can be chosen"
     assert (tree.samples == 16 and tree.simulations == 1) == (method != "mcts_dpo")
+
+
+def test_rejection_sampling_pairs_nothing_of_what_it_draws() -> None:
+    best_of_n = _config(method="best_of_n")
+    [tree] = _trees(_search(_policy([WRONG_UNIT]), best_of_n, EXAMPLES[:1])).values()
+    assert pairs_of(tree, best_of_n)[0]
+    assert pairs_of(tree, _config(method="rejection_sampling")) == ([], Counter())
 
 
 @pytest.mark.parametrize("method", ["best_of_n", "rejection_sampling"])
