@@ -166,7 +166,7 @@ def test_a_fault_of_the_engine_ends_the_search(fault: Exception) -> None:
 def test_with_self_evaluation_an_answer_leaves_room_for_the_question_about_it() -> None:
     answer = "x" * 40
     around = len(evaluation_prompt(TOKENIZER, EXAMPLES[0], answer)[0]) - len(answer)
-    config = _config(model={"context_tokens": around + 30, "max_response_tokens": 100}, search={"confidence_weight": 0.5})
+    config = _config(model={"context_tokens": around + 6, "max_response_tokens": around}, search={"confidence_weight": 0.5})
     task = prepare_task(TOKENIZER, EXAMPLES[0], config, iteration=1)
     assert around < around + task.max_tokens < config.model.context_tokens
     assert task.ground_truth_ids is None, "it would not fit"
