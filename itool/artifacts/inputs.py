@@ -55,7 +55,7 @@ def _parse(line: str, record: type[RecordT], place: str) -> RecordT:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
-        problem = f"{place} is not a {record.__name__}: {field + ': ' if field else ''}{first['msg']}"
+        problem = f"{place} is no {record.__name__}: {field + ': ' if field else ''}{first['msg']}"
         raise InputError(problem, remedy=OTHER_VERSION) from None
 
 

@@ -296,7 +296,7 @@ def test_a_bad_line_in_an_input_is_named_by_file_and_line(folder_run: Run, capfd
 
     folder_run.stage("prepare", bad)
     assert folder_run.stage("warmup", lambda stage: stage.read(Example, "data", "warmup.jsonl").clear()) == 65
-    assert "warmup.jsonl:3: id: String should have at least 1 character" in capfd.readouterr().err
+    assert "warmup.jsonl:3 is no Example: id: String should have at least 1 character" in capfd.readouterr().err
 
 
 def test_asking_for_a_file_that_is_not_there_says_what_is(folder_run: Run, capfd: pytest.CaptureFixture[str]) -> None:

@@ -186,6 +186,6 @@ def test_a_broken_line_is_named(tmp_path, inputs):
     manifests = store(tmp_path, inputs)
     file = tmp_path / "i1/score/scores.jsonl"
     file.write_text(file.read_text(encoding="utf-8") + '{"example_id": 3}\n', encoding="utf-8")
-    problem = rf"i1/score/scores.jsonl:{BUFFER + 1} is not a Score: example_id: Input should be a valid string. Another version of itool"
+    problem = rf"i1/score/scores.jsonl:{BUFFER + 1} is no Score: example_id: Input should be a valid string. Another version of itool"
     with pytest.raises(InputError, match=problem):
         load_inputs(inputs.config, manifests, lambda role, name: tmp_path / role / name)
