@@ -55,6 +55,7 @@ class PlainDisplay:
     def ended(self, task: Task, attempt: Attempt) -> None:
         """How it went, how long it took, and how much memory."""
         self.attempts_ended += 1
+        self._said.pop(task, None)
         self.say(ending(task, attempt))
 
     def stopping(self) -> None:

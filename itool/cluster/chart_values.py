@@ -43,8 +43,13 @@ WORDS = {
     "integer": ("a whole number", "without quotes"),
     "number": ("a number", "without quotes (--set-json)"),
     "boolean": ("true or false", "without quotes"),
+    "array": ("a list", "in brackets (--set-json)"),
+    "object": ("a mapping", "in braces (--set-json)"),
 }
 """What to write where Helm has read a string instead. `--set` makes strings of numbers with a point."""
+
+STRING = "a string in quotes (--set-string)"
+"""What Helm prints where it has read no string: `--set` makes a number of 5 and a boolean of true. It cannot print these."""
 
 PATTERNS = {
     CIDR: "^an address range, like 10.0.0.0/8 or fd00::/8$",
@@ -280,7 +285,7 @@ def _plain(node: Any) -> Any:
     match node:
         case {"enum": [str(), *_] as options, **rest}:
             node = rest | {"pattern": f"^({'|'.join(re.escape(option) for option in options)})$"}
-    return _in_words({key: _plain(value) for key, value in node.items() if not (key == "title" and isinstance(value, str))})
+    return _quoted(_in_words({key: _plain(value) for key, value in node.items() if not (key == "title" and isinstance(value, str))}))
 
 
 def _in_words(schema: dict[str, Any]) -> dict[str, Any]:
@@ -290,7 +295,7 @@ def _in_words(schema: dict[str, Any]) -> dict[str, Any]:
             return rest | {"if": {"pattern": pattern}, "else": {"pattern": PATTERNS[pattern]}}
         case {"minLength": 1, **rest}:
             return rest | {"if": {"minLength": 1}, "else": {"pattern": NOT_EMPTY}}
-        case {"type": str(kind)} if kind in WORDS:
+        case {"type": str(kind)} if kind in WORDS and "properties" not in schema:
             null = False
         case {"type": [str(kind), "null"]} if kind in WORDS:
             null = True
@@ -301,6 +306,16 @@ def _in_words(schema: dict[str, Any]) -> dict[str, Any]:
     words = f"^{what}{' or null' if null else ''}, {how}$"
     asked = {key: value for key, value in schema.items() if key not in said}
     return said | {"if": {"type": "string"}, "then": {"pattern": words}, "else": asked}
+
+
+def _quoted(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a string, where all else meets a constant of words: Helm prints it, and nothing but two types otherwise."""
+    match schema:
+        case {"type": ("string" | ["string", "null"]) as kind, **rest}:
+            said = {key: rest.pop(key) for key in ("default", "description") if key in rest}
+            words = STRING if kind == "string" else f"null, or {STRING}"
+            return said | {"if": {"type": kind}} | ({"then": rest} if rest else {}) | {"else": {"const": words}}
+    return schema
 
 
 if __name__ == "__main__":

@@ -185,12 +185,15 @@ class Controller:
         self._told &= self._decided_at.keys()
 
     def _report_attempts(self, attempts: Attempts) -> None:
+        if len(self._reported) > len(attempts):  # Jobs have expired: nobody sees their attempts again
+            self._reported &= {(task, attempt.number) for task, tries in attempts.items() for attempt in tries}
         for task, tries in attempts.items():
             last = tries[-1]
             if last.past:
                 continue
             if last.over and (task, last.number) not in self._reported:
                 self._reported.add((task, last.number))
+                self._tail.forget(task, last.number)
                 self.watcher.ended(task, last)
             elif last.phase == "running":
                 progress = self._progress(task, last)

@@ -78,6 +78,7 @@ class LocalRunner:
     def start(self, task: Task, attempt: int) -> None:
         """Have the launcher fork the attempt; without `warm_start`, or before the warm one is ready, from a bare interpreter."""
         identity, log_path = f"{task.label}-{attempt}", self.log_path(task, attempt)
+        self._forget_before(task.stage.iteration - 1)
         self._log_starts[task, attempt] = log_path.stat().st_size if log_path.exists() else 0
         warm = self._choose_launcher(task)
         launcher = self._launcher(warm)
@@ -100,7 +101,7 @@ class LocalRunner:
         self._attempts.setdefault(task, []).append(Attempt(attempt, "running", started_at=time.time()))
 
     def state(self) -> Attempts:
-        """Take in what the launchers have reported, and return every attempt of this controller's life."""
+        """Take in what the launchers have reported, and return every attempt of this iteration and the one before."""
         for warm, launcher in list(self._launchers.items()):
             for event in launcher.events():
                 if event["event"] == "ended":
@@ -160,6 +161,12 @@ class LocalRunner:
         """Begin to import torch in the background."""
         if self.config.runtime.warm_start:
             self._launcher(True)
+
+    def _forget_before(self, iteration: int) -> None:
+        """Drop attempts that nobody asks about: when an iteration begins, every artifact of those before the last one is there."""
+        for task in [task for task, tries in self._attempts.items() if task.stage.iteration < iteration and tries[-1].over]:
+            for attempt in self._attempts.pop(task):
+                self._log_starts.pop((task, attempt.number), None)
 
     def _choose_launcher(self, task: Task) -> bool:
         if task.stage.name != "report":

@@ -194,10 +194,17 @@ class PodLogs:
             self._readers[-1].start()
 
     def _take_turns(self) -> None:
-        """A thread's life. A log that is not kept after its turn goes to the end of the line: a node that is lost holds up no other's."""
-        while (turn := self._turns.get()) is not None and not self._stopping.is_set():
-            if not self._keep(*turn) and not self._stopping.wait(PAUSE_SECONDS):
-                self._turns.put(turn)
+        """A thread's life. Between two turns it holds none: a turn keeps all logs of its Job in memory, long after the Job is forgotten."""
+        while self._take_turn():
+            pass
+
+    def _take_turn(self) -> bool:
+        """A log that is not kept after its turn goes to the end of the line: a node that is lost holds up no other's. False at the end."""
+        if (turn := self._turns.get()) is None or self._stopping.is_set():
+            return False
+        if not self._keep(*turn) and not self._stopping.wait(PAUSE_SECONDS):
+            self._turns.put(turn)
+        return True
 
     def _keep(self, found: JobLogs, reading: PodLog, before: PodLog | None) -> bool:
         """Read a pod to its end, then store behind the pod that was there before. False when another turn is needed."""

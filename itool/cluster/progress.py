@@ -56,7 +56,7 @@ class NoWatcher:
 
 @dataclass
 class ProgressTail:
-    """Remembers how far each log was read."""
+    """Remembers how far the log of each attempt that runs was read."""
 
     _offsets: dict[tuple[Task, int], int] = field(default_factory=dict)
 
@@ -67,6 +67,10 @@ class ProgressTail:
         complete = output[: output.rfind(b"\n") + 1]
         self._offsets[task, attempt] = offset + len(complete)
         return last_progress(complete)
+
+    def forget(self, task: Task, attempt: int) -> None:
+        """The attempt has ended."""
+        self._offsets.pop((task, attempt), None)
 
 
 def last_progress(output: bytes) -> Progress | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itool.cli.display import BarDisplay, ending
+from itool.cli.display import BarDisplay, PlainDisplay, ending
 from itool.cluster.decide import StartStage, Wait
 from itool.cluster.progress import Progress
 from itool.cluster.runner import Attempt, Task
@@ -38,3 +38,10 @@ def test_a_stopped_attempt_is_not_said_to_have_a_checkpoint() -> None:
     prepare = Task(StageId(0, "prepare"), "0" * 16)
     stopped = Attempt(1, "failed", 75, "stage i0/prepare was stopped", started_at=10.0, ended_at=12.0)
     assert ending(prepare, stopped) == "i0-prepare: stopped after 2.0 s: stage i0/prepare was stopped"
+
+
+def test_nothing_is_kept_of_an_attempt_that_has_ended() -> None:
+    display = PlainDisplay()
+    display.progressed(TASK, Progress(3, 10, "examples"))
+    display.ended(TASK, Attempt(1, "succeeded", 0))
+    assert display._said == {}

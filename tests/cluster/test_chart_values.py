@@ -55,7 +55,7 @@ def test_the_schema_accepts_what_the_program_accepts() -> None:
         ({"run": {"iterations": "3"}}, "'3' does not match '^a whole number, without quotes$'"),
         ({"run": {"data": {"count": 0}}}, "0 is less than the minimum of 1"),
         ({"run": {"data": {"count": "many"}}}, "'many' does not match '^a whole number or null, without quotes$'"),
-        ({"run": {"kubernetes": {"credentials_secret": 3}}}, "3 is not of type 'string', 'null'"),
+        ({"run": {"kubernetes": {"credentials_secret": 3}}}, "'null, or a string in quotes (--set-string)' was expected"),
         ({"controller": {"image": "x"}}, "Additional properties are not allowed ('image' was unexpected)"),
         ({"networkPolicy": {"apiServer": {"cidrs": ["10.0.0.1"]}}}, "'10.0.0.1' does not match"),
     ],

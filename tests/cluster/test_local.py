@@ -129,6 +129,18 @@ def test_a_stop_reaches_every_stage_while_the_store_is_away(tmp_path: Path) -> N
     assert all(attempts[-1].over for attempts in made.state().values())
 
 
+def test_attempts_of_iterations_that_are_finished_are_forgotten(tmp_path: Path) -> None:
+    made, launcher = LocalRunner(RunConfig(), tmp_path / "config.yaml", tmp_path), ScriptedLauncher([])
+    made._launchers[True] = launcher  # type: ignore[assignment]
+    for iteration in range(1, 6):
+        task = Task(StageId(iteration, "score"), "key")
+        made.start(task, 1)
+        launcher.batches.append([f"{task.label}-1"])
+        made.state()
+    assert [task.stage.iteration for task in made.state()] == [4, 5]
+    assert len(made._log_starts) == 2
+
+
 def test_a_folder_for_logs_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "full").write_text("a file")
     made = LocalRunner(RunConfig(), tmp_path / "config.yaml", tmp_path / "full" / "logs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,19 @@ def test_a_pod_that_left_nothing_leaves_no_file() -> None:
     logs.look(JOB, [])
     wait_until_kept(logs, JOB)
     assert store.objects == {}
+    logs.close(0.0)
+
+
+def test_no_reader_holds_the_logs_of_a_job_that_is_forgotten() -> None:
+    logs, _, _ = made([FIRST])
+    logs.look(JOB, [pod(phase="Failed", code=1)])
+    wait_until_kept(logs, JOB)
+    found = weakref.ref(logs._jobs["job"])
+    logs.forget("job")
+    deadline = time.monotonic() + 2
+    while found() is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
     logs.close(0.0)
 
 

@@ -157,7 +157,10 @@ def test_chart_program_and_doctor_agree_on_versions() -> None:
             "- at '/run/kubernetes/stages/dpo/nodes': '2' does not match pattern '^a whole number, without quotes$'",
         ),
         ({"run": {"run": "Bad_Name"}}, "- at '/run/run': 'Bad_Name' does not match pattern '^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$'"),
-        ({"run": {"kubernetes": {"image_tag": 1.2}}}, "- at '/run/kubernetes/image_tag': got number, want string"),
+        (
+            {"run": {"kubernetes": {"image_tag": 1.2}}},
+            "- at '/run/kubernetes/image_tag': value must be 'a string in quotes (--set-string)'",
+        ),
         (
             {"run": {"kubernetes": {"pods": {"memory_limit": "2GB"}}}},
             "- at '/run/kubernetes/pods/memory_limit': '2GB' does not match pattern",
@@ -185,8 +188,19 @@ def test_chart_program_and_doctor_agree_on_versions() -> None:
         ({"networkPolicy": {"dnsPeers": [{"foo": {}}]}}, "- at '/networkPolicy/dnsPeers/0': additional properties 'foo' not allowed"),
         ({"run": {"kubernetes": {"credentials_secret": "Bad_Name"}}}, "- at '/run/kubernetes/credentials_secret': 'Bad_Name' does not"),
         ({"controller": {"env": {"A B": "c"}}}, "- at '/controller/env': additional properties 'A B' not allowed"),
-        ({"controller": {"env": {"DEBUG": 1}}}, "- at '/controller/env/DEBUG': got number, want string"),
-        ({"controller": {"priorityClass": 3}}, "- at '/controller/priorityClass': got number, want null or string"),
+        ({"controller": {"env": {"DEBUG": 1}}}, "- at '/controller/env/DEBUG': value must be 'a string in quotes (--set-string)'"),
+        (
+            {"controller": {"priorityClass": 3}},
+            "- at '/controller/priorityClass': value must be 'null, or a string in quotes (--set-string)'",
+        ),
+        (
+            {"controller": {"nodeSelector": "zone"}},
+            "- at '/controller/nodeSelector': 'zone' does not match pattern '^a mapping, in braces (--set-json)$'",
+        ),
+        (
+            {"networkPolicy": {"apiServer": {"cidrs": "10.0.0.1/32"}}},
+            "- at '/networkPolicy/apiServer/cidrs': '10.0.0.1/32' does not match pattern '^a list, in brackets (--set-json)$'",
+        ),
     ],
 )
 def test_an_unknown_or_ill_typed_value_is_refused_in_a_line_that_names_the_key(changes: dict[str, Any], line: str) -> None:
