@@ -38,14 +38,14 @@ def test_a_server_that_ignores_sigterm_dies_with_a_parent_that_was_killed(tmp_pa
         "time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", parent])
-    _wait_for(lambda: seen.exists() and bool(seen.read_text()))
+    wait_for(lambda: seen.exists() and bool(seen.read_text()))
     process.kill()
     process.wait()
-    _wait_for(lambda: not process_runs(int(seen.read_text())))
+    wait_for(lambda: not process_runs(int(seen.read_text())))
     assert not process_runs(int(seen.read_text()))
 
 
-def _wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

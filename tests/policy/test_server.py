@@ -13,7 +13,7 @@ from itool.config import PolicyConfig
 from itool.errors import DependencyError, Interrupted
 from itool.policy.opening import open_policy
 from tests.policy.conftest import SERVED, Folders
-from tests.policy.test_guard import process_runs
+from tests.policy.test_guard import process_runs, wait_for
 
 NEVER_READY = """#!{python} -I
 import os, pathlib, signal, socket, sys, time
@@ -60,7 +60,7 @@ def test_a_stop_while_the_server_starts_ends_both_at_once(folders: Folders, aske
     with pytest.raises(Interrupted, match=r"stopped while the local vLLM server was starting\. Run the same command again"):
         asyncio.run(open_served(folders, asked))
     assert time.time() - asked.stat().st_mtime < 3.0
-    assert not process_runs(int(asked.read_text()))
+    wait_for(lambda: not process_runs(int(asked.read_text())), seconds=5.0)
 
 
 def test_a_server_that_died_while_it_started_is_not_waited_for(folders: Folders, asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
