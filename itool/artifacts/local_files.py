@@ -75,7 +75,7 @@ def _digest(path: str, size: int, modified_ns: int, changed_ns: int) -> str:
         return cache.read(name).decode("ascii")
     _log.warning("large file is read once", path=path, bytes=size)
     digest = _read_digest(path)
-    with contextlib.suppress(StorageError):  # where nothing can be kept, the next one reads it too
+    with contextlib.suppress(ArtifactError, StorageError):  # where nothing can be kept, the next one reads it too
         cache.write(name, digest.encode("ascii"))
     return digest
 

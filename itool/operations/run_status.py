@@ -57,7 +57,7 @@ class StatusReader:
         Cluster and store are asked side by side: where both hang, whoever waits does so once.
         """
         with ThreadPoolExecutor(1) as pool:
-            asked = pool.submit(_tried, self._objects)
+            asked = pool.submit(lambda: _tried(self._objects))
             found, objects = _tried(self._stored), asked.result()
         self.error = _joined([answer for answer in (found, objects) if isinstance(answer, ItoolError)])
         if isinstance(objects, ItoolError):
