@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from itool.config import parse_config
-from itool.records import Example, PreferencePair
+from itool.records import Example, Message, PreferencePair
 from itool.stages import StageId, inputs_of
 from jobs import dpo
 
-BUFFER = [Example(id="gold", messages=[])]
+BUFFER = [Example(id="gold", messages=[Message(role="user", content="q")])]
 SECOND = StageId(2, "dpo")
 
 
