@@ -85,7 +85,7 @@ class Simulated(InMemoryCluster):
             if "ttlSecondsAfterFinished" in job["spec"] and self.now - _created(job) > 60.0:
                 self.delete("jobs", job["metadata"]["name"])
                 self.calls -= 1  # the cluster's own doing
-        self.forget(keep=2_000)
+        self.forget(keep=min(2_000, 200 + 5 * len(self.objects["pods"])))
 
     def _work(self, pod: dict[str, Any]) -> None:
         """Only the last pod writes: the controller reads whole artifacts."""
