@@ -77,7 +77,7 @@ STAGES: dict[StageName, StageSpec] = {
             ),
             ("scores.jsonl",),
             gpu=True,
-            version=6,
+            version=7,
         ),
         StageSpec(
             "generate",

@@ -33,6 +33,8 @@ PLAIN_LAYERS = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3
 """Blocks that are `x + attention(norm(x))`, then `x + mlp(norm(x))`, and nothing else."""
 GPU_PASS_COST, GPU_FORWARD_COST = 3e12, 3e11
 """Parameters times tokens that a GPU could compute in the time it takes to launch a pass, with gradients and without."""
+CPU_FORWARD_COST_TOKENS = 96
+"""What a forward pass without gradients costs on a CPU, in padded tokens, at 1 M parameters as at 135 M (measured: docs/experiments.md)."""
 _SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
@@ -124,7 +126,7 @@ def pass_cost_tokens(model: Any, *, gradients: bool = True) -> int:
     and their gradients), in which it could compute some 3e12 / parameters tokens more (measured: docs/experiments.md).
     """
     if next(model.parameters()).device.type == "cpu":
-        return PASS_COST_TOKENS
+        return PASS_COST_TOKENS if gradients else CPU_FORWARD_COST_TOKENS
     return max(PASS_COST_TOKENS, int((GPU_PASS_COST if gradients else GPU_FORWARD_COST) / model.num_parameters()))
 
 

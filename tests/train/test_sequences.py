@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from itool.train.model import load_model, response_logps
+from itool.train.model import load_model, pass_cost_tokens, response_logps
 from itool.train.sequences import TokenSequence, batch_pairs, batch_sequences, bucket, draw, step_pair
 
 
@@ -62,6 +62,11 @@ def test_equal_lengths_share_one_forward_pass_and_very_different_ones_do_not():
     assert len(bucket([10] * 32, 4096)) == 1
     assert bucket([10] * 8 + [400] * 8, 4096) == [list(range(8)), list(range(8, 16))]
     assert len(bucket([10] * 8 + [400] * 8, 8192, pass_cost_tokens=20_000)) == 1
+
+
+def test_a_pass_without_gradients_costs_less_so_that_scoring_pads_less(tiny_base):
+    model = load_model(tiny_base)
+    assert pass_cost_tokens(model, gradients=False) < pass_cost_tokens(model)
 
 
 @given(st.integers(1, 20), st.integers(0, 9), st.integers(1, 30))
