@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -42,7 +43,10 @@ RIGHTS_SECONDS = 60.0
 
 
 class NotStarted(Interrupted):
-    """Stopped while somebody else still held the run."""
+    """Stopped before it held the run. `waiting` says for what, in a message's words."""
+
+    def __init__(self, waiting: str) -> None:
+        super().__init__(f"stopped while waiting for {waiting}; nothing was started", remedy="`itoolctl status` says how the run fares")
 
 
 def iterate(
@@ -51,7 +55,7 @@ def iterate(
     """Make every artifact of the run that is missing. A finished run costs one look at the store, and where it has had a vLLM of its own
     one at the cluster: a controller that died may have left it running.
 
-    Raises StageFailed, Interrupted (75) after Ctrl-C or SIGTERM (NotStarted while it waits for the run), DependencyError when another
+    Raises StageFailed, Interrupted (75) after Ctrl-C or SIGTERM (NotStarted before it holds the run), DependencyError when another
     controller holds the run.
     """
     store = open_store(config.root, config.store)
@@ -59,11 +63,11 @@ def iterate(
     if all(resolution.done for resolution in resolutions.values()) and not _may_have_left_vllm(config, store):
         return resolutions
     require_reused_run(store, config)
-    cluster = checked_cluster(config) if config.runtime.backend == "kubernetes" else None
-    if cluster is not None:  # named, so that whoever looks at the run from elsewhere finds it
-        named = config.kubernetes.model_copy(update={"namespace": cluster.namespace})
-        config = config.model_copy(update={"kubernetes": named})
     with controller_signals() as stop:
+        cluster = checked_cluster(config) if config.runtime.backend == "kubernetes" else None
+        if cluster is not None:  # named, so that whoever looks at the run from elsewhere finds it
+            named = config.kubernetes.model_copy(update={"namespace": cluster.namespace})
+            config = config.model_copy(update={"kubernetes": named})
         lease = open_lease(store, config.run, sleep=stop.sleep)
         acquire_within(lease, wait_lease_seconds, sleep=stop.sleep)
         try:
@@ -111,12 +115,19 @@ def _keep(lease: Lease) -> None:
 
 
 def checked_cluster(config: RunConfig) -> Cluster:
-    """The cluster, when everything that the run needs is there. Raises what is missing before anything is created."""
+    """The cluster, when everything that the run needs is there. Raises what is missing before anything is created.
+
+    Nothing is held yet, so a stop signal ends this at once, with NotStarted.
+    """
     from itool.cluster.client import in_cluster, open_cluster  # noqa: PLC0415 - half a second, and only this backend needs it
     from itool.cluster.preflight import require  # noqa: PLC0415
 
-    cluster = open_cluster(config.kubernetes.namespace)
-    require(cluster, config, rights_within_seconds=RIGHTS_SECONDS if in_cluster() else 0.0)
+    try:
+        with stop_signals(signal.default_int_handler):
+            cluster = open_cluster(config.kubernetes.namespace)
+            require(cluster, config, rights_within_seconds=RIGHTS_SECONDS if in_cluster() else 0.0)
+    except KeyboardInterrupt:
+        raise NotStarted("the cluster's checks") from None
     return cluster
 
 
@@ -194,8 +205,7 @@ class StopRequest:
         """Sleep while somebody else holds the run, and raise NotStarted when somebody has asked to stop meanwhile."""
         time.sleep(seconds)
         if self():
-            message = "stopped while waiting for the run's other controller, which is left alone; nothing was started"
-            raise NotStarted(message, remedy="`itoolctl status` says how the run fares")
+            raise NotStarted("the run's other controller, which is left alone")
 
 
 @contextmanager

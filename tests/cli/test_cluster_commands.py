@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from http import HTTPStatus
@@ -13,7 +17,7 @@ from typing import Any
 import pytest
 
 from itool.cli import status
-from itool.cluster import client, preflight
+from itool.cluster import client, preflight, session
 from itool.cluster.api_answers import ClusterDown, Denied
 from itool.cluster.client import QUEUE_PERMISSIONS
 from itool.cluster.controller import StageFailed
@@ -342,6 +346,38 @@ def test_a_pod_waits_for_its_rights_and_a_person_is_told_at_once(
     deny(scene, monkeypatch, 5)
     assert scene.itoolctl("iterate") == (65 if in_a_pod else 64)
     assert ("waiting for rights" in capsys.readouterr().err) == in_a_pod
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_pod_that_waits_for_its_rights_is_stopped_at_once(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: Capture, number: signal.Signals
+) -> None:
+    for module, name, value in (
+        (client, "in_cluster", lambda: True),
+        (session, "RIGHTS_SECONDS", 5.0),
+        (preflight, "LOOK_AGAIN_SECONDS", 10.0),
+    ):
+        monkeypatch.setattr(module, name, value)
+    asked = threading.Event()
+    monkeypatch.setattr(scene.cluster, "may", lambda *_: asked.set())
+
+    def send() -> None:
+        asked.wait(10)
+        time.sleep(0.2)
+        os.kill(os.getpid(), number)
+
+    began, former = time.monotonic(), signal.signal(number, signal.SIG_IGN)  # as the first process of a pod has it
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        assert scene.itoolctl("iterate") == 75
+    finally:
+        sender.join()
+        signal.signal(number, former)
+    assert time.monotonic() - began < 10.0
+    line = "itoolctl: stopped while waiting for the cluster's checks; nothing was started. `itoolctl status` says how the run fares"
+    assert capsys.readouterr().err.splitlines()[-1] == line
+    assert scene.store.list("") == {}
 
 
 def test_a_queue_without_kueue_and_a_priority_class_without_an_object_are_named(
