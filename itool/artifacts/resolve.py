@@ -14,9 +14,10 @@ inputs alone, for a job that was told its key.
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
@@ -25,7 +26,7 @@ from itool.artifacts.manifest import MANIFEST_NAME, ArtifactRef, Manifest, Newer
 from itool.artifacts.store import Store
 from itool.commands import removal
 from itool.config import RunConfig, show_value
-from itool.errors import ArtifactError
+from itool.errors import ArtifactError, ItoolError
 from itool.names import StageName
 from itool.stages import STAGES, StageId, artifact_key, inputs_of, settings_of, shards_of, stage_ids
 
@@ -157,11 +158,22 @@ def _list(store: Store, folders: list[str], known: Mapping[str, int]) -> dict[st
 
 
 def _each(ask: Callable[[str], T], names: list[str]) -> list[T]:
-    """The answers in order. Several are asked side by side, as each is a round trip in S3."""
+    """The answers in order. Several are asked side by side, as each is a round trip in S3; after a failure no further one is."""
     if len(names) < 2:
         return [ask(name) for name in names]
+    failed = threading.Event()
+
+    def ask_unless_failed(name: str) -> T:
+        if failed.is_set():
+            raise CancelledError  # nobody sees it: what failed was asked earlier, and its error is raised first
+        try:
+            return ask(name)
+        except ItoolError:
+            failed.set()
+            raise
+
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(ask, names))
+        return list(pool.map(ask_unless_failed, names))
 
 
 def _read(store: Store, prefix: str) -> Manifest | str:

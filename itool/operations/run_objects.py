@@ -44,7 +44,7 @@ def read_objects(cluster: Reads, store: Store, config: RunConfig) -> RunObjects:
     pods, _ = cluster.list("pods", labels, "status.phase!=Succeeded")
     running = [pod["metadata"]["name"] for pod in of_component("stage", pods) if pod_state(pod).phase == "running"]
     serving = [pod["metadata"]["name"] for pod in of_component("serving", pods)]
-    with ThreadPoolExecutor(MOST_LOOKED_AT) as pool:
+    with ThreadPoolExecutor(1 + MOST_LOOKED_AT + len(serving)) as pool:
         vllm = pool.submit(_serving, cluster, store, config, pods) if config.has_managed_serving else None
         progress = dict(zip(running, pool.map(lambda name: _progress_of(cluster, name), running[:MOST_LOOKED_AT]), strict=False))
         proofs = dict(zip(serving, pool.map(lambda name: _proof(store, config.run, name), serving), strict=True))

@@ -29,8 +29,10 @@ class Hangs:
 
     def __init__(self, calls: threading.Barrier, error: ItoolError) -> None:
         self._calls, self._error = calls, error
+        self.asked: list[tuple[str, ...]] = []
 
-    def _hang(self, *_arguments: str) -> NoReturn:
+    def _hang(self, *arguments: str) -> NoReturn:
+        self.asked.append(arguments)
         self._calls.wait(timeout=10)
         raise self._error
 
@@ -38,13 +40,17 @@ class Hangs:
 
 
 class Serves:
-    """A cluster that answers: a run without Jobs, with one pod of vLLM."""
+    """A cluster that answers: a run without Jobs, with some pods of vLLM."""
 
     namespace = "here"
 
+    def __init__(self, pods: int) -> None:
+        self._pods = pods
+
     def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[Any, str]:
-        labelled = {"name": "vllm-0", "labels": {"app.kubernetes.io/component": "serving"}, "creationTimestamp": "2026-11-21T11:58:00Z"}
-        return [{"metadata": labelled, "spec": {}, "status": {"phase": "Running"}}] if resource == "pods" else [], "1"
+        labelled = {"labels": {"app.kubernetes.io/component": "serving"}, "creationTimestamp": "2026-11-21T11:58:00Z"}
+        pods = [{"metadata": {"name": f"vllm-{pod}", **labelled}, "spec": {}, "status": {"phase": "Running"}} for pod in range(self._pods)]
+        return pods if resource == "pods" else [], "1"
 
     def get(self, *_arguments: str) -> None:
         """There is none."""
@@ -94,7 +100,16 @@ def test_a_store_and_a_cluster_that_both_hang_are_waited_for_once_and_both_named
         raise reader.error or AssertionError
 
 
-def test_a_store_that_hangs_is_waited_for_once_whatever_it_is_asked() -> None:
-    """The artifacts, what vLLM shall serve, and what its pod has proved."""
-    store = Hangs(threading.Barrier(3), DependencyError("S3 hangs"))
-    assert StatusReader(IN_A_CLUSTER, store, Serves()).read().problem == "S3 hangs"  # type: ignore[arg-type]
+@pytest.mark.parametrize("pods", [1, 12])
+def test_a_store_that_hangs_is_waited_for_once_whatever_it_is_asked(pods: int) -> None:
+    """The artifacts, what vLLM shall serve, and what each of its pods has proved."""
+    store = Hangs(threading.Barrier(2 + pods), DependencyError("S3 hangs"))
+    assert StatusReader(IN_A_CLUSTER, store, Serves(pods)).read().problem == "S3 hangs"  # type: ignore[arg-type]
+
+
+def test_a_store_that_hangs_is_waited_for_once_however_long_the_run_is() -> None:
+    """Eight folders are listed side by side."""
+    store = Hangs(threading.Barrier(8), DependencyError("S3 hangs"))
+    config = RunConfig(root="s3://b/p", iterations=40)
+    assert StatusReader(config, store).read().problem == "S3 hangs"  # type: ignore[arg-type]
+    assert len(store.asked) == 8
