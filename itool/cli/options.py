@@ -114,7 +114,7 @@ def existing_config(
         return build_config(config, sets, run=run, root=root, backend=backend)
     from itool.config import check_run_name  # noqa: PLC0415
 
-    name = run or _only_run(root)
+    name = run or _only_run(root, hurried=hurried)
     store = open_root(root, hurried=hurried)
     stored = _stored_document(name, store)
     if stored is None:
@@ -146,13 +146,13 @@ def open_root(root: str | None, *, hurried: bool = False) -> Store:
     return open_store(root or DEFAULT_ROOT, StoreConfig(), hurried=hurried)
 
 
-def run_names(root: str | None) -> list[str]:
+def run_names(root: str | None, *, hurried: bool = False) -> list[str]:
     """Runs under a root: folders with a stored configuration."""
     from itool.artifacts.store import FolderStore  # noqa: PLC0415
     from itool.cluster.controller import CONFIG_NAME  # noqa: PLC0415
     from itool.errors import StorageError  # noqa: PLC0415
 
-    store = open_root(root)
+    store = open_root(root, hurried=hurried)
     if isinstance(store, FolderStore):
         if store.folder.is_file():
             raise StorageError(f"root {store.root} is a file", remedy="Give a folder or s3://bucket/prefix with --root")
@@ -170,10 +170,10 @@ def note(message: str) -> None:
     typer.echo(message, err=True)
 
 
-def _only_run(root: str | None) -> str:
+def _only_run(root: str | None, *, hurried: bool) -> str:
     from itool.errors import ConfigError, InputError  # noqa: PLC0415
 
-    names = run_names(root)
+    names = run_names(root, hurried=hurried)
     if not names:
         raise InputError(f"there is no run in {root or DEFAULT_ROOT}", remedy=f"{_start(root)}, or give --root")
     if len(names) > 1:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from itool.artifacts import s3
 from itool.cli import status
 from itool.cluster import client, preflight, session
 from itool.cluster.api_answers import ClusterDown, Denied
@@ -93,6 +94,19 @@ def test_status_folds_what_is_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [line[0] for line in lines] == [*first, "i1", *last, "i5"]
     assert lines[3] == ["i1", "..", "i3", "done", "12", "stages"]
     assert lines[-1] == ["i5", "..", "i9", "waiting", "21", "stages"]
+
+
+def test_status_gives_every_look_at_the_store_a_person_s_time(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[dict[str, float]] = []
+
+    def open_s3(_root: str, _config: Any, **bounds: float) -> Any:
+        opened.append(bounds)
+        return scene.store
+
+    monkeypatch.setattr(s3, "S3Store", open_s3)
+    scene.store.write("demo/config.yaml", scene.config.as_yaml().encode())
+    assert scene.itoolctl_without_file("status", "--root", "s3://bucket/runs") == 0
+    assert opened == [{"attempts": 2, "read_seconds": 5.0}] * 3  # which runs there are, the configuration, the artifacts
 
 
 def test_status_without_the_store_shows_the_jobs_and_ends_with_69(scene: Scene, capsys: Capture) -> None:
