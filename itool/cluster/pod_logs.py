@@ -7,6 +7,7 @@ when it ends or is asked to stop. A pod that comes after a failed one is appende
 from __future__ import annotations
 
 import queue
+import re
 import shutil
 import tempfile
 import threading
@@ -14,6 +15,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from itool.artifacts.store import Store
@@ -65,7 +67,7 @@ class PodLog:
         return f"{heading_start(state.name)} on {state.node}, {outcome}\n"
 
     def append_lines(self, lines: Sequence[bytes]) -> None:
-        """Add lines, each behind its time, except those that were there already."""
+        """Add lines, each behind its time, except those that were there already or have no time."""
         new = []
         for line in lines:
             stamp, _, text = line.partition(b" ")
@@ -264,9 +266,16 @@ def heading_start(pod: str) -> str:
 
 
 def comparable(stamp: str) -> str:
-    """A log line's time with all nine digits of its fraction, so that text sorts as time does."""
-    seconds, _, fraction = stamp.removesuffix("Z").partition(".")
-    return f"{seconds}.{fraction:0<9}"
+    """A log line's time in UTC with all nine digits of its fraction, so that text sorts as time does; a node writes in its own time zone.
+
+    "" for what is no time, which begins a line of the kubelet's own.
+    """
+    try:
+        seconds = datetime.fromisoformat(stamp).astimezone(UTC)
+    except ValueError:
+        return ""
+    fraction = re.search(r"\.(\d+)", stamp)
+    return f"{seconds:%Y-%m-%dT%H:%M:%S}.{fraction[1] if fraction else '':0<9}"
 
 
 def _has_ended(pod: Object) -> bool:

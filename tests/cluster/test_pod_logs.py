@@ -88,6 +88,26 @@ def test_lines_that_come_again_after_a_cut_are_written_once() -> None:
     logs.close(0.0)
 
 
+def test_a_node_east_of_utc_is_asked_for_what_it_wrote_since_and_not_for_what_it_will_write() -> None:
+    first, second = b"2026-01-01T08:00:00.1+08:00 one\n", b"2026-01-01T08:00:00.12+08:00 two\n"
+    logs, store, cluster = made([first, ClusterDown("cut")], [first, second])
+    logs.look(JOB, [pod()])
+    logs.look(JOB, [])
+    wait_until_kept(logs, JOB)
+    assert store.objects[KEY].splitlines()[1:] == [b"one", b"two"]
+    assert {since for _, since in cluster.asked} == {"", "2026-01-01T00:00:00Z"}
+    logs.close(0.0)
+
+
+def test_a_line_without_a_time_does_not_hide_those_after_it() -> None:
+    logs, store, _ = made([FIRST, b"unable to retrieve container logs\n", ClusterDown("cut")], [FIRST, SECOND])
+    logs.look(JOB, [pod()])
+    logs.look(JOB, [])
+    wait_until_kept(logs, JOB)
+    assert store.objects[KEY].splitlines()[1:] == [b"one", b"two"]
+    logs.close(0.0)
+
+
 def test_a_pod_that_is_tried_again_is_appended_once_even_by_another_controller() -> None:
     failed, again = pod("first", "Failed", 1), pod("second", "Succeeded", 0)
     logs, store, _ = made([FIRST], listed=[failed, again])
@@ -247,3 +267,5 @@ def test_pods_whose_node_is_lost_do_not_hold_up_the_logs_of_others() -> None:
 def test_names_and_times() -> None:
     assert str(log_name(pod())) == "i1-score-2.log"
     assert comparable("2026-01-01T00:00:00.12Z") < comparable("2026-01-01T00:00:00.123Z") < comparable("2026-01-01T00:00:01Z")
+    assert comparable("2026-01-01T05:45:00.123456789+05:45") == "2026-01-01T00:00:00.123456789"
+    assert comparable("2025-10-26T02:59:59+02:00") < comparable("2025-10-26T02:00:00+01:00")  # the clocks are put back
