@@ -111,7 +111,7 @@ class KubernetesRunner:
         return {task: tuple(sorted(attempts, key=lambda attempt: attempt.number)) for task, attempts in found.items()}
 
     def logs(self, task: Task, attempt: int, offset: int = 0) -> bytes:
-        """What the attempt's pods have written, one after the other; nothing where many run side by side."""
+        """What the attempt's pods have written, one after the other; where several run side by side only the first, of many nothing."""
         return self.pod_logs.text(job_name(self.config, task.stage, task.key, attempt), offset)
 
     def stop(self, task: Task, attempt: int, reason: str) -> None:

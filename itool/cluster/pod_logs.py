@@ -159,9 +159,14 @@ class PodLogs:
         return all(reading.kept for reading in found.logs.values())
 
     def text(self, job: str, offset: int = 0) -> bytes:
-        """What the pods of a Job have written, one after the other, from `offset` on; of Jobs with few pods at a time only."""
+        """What a Job's pods have written, one after the other, from `offset` on; of Jobs with few pods at a time only.
+
+        Of pods with an index only those of the first: logs that grow side by side have no common offset, and of pods that train together
+        the first one says how far they are.
+        """
         parts = []
-        for reading in list(self._jobs[job].logs.values()) if job in self._jobs and self._jobs[job].live else []:
+        followed = list(self._jobs[job].logs.values()) if job in self._jobs and self._jobs[job].live else []
+        for reading in [reading for reading in followed if pod_state(reading.latest).shard in (None, 0)]:
             size = reading.size()
             if offset < size:
                 parts.append(reading.read(offset))

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from itool.cluster import pod_logs
 from itool.cluster.api_answers import ClusterDown
 from itool.cluster.pod_logs import PodLogs, comparable, log_name
+from itool.cluster.progress import Progress, last_progress
 from itool.errors import ConfigError
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.waiting import wait_until
@@ -119,6 +120,24 @@ def test_a_pod_that_is_tried_again_is_appended_once_even_by_another_controller()
     assert store.objects[KEY] == text
     for opened in (logs, other):
         opened.close(0.0)
+
+
+def test_the_progress_of_a_training_over_nodes_is_that_of_its_first_pod_whatever_the_others_write() -> None:
+    written = {"a": b"", "b": b"".join(b"2026-01-01T00:00:%02dZ a warning of every rank\n" % second for second in range(40))}
+    logs = PodLogs(LogsByPod(written.__getitem__, []), MemoryStore(), "demo")  # type: ignore[arg-type]
+    nodes = [pod("a"), pod("b")]
+    for index, one in enumerate(nodes):
+        one["metadata"]["annotations"] = {"batch.kubernetes.io/job-completion-index": str(index)}
+    logs.look({**JOB, "spec": {"parallelism": 2}}, nodes)
+    wait_until(lambda: logs._jobs["job"].logs["uid-b"].size() > 0)
+    seen = 0
+    for done in (1, 2, 3):
+        written["a"] += b'2026-01-01T00:00:0%dZ {"event": "progress", "done": %d, "total": 3}\n' % (done, done)
+        wait_until(lambda: logs.text("job").count(b"progress") == done)  # noqa: B023 - asked within the loop
+        text = logs.text("job", seen)
+        assert last_progress(text) == Progress(done, 3, "")
+        seen += len(text)
+    logs.close(0.0)
 
 
 def test_of_many_pods_only_those_that_end_are_read() -> None:
