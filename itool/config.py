@@ -256,7 +256,7 @@ class RunConfig(Section):
     """One training run."""
 
     run: Annotated[str, Field(pattern=RUN_NAME)] = Field(
-        "demo", description="the run's name, a DNS label; its artifacts lie below root/run"
+        "demo", description="the run's name, a DNS label, in a cluster best one that begins with a letter; its artifacts lie below root/run"
     )
     root: Filled = Field("runs", description="artifacts: a folder (relative: to the working directory) or s3://bucket/prefix")
     reuse_from: Annotated[str, Field(pattern=RUN_NAME)] | None = Field(None, description="another run whose equal artifacts are reused")
@@ -297,6 +297,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"root = {self.root!r} is a folder, which pods do not share; use s3://bucket/prefix with runtime.backend kubernetes"
             )
+        if self.has_services and self.run[0].isdigit():
+            raise ValueError(
+                f"run = {self.run!r} begins with a digit, which the name of a Service must not: in a cluster vLLM's pods, "
+                "and those of a training over several nodes, are found by one; begin it with a letter"
+            )
         if self.has_managed_serving and self.model.dtype == "float32" and not self.kubernetes.serving.runs_on_cpu:
             raise ValueError(
                 "model.dtype = 'float32': vLLM computes adapters on a GPU in bfloat16 only; "
@@ -310,6 +315,12 @@ class RunConfig(Section):
     def has_managed_serving(self) -> bool:
         """Whether the controller runs vLLM for this run, as a Deployment; on one machine each stage starts its own."""
         return self.runtime.backend == "kubernetes" and self.policy.starts_vllm
+
+    @property
+    def has_services(self) -> bool:
+        """Whether pods of the run are found by a Service: vLLM's, or those of a training that spans nodes."""
+        spans_nodes = any(pod.nodes > 1 for pod in self.kubernetes.stages.values())
+        return self.has_managed_serving or (self.runtime.backend == "kubernetes" and spans_nodes)
 
     def as_yaml(self) -> str:
         """The configuration as a YAML document that `load_config` reads back to an equal object."""

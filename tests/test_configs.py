@@ -129,6 +129,22 @@ def test_a_mistake_is_one_line_that_names_key_and_value(override: str, message: 
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_that_needs_services_begins_with_a_letter() -> None:
+    cluster = {"root": "s3://bucket/runs", "runtime": {"backend": "kubernetes"}}
+    for services in (
+        {"policy": {"backend": "vllm"}, "kubernetes": {"serving": {"device": "cpu"}}},
+        {"kubernetes": {"stages": {"dpo": {"nodes": 2}}}},
+    ):
+        with pytest.raises(
+            ConfigError, match=r"run = '2026-11' begins with a digit, which the name of a Service must not: .* begin it with a letter"
+        ):
+            parse_config({"run": "2026-11", **cluster, **services})
+        parse_config({"run": "r2026-11", **cluster, **services})
+        parse_config({"run": "2026-11", **services})
+    parse_config({"run": "2026-11", **cluster})
+    parse_config({"run": "2026-11", **cluster, "policy": {"backend": "vllm", "url": "http://elsewhere:8000"}})
+
+
 def test_the_held_out_fraction_counts_only_where_it_is_split_off() -> None:
     fractions = {"buffer_fraction": 0.8, "validation_fraction": 0.1, "held_out_fraction": 0.2}
     parse_config({"data": fractions})

@@ -58,7 +58,7 @@ class KubernetesRunner:
         run = f"{RUN_LABEL}={self.config.run}"
         jobs = View("jobs", f"{run},{COMPONENT_LABEL}=stage", trim=trim_job)
         pods = View("pods", run, "status.phase!=Succeeded", trim=trim_pod)
-        services = [View("services", run)] if _has_services(self.config) else []
+        services = [View("services", run)] if self.config.has_services else []
         self.cache = Cache(self.cluster, [jobs, pods, *services])
         self.pod_logs = PodLogs(self.cluster, self.store, self.config.run)
 
@@ -111,7 +111,7 @@ class KubernetesRunner:
         return {task: tuple(sorted(attempts, key=lambda attempt: attempt.number)) for task, attempts in found.items()}
 
     def logs(self, task: Task, attempt: int, offset: int = 0) -> bytes:
-        """What the attempt's pods have written, one after the other; nothing where many run side by side."""
+        """What the attempt's pods have written, one after the other; where several run side by side only the first, of many nothing."""
         return self.pod_logs.text(job_name(self.config, task.stage, task.key, attempt), offset)
 
     def stop(self, task: Task, attempt: int, reason: str) -> None:
@@ -283,11 +283,6 @@ class KubernetesRunner:
                 raise DependencyError(f"configmap {name} of an earlier installation is still being removed", remedy=remedy)
             self._config_map = (name, owner["metadata"]["uid"])
         return name
-
-
-def _has_services(config: RunConfig) -> bool:
-    """Whether pods of the run are found by a Service: vLLM's, or those of a training that spans nodes."""
-    return config.has_managed_serving or any(pod.nodes > 1 for pod in config.kubernetes.stages.values())
 
 
 def _adoption(owner: Object, release: Object) -> Object:

@@ -7,6 +7,7 @@ when it ends or is asked to stop. A pod that comes after a failed one is appende
 from __future__ import annotations
 
 import queue
+import re
 import shutil
 import tempfile
 import threading
@@ -14,6 +15,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from itool.artifacts.store import Store
@@ -65,7 +67,7 @@ class PodLog:
         return f"{heading_start(state.name)} on {state.node}, {outcome}\n"
 
     def append_lines(self, lines: Sequence[bytes]) -> None:
-        """Add lines, each behind its time, except those that were there already."""
+        """Add lines, each behind its time, except those that were there already or have no time."""
         new = []
         for line in lines:
             stamp, _, text = line.partition(b" ")
@@ -157,9 +159,14 @@ class PodLogs:
         return all(reading.kept for reading in found.logs.values())
 
     def text(self, job: str, offset: int = 0) -> bytes:
-        """What the pods of a Job have written, one after the other, from `offset` on; of Jobs with few pods at a time only."""
+        """What a Job's pods have written, one after the other, from `offset` on; of Jobs with few pods at a time only.
+
+        Of pods with an index only those of the first: logs that grow side by side have no common offset, and of pods that train together
+        the first one says how far they are.
+        """
         parts = []
-        for reading in list(self._jobs[job].logs.values()) if job in self._jobs and self._jobs[job].live else []:
+        followed = list(self._jobs[job].logs.values()) if job in self._jobs and self._jobs[job].live else []
+        for reading in [reading for reading in followed if pod_state(reading.latest).shard in (None, 0)]:
             size = reading.size()
             if offset < size:
                 parts.append(reading.read(offset))
@@ -264,9 +271,16 @@ def heading_start(pod: str) -> str:
 
 
 def comparable(stamp: str) -> str:
-    """A log line's time with all nine digits of its fraction, so that text sorts as time does."""
-    seconds, _, fraction = stamp.removesuffix("Z").partition(".")
-    return f"{seconds}.{fraction:0<9}"
+    """A log line's time in UTC with all nine digits of its fraction, so that text sorts as time does; a node writes in its own time zone.
+
+    "" for what is no time, which begins a line of the kubelet's own.
+    """
+    try:
+        seconds = datetime.fromisoformat(stamp).astimezone(UTC)
+    except ValueError:
+        return ""
+    fraction = re.search(r"\.(\d+)", stamp)
+    return f"{seconds:%Y-%m-%dT%H:%M:%S}.{fraction[1] if fraction else '':0<9}"
 
 
 def _has_ended(pod: Object) -> bool:

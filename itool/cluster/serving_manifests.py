@@ -23,6 +23,7 @@ TEMPLATE_LABEL = "itool/template"
 
 FETCHER, KEEPER, VLLM = "fetch-model", "adapter-keeper", "vllm"
 KEEPER_POD = PodConfig(cpu="100m", memory="512Mi")
+KEEPER_CPU_LIMIT = "1"
 
 LEAVE_SECONDS = 5
 """Between the end of the pod's address in DNS and SIGTERM."""
@@ -152,9 +153,13 @@ def _vllm(config: RunConfig, context_tokens: int) -> Object:
 
 
 def _keepers(config: RunConfig, model: StoredArtifact, namespace: str) -> list[Object]:
-    """The init container that fetches the base model, and the sidecar: small, but with the proxies and certificates of the pod."""
+    """The init container that fetches the base model, and the sidecar: small, but with the proxies and certificates of the pod.
+
+    They have a CPU limit where vLLM has one: a quota on limits.cpu refuses a pod with a container that has none.
+    """
     serving = config.kubernetes.serving
-    pod = KEEPER_POD.model_copy(update={"env": serving.env, "volume_mounts": serving.volume_mounts})
+    limit = KEEPER_CPU_LIMIT if serving.cpu_limit else None
+    pod = KEEPER_POD.model_copy(update={"env": serving.env, "volume_mounts": serving.volume_mounts, "cpu_limit": limit})
     settings = KeeperSettings(
         root=config.root,
         run=config.run,

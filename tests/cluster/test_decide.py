@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
@@ -95,6 +96,36 @@ def test_a_service_that_is_down_is_waited_for_and_then_given_up() -> None:
     assert isinstance(again, StartStage)
     [end] = next_actions(observe(*tries, failed(6, 69, ended_at=500.0, reason="vLLM does not answer"), now=501.0))
     assert end == Fail(PREPARE, 69, "vLLM does not answer")
+
+
+def ended(number: int, started_at: float, ended_at: float) -> Attempt:
+    return Attempt(number, "failed", 69, "vLLM does not answer", started_at=started_at, ended_at=ended_at)
+
+
+def test_outages_hours_apart_are_two() -> None:
+    """The second attempt had its service for two hours; after it the pauses are short again and the patience is whole."""
+    first, second = ended(1, 0.0, 3600.0), ended(2, 3601.0, 10800.0)
+    [again] = next_actions(observe(first, second, now=10801.0))
+    assert again == StartStage(Task(PREPARE, "key"), 3, "attempt 2 ended with exit code 69: vLLM does not answer")
+    [end] = next_actions(observe(first, second, ended(3, 10801.0, 11110.0), now=11110.0))
+    assert end == Fail(PREPARE, 69, "vLLM does not answer")
+
+
+@pytest.mark.parametrize(("backend", "tries"), [("local", 1), ("kubernetes", 3)])
+def test_an_attempt_that_only_waits_is_no_sign_of_a_service(backend: Literal["local", "kubernetes"], tries: int) -> None:
+    """A server's start, its answers, the other workers; in a cluster each of a Job's pods does so, behind a node and a pause."""
+    kubernetes = KubernetesConfig(backoff_limit=2, pending_seconds=1800.0, serving=ServingConfig(startup_seconds=900.0))
+    root = "runs" if backend == "local" else "s3://bucket/runs"
+    config = RunConfig(
+        iterations=1, root=root, runtime=RuntimeConfig(backend=backend, worker_timeout_seconds=1800.0), kubernetes=kubernetes
+    )
+    wait = 300.0 + 5 * 120.0 + 1800.0 + (1800.0 + 900.0 + 600.0 if backend == "kubernetes" else 0.0)
+    waited = [ended(number, number * 1e5, number * 1e5 + tries * wait) for number in (1, 2)]
+    [end] = next_actions(replace(observe(*waited, now=3e5), config=config))
+    assert end == Fail(PREPARE, 69, "vLLM does not answer")
+    worked = [*waited[:1], ended(2, 2e5, 2e5 + 2 * tries * wait)]
+    [again] = next_actions(replace(observe(*worked, now=3e5), config=config))
+    assert isinstance(again, StartStage)
 
 
 def test_interruptions_and_outages_do_not_use_up_attempts() -> None:

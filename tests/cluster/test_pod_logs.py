@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from itool.cluster import pod_logs
 from itool.cluster.api_answers import ClusterDown
 from itool.cluster.pod_logs import PodLogs, comparable, log_name
+from itool.cluster.progress import Progress, last_progress
 from itool.errors import ConfigError
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.waiting import wait_until
@@ -88,6 +89,26 @@ def test_lines_that_come_again_after_a_cut_are_written_once() -> None:
     logs.close(0.0)
 
 
+def test_a_node_east_of_utc_is_asked_for_what_it_wrote_since_and_not_for_what_it_will_write() -> None:
+    first, second = b"2026-01-01T08:00:00.1+08:00 one\n", b"2026-01-01T08:00:00.12+08:00 two\n"
+    logs, store, cluster = made([first, ClusterDown("cut")], [first, second])
+    logs.look(JOB, [pod()])
+    logs.look(JOB, [])
+    wait_until_kept(logs, JOB)
+    assert store.objects[KEY].splitlines()[1:] == [b"one", b"two"]
+    assert {since for _, since in cluster.asked} == {"", "2026-01-01T00:00:00Z"}
+    logs.close(0.0)
+
+
+def test_a_line_without_a_time_does_not_hide_those_after_it() -> None:
+    logs, store, _ = made([FIRST, b"unable to retrieve container logs\n", ClusterDown("cut")], [FIRST, SECOND])
+    logs.look(JOB, [pod()])
+    logs.look(JOB, [])
+    wait_until_kept(logs, JOB)
+    assert store.objects[KEY].splitlines()[1:] == [b"one", b"two"]
+    logs.close(0.0)
+
+
 def test_a_pod_that_is_tried_again_is_appended_once_even_by_another_controller() -> None:
     failed, again = pod("first", "Failed", 1), pod("second", "Succeeded", 0)
     logs, store, _ = made([FIRST], listed=[failed, again])
@@ -99,6 +120,24 @@ def test_a_pod_that_is_tried_again_is_appended_once_even_by_another_controller()
     assert store.objects[KEY] == text
     for opened in (logs, other):
         opened.close(0.0)
+
+
+def test_the_progress_of_a_training_over_nodes_is_that_of_its_first_pod_whatever_the_others_write() -> None:
+    written = {"a": b"", "b": b"".join(b"2026-01-01T00:00:%02dZ a warning of every rank\n" % second for second in range(40))}
+    logs = PodLogs(LogsByPod(written.__getitem__, []), MemoryStore(), "demo")  # type: ignore[arg-type]
+    nodes = [pod("a"), pod("b")]
+    for index, one in enumerate(nodes):
+        one["metadata"]["annotations"] = {"batch.kubernetes.io/job-completion-index": str(index)}
+    logs.look({**JOB, "spec": {"parallelism": 2}}, nodes)
+    wait_until(lambda: logs._jobs["job"].logs["uid-b"].size() > 0)
+    seen = 0
+    for done in (1, 2, 3):
+        written["a"] += b'2026-01-01T00:00:0%dZ {"event": "progress", "done": %d, "total": 3}\n' % (done, done)
+        wait_until(lambda: logs.text("job").count(b"progress") == done)  # noqa: B023 - asked within the loop
+        text = logs.text("job", seen)
+        assert last_progress(text) == Progress(done, 3, "")
+        seen += len(text)
+    logs.close(0.0)
 
 
 def test_of_many_pods_only_those_that_end_are_read() -> None:
@@ -247,3 +286,5 @@ def test_pods_whose_node_is_lost_do_not_hold_up_the_logs_of_others() -> None:
 def test_names_and_times() -> None:
     assert str(log_name(pod())) == "i1-score-2.log"
     assert comparable("2026-01-01T00:00:00.12Z") < comparable("2026-01-01T00:00:00.123Z") < comparable("2026-01-01T00:00:01Z")
+    assert comparable("2026-01-01T05:45:00.123456789+05:45") == "2026-01-01T00:00:00.123456789"
+    assert comparable("2025-10-26T02:59:59+02:00") < comparable("2025-10-26T02:00:00+01:00")  # the clocks are put back

@@ -120,6 +120,12 @@ def test_a_gpu_is_asked_for_unless_none_is_wanted_or_of_use() -> None:
     assert "nvidia.com/gpu" not in containers(configured())["adapter-keeper"]["resources"]["limits"]
 
 
+def test_a_quota_on_cpu_limits_accepts_the_pod_where_a_limit_is_set() -> None:
+    limits = {name: found["resources"]["limits"].get("cpu") for name, found in containers(configured({"cpu_limit": "8"})).items()}
+    assert limits == {"fetch-model": "1", "adapter-keeper": "1", "vllm": "8"}
+    assert all("cpu" not in found["resources"]["limits"] for found in containers(configured()).values())
+
+
 def test_a_pod_requests_its_scratch_once_of_the_nodes_disk() -> None:
     requests = {name: found["resources"]["requests"] for name, found in containers(configured({"scratch": "30Gi"})).items()}
     assert {name: request.get("ephemeral-storage") for name, request in requests.items()} == {

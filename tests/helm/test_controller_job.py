@@ -31,6 +31,10 @@ def test_a_revision_has_a_job_of_its_own_because_templates_are_immutable() -> No
     assert job()["metadata"]["name"] == "demo-controller-1"
 
 
+def test_argo_cd_which_knows_no_revisions_replaces_it() -> None:
+    assert job()["metadata"]["annotations"] == {"argocd.argoproj.io/sync-options": "Force=true,Replace=true"}
+
+
 def test_another_configuration_shows_in_the_pod_template() -> None:
     digests = {job({"run": {"iterations": n}})["spec"]["template"]["metadata"]["annotations"]["itool/config-sha256"] for n in (3, 4, 4)}
     assert len(digests) == 2
