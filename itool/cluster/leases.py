@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from itool.artifacts.disk import storage_error, storage_remedy
 from itool.artifacts.store import Store
 from itool.commands import itoolctl
-from itool.errors import DependencyError, StorageError
+from itool.errors import ArtifactError, DependencyError, StorageError
 from itool.logs import get_logger
 
 log = get_logger(__name__)
@@ -225,6 +225,13 @@ class StoreLease:
         return True
 
     def _newest(self) -> tuple[int, dict[str, Any] | None]:
+        """The highest generation and what it says. One that is gone when it is read was replaced since it was listed: list again."""
+        try:
+            return self._list_and_read()
+        except ArtifactError:
+            return self._list_and_read()
+
+    def _list_and_read(self) -> tuple[int, dict[str, Any] | None]:
         generations = [int(Path(key).stem) for key in self.store.list(f"{self.run}/lease") if key.endswith(".json")]
         if not generations:
             return 0, None

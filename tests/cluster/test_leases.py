@@ -117,6 +117,29 @@ def test_an_expired_object_lease_goes_to_exactly_one(tmp_path: Path) -> None:
         StoreLease(Overtaken(tmp_path), "demo", clock=clock).acquire()
 
 
+def test_a_generation_that_is_replaced_while_it_is_looked_at_gives_way_to_its_successor(tmp_path: Path) -> None:
+    clock = Clock()
+    StoreLease(FolderStore(tmp_path), "demo", clock=clock).acquire()
+    clock.now += 100
+
+    class Replaced(FolderStore):
+        """Another controller takes the run between our list and our read, and deletes what we have seen."""
+
+        def list(self, folder: str) -> dict[str, int]:
+            found = super().list(folder)
+            if not taken:
+                taken.append(StoreLease(FolderStore(tmp_path), "demo", clock=clock, identity={"pid": 7, "host": "quick"}))
+                taken[0].acquire()
+            return found
+
+    taken: list[StoreLease] = []
+    with pytest.raises(LeaseHeld, match="process 7 on quick"):
+        StoreLease(Replaced(tmp_path), "demo", clock=clock).acquire()
+    taken.clear()
+    clock.now += 100
+    assert StoreLease(Replaced(tmp_path), "demo", clock=clock).holder() == {"pid": 7, "host": "quick", "expires_at": clock.now + 60}
+
+
 def test_a_holder_is_asked_to_stop_through_the_store(tmp_path: Path) -> None:
     store, clock = FolderStore(tmp_path), Clock()
     lease, other = StoreLease(store, "demo", clock=clock), StoreLease(store, "demo", clock=clock)
