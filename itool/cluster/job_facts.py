@@ -53,8 +53,8 @@ def hopeless(
 ) -> tuple[int, str] | None:
     """Exit code and reason why a Job should be ended that Kubernetes would wait for or repeat for ever; None while there is hope.
 
-    `waits` says of every pod that has not started, or of the one that is not even there, since when it waits and why. A pod that finds no
-    node or image waits without an end; shards may wait for each other, as long as one of them runs. A pod that fills its own scratch
+    `waits` says of every pod that has not started, or of the one that is not even there, since when it waits and why; a shard that waits
+    for others does so since the last of them ran. A pod that finds no node or image waits without an end. A pod that fills its own scratch
     folder is evicted as in a disruption, which the failure policy ignores; the second one of the same shard ends the Job.
     """
     evictions = [state for state in states if state.phase == "failed" and "Evicted" in state.reason and "exceed" in state.reason]
@@ -63,9 +63,8 @@ def hopeless(
         return StorageError.exit_code, next(state.reason for state in evictions if state.shard == shard)
     if (job.get("spec") or {}).get("suspend"):
         return None
-    running = any(state.phase == "running" for state in states)
     since, reason = min(waits, default=(now, ""))
-    if now - since < pending_seconds or (running and shards_done(job) is not None):
+    if now - since < pending_seconds:
         return None
     words = f"could not start within {pending_seconds:.0f} s (kubernetes.pending_seconds): {reason}"
     return DependencyError.exit_code, words

@@ -51,6 +51,7 @@ class KubernetesRunner:
     _events_at: float = float("-inf")
     _config_map: tuple[str, str] = ("", "")
     _podless_since: dict[str, float] = field(default_factory=dict)
+    _ran_at: dict[str, float] = field(default_factory=dict)
     _spoken: dict[str, tuple[float, str]] = field(default_factory=dict)
     _failed_since: dict[str, float] = field(default_factory=dict)
 
@@ -98,7 +99,7 @@ class KubernetesRunner:
         jobs = {job["metadata"]["name"]: job for job in self.cache.items("jobs")}
         if len(self._ended) > len(jobs):
             self._ended = {name: ended for name, ended in self._ended.items() if name in jobs}
-            for remembered in (self._spoken, self._failed_since, self._podless_since):
+            for remembered in (self._spoken, self._failed_since, self._podless_since, self._ran_at):
                 for name in [name for name in remembered if name not in jobs]:
                     del remembered[name]
             self._settled &= jobs.keys()
@@ -212,8 +213,9 @@ class KubernetesRunner:
     def _judge(self, job: Object, found: JobState, states: Sequence[PodState]) -> None:
         """End a Job that Kubernetes would keep for ever, and look for the events of one that cannot start."""
         name, now = job["metadata"]["name"], self.clock()
-        waits = [(state.created_at, state.reason) for state in states if state.phase == "pending"]
-        if states or found.phase != "pending":
+        turn_at = self._turn_at(job, states)
+        waits = [(max(state.created_at, turn_at), state.reason) for state in states if state.phase == "pending"]
+        if states or found.phase != "pending" or job["spec"].get("suspend"):
             self._podless_since.pop(name, None)
         else:
             waits = [(self._podless_since.setdefault(name, now), found.reason)]
@@ -222,6 +224,15 @@ class KubernetesRunner:
             self._end(job, *verdict)
         elif found.phase == "pending":
             self._look_at_events([name, *(state.name for state in states if state.phase == "pending")])
+
+    def _turn_at(self, job: Object, states: Sequence[PodState]) -> float:
+        """Since when a shard that waits could have had another one's place: the last time that one ran, as far as this controller knows."""
+        if shards_done(job) is None:
+            return 0.0
+        name = job["metadata"]["name"]
+        if name not in self._ran_at or any(state.phase == "running" for state in states):
+            self._ran_at[name] = self.clock()
+        return self._ran_at[name]
 
     def _end(self, job: Object, exit_code: int, reason: str) -> None:
         """Have Kubernetes fail a Job: its pods get their grace period, and it stays as a record. One that Kueue holds back just goes."""

@@ -13,7 +13,7 @@ from itool.artifacts.resolve import resolve
 from itool.cluster import pod_logs
 from itool.cluster.api_answers import ClusterDown
 from itool.cluster.client import PERMISSIONS
-from itool.cluster.controller import StageFailed
+from itool.cluster.controller import Controller, StageFailed
 from itool.cluster.job_facts import trim_pod, verdict_on
 from itool.cluster.kubernetes_runner import KubernetesRunner
 from itool.cluster.leases import LeaseLost
@@ -184,6 +184,26 @@ def test_shards_that_are_refused_a_pod_after_others_are_done_fail_the_run_and_sa
         controller.run()
 
 
+def rounds(controller: Controller, count: int) -> None:
+    for _ in range(count):
+        controller.step()
+        controller.sleep(1.0)
+
+
+def test_shards_that_have_waited_for_others_may_still_wait_for_a_node_once_these_are_gone() -> None:
+    cluster = made_cluster(made_config(search={"shards": 2}), generate=["hangs", "unschedulable", "unschedulable"])
+    first = open_controller(cluster)
+    rounds(first, 60)  # of these some 40 in which one shard runs
+    running = next(name for name, pod in cluster.objects["pods"].items() if pod["status"].get("phase") == "Running")
+    cluster._outcomes[running] = "disrupted"  # its node is reclaimed
+    rounds(first, 15)
+    first.lease.release()
+    second = open_controller(cluster)  # which cannot know when a shard has run last
+    rounds(second, 15)
+    with pytest.raises(StageFailed, match=r"could not start within 20 s \(kubernetes.pending_seconds\): unschedulable"):
+        rounds(second, 15)
+
+
 def test_a_jobs_failure_that_is_heard_of_before_its_pods_waits_for_the_reason() -> None:
     cluster = made_cluster(prepare=[65])
     controller = open_controller(cluster)
@@ -225,13 +245,18 @@ def test_a_stage_without_an_artifact_fails_the_run() -> None:
 
 
 def test_a_queue_may_hold_a_job_back_for_as_long_as_it_likes() -> None:
-    cluster = made_cluster(made_config(kubernetes={"queue": "gpus", "pending_seconds": 20.0}))
+    cluster = made_cluster(made_config(kubernetes={"queue": "gpus", "pending_seconds": 20.0}), prepare=["hangs"])
     controller = open_controller(cluster)
-    for _ in range(60):
-        controller.step()
-        controller.sleep(1.0)
+    rounds(controller, 60)
     (attempt,) = next(iter(controller.runner.state().values()))
     assert (attempt.phase, attempt.reason) == ("pending", "waits in Kueue's queue gpus")
+    (name,) = cluster.created_jobs
+    cluster.patch("jobs", name, {"spec": {"suspend": False}})
+    controller.runner.cache.look()  # type: ignore[attr-defined]
+    controller.step()  # it is admitted, and its pod is not there yet
+    rounds(controller, 3)
+    assert verdict_on(cluster.objects["jobs"][name]) is None
+    assert {pod["status"]["phase"] for pod in cluster.objects["pods"].values()} == {"Running"}
 
 
 def test_a_controller_that_is_stopped_leaves_the_jobs_alone_and_another_goes_on() -> None:
