@@ -17,6 +17,9 @@ from itool.stages import STAGES, StageId
 VERDICT = "itool/verdict"
 """Annotation of a Job that the controller ended: {"exit_code", "reason"}."""
 
+LOGS_KEPT = "itool/logs-kept"
+"""Annotation of a Job whose pods' logs are all in the store: it may go."""
+
 DISK_EVICTIONS = 2
 
 
@@ -73,7 +76,7 @@ def hopeless(
 def trim_job(job: Object) -> Object:
     """What is asked of a Job."""
     spec = job.get("spec") or {}
-    kept = ("suspend", "completions", "parallelism", "backoffLimit", "ttlSecondsAfterFinished")
+    kept = ("suspend", "completions", "parallelism", "backoffLimit")
     return {"metadata": _trim_metadata(job), "spec": {key: spec[key] for key in kept if key in spec}, "status": job.get("status") or {}}
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from itool.artifacts.store import Store
 from itool.cluster.client import Cluster
-from itool.cluster.job_facts import VERDICT, hopeless, is_over, shards_done, task_of, trim_job, trim_pod, verdict_on
+from itool.cluster.job_facts import LOGS_KEPT, VERDICT, hopeless, is_over, shards_done, task_of, trim_job, trim_pod, verdict_on
 from itool.cluster.manifests import job_name, stage_job, workers_name, workers_service
 from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, RUN_LABEL, Object
 from itool.cluster.pod_logs import PodLogs
@@ -202,11 +202,12 @@ class KubernetesRunner:
     def _tend_logs(self, job: Object, pods: Sequence[Object]) -> None:
         """Have the pods' logs kept; a Job that is over may go once they all are."""
         name = job["metadata"]["name"]
-        if "ttlSecondsAfterFinished" not in job["spec"]:
+        if LOGS_KEPT not in (job["metadata"].get("annotations") or {}):
             self.pod_logs.look(job, pods)
             if not is_over(job) or not self.pod_logs.are_kept(job):
                 return
-            self.cluster.patch("jobs", name, {"spec": {"ttlSecondsAfterFinished": self.config.kubernetes.keep_seconds}})
+            annotations, spec = {LOGS_KEPT: "true"}, {"ttlSecondsAfterFinished": self.config.kubernetes.keep_seconds}
+            self.cluster.patch("jobs", name, {"metadata": {"annotations": annotations}, "spec": spec})
             self.pod_logs.forget(name)
         self._settled.add(name)
 

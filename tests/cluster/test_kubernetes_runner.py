@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -315,6 +316,25 @@ def test_logs_of_all_pods_are_kept_and_then_the_job_may_go() -> None:
     lines = cluster.store.read("demo/logs/i1-score-1.log").decode().splitlines()
     assert [line.startswith("== pod demo-i1-score-") for line in lines] == [True, False, False] * 2
     assert [line for line in lines if not line.startswith("==")] == ["started", "error: told to end with 137", "started", "done"]
+
+
+def test_logs_are_kept_where_an_admission_policy_gives_every_job_a_time_to_live() -> None:
+    class Policed(InMemoryCluster):
+        def create(self, resource: str, body: dict[str, Any], *, dry_run: bool = False) -> dict[str, Any] | None:
+            limited = {**body, "spec": {"ttlSecondsAfterFinished": 3600, **body["spec"]}} if resource == "jobs" else body
+            return super().create(resource, limited, dry_run=dry_run)
+
+    cluster = Policed(MemoryStore(), made_config())
+    run(cluster)
+    again = open_controller(cluster)
+    assert isinstance(again.runner, KubernetesRunner)
+    again.runner.settle(10_000.0)
+    assert len(cluster.store.list("demo/logs")) == len(stage_ids(cluster.config)) + 2  # generate has three
+    assert {job["spec"]["ttlSecondsAfterFinished"] for job in cluster.objects["jobs"].values()} == {77}
+    again.lease.release()
+    cluster.used.clear()
+    open_controller(cluster).runner.state()
+    assert ("jobs", "patch") not in cluster.used  # nothing is left to do
 
 
 def test_a_cluster_that_is_down_for_a_moment_is_waited_for() -> None:
