@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -41,8 +42,8 @@ class Refused(Exception):  # noqa: N818 - says what happened, and never leaves t
 
     @property
     def is_denied(self) -> bool:
-        """These credentials lack the right (a quota or an admission policy also answers 403, in other words)."""
-        return self.status == HTTPStatus.FORBIDDEN and " cannot " in self.message
+        """These credentials lack the right (a quota or an admission policy also answers 403, and names no user)."""
+        return self.status == HTTPStatus.FORBIDDEN and re.search(r'User ".*" cannot ', self.message) is not None
 
     def explained(self, what: str, *, host: str, namespace: str) -> ItoolError:
         """What it means for whoever runs this; `what` is verb and resource, as in `create jobs demo`."""

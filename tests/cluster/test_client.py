@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -280,12 +281,21 @@ def test_another_right_than_the_one_that_was_there_is_a_setting(server: Server) 
         cluster.list("jobs")
 
 
-def test_a_quota_is_a_setting_whatever_was_accepted_before(server: Server) -> None:
-    server.answers = [(201, POD), status(403, "Forbidden", "jobs.batch b is forbidden: exceeded quota: jobs")]
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "jobs.batch b is forbidden: exceeded quota: jobs",
+        'admission webhook "validation.gatekeeper.sh" denied the request: [gpus] container <stage> cannot ask for more than 2 GPUs',
+        "jobs.batch b is forbidden: cannot set an ownerRef on a resource you can't delete: , <nil>",
+    ],
+)
+def test_an_admission_rule_is_a_setting_whatever_was_accepted_before(server: Server, rule: str) -> None:
+    server.answers = [(201, POD), status(403, "Forbidden", rule)]
     cluster = server.cluster()
     cluster.create("jobs", {"metadata": {"name": "a"}})
-    with pytest.raises(ConfigError, match="exceeded quota"):
+    with pytest.raises(ConfigError, match=f"refuses to create jobs b in namespace here: {re.escape(rule)}") as caught:
         cluster.create("jobs", {"metadata": {"name": "b"}})
+    assert not isinstance(caught.value, Denied)
 
 
 def test_a_refusal_that_is_no_right_says_what_the_server_says(server: Server) -> None:
