@@ -26,6 +26,9 @@ from itool.cluster.runner import Attempt, Attempts, Task
 from itool.cluster.watching import Cache, View
 from itool.config import RunConfig
 from itool.errors import ConfigError, DependencyError, Interrupted
+from itool.logs import get_logger
+
+log = get_logger(__name__)
 
 RELEASE_VARIABLE = "ITOOL_RELEASE_CONFIGMAP"
 EVENTS_SECONDS = 5.0
@@ -50,6 +53,7 @@ class KubernetesRunner:
     _events: Mapping[str, Sequence[Object]] = field(default_factory=dict)
     _events_at: float = float("-inf")
     _config_map: tuple[str, str] = ("", "")
+    _may_adopt: bool = True
     _podless_since: dict[str, float] = field(default_factory=dict)
     _ran_at: dict[str, float] = field(default_factory=dict)
     _spoken: dict[str, tuple[float, str]] = field(default_factory=dict)
@@ -270,10 +274,26 @@ class KubernetesRunner:
             if found is not None and (taken := taken_name(found, self.config)):
                 raise ConfigError(taken[0], remedy=taken[1])
             if found is not None and not found["metadata"].get("ownerReferences") and (release := self._release()):
-                found = self.cluster.patch("configmaps", name, _adoption(found, release))
+                found = self._given_to(release, found)
             if found is not None:
                 return found
         raise DependencyError(f"configmap {name} appears and vanishes", remedy="Is another controller deleting it?")
+
+    def _given_to(self, release: Object, owner: Object) -> Object | None:
+        """The owner object after it was given to a release, or as it is where an admission rule forbids that; None when it is gone.
+
+        Kubernetes' OwnerReferencesPermissionEnforcement wants the right to delete the object, which a controller does not have.
+        """
+        name = owner["metadata"]["name"]
+        if not self._may_adopt:
+            return owner
+        try:
+            return self.cluster.patch("configmaps", name, _adoption(owner, release))
+        except ConfigError as error:
+            self._may_adopt = False
+            remedy = f"after uninstalling, kubectl -n {self.cluster.namespace} delete configmap {name}"
+            log.warning("the run stays without its release", reason=str(error), remedy=remedy)
+            return owner
 
     def _release(self) -> Object | None:
         """The chart's ConfigMap, when a chart started this controller: uninstalling it then collects the run's objects."""

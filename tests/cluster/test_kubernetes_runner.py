@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from itool.artifacts.resolve import resolve
 from itool.cluster import pod_logs
@@ -437,6 +438,28 @@ def test_a_release_that_continues_a_laptops_run_owns_it(monkeypatch: pytest.Monk
     assert isinstance(runner, KubernetesRunner)
     runner.ensure_owner()
     assert owners_of_the_run(cluster) == [first]  # it lives
+
+
+def test_a_release_that_may_not_own_a_laptops_run_continues_it_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Enforcing(InMemoryCluster):
+        """With Kubernetes' OwnerReferencesPermissionEnforcement."""
+
+        def patch(self, resource: str, name: str, change: dict[str, Any]) -> dict[str, Any] | None:
+            if "ownerReferences" in change.get("metadata", {}):
+                raise ConfigError(f"{resource} {name} is forbidden: cannot set an ownerRef on a resource you can't delete")
+            return super().patch(resource, name, change)
+
+    cluster = Enforcing(MemoryStore(), made_config())
+    controller = open_controller(cluster)
+    controller.step()
+    controller.lease.release()
+    release_of(cluster, "release", monkeypatch)
+    with capture_logs() as said:
+        run(cluster)
+    assert len(digests(cluster)) == len(stage_ids(cluster.config))
+    assert owners_of_the_run(cluster) == []
+    [warning] = [line for line in said if line["log_level"] == "warning"]
+    assert warning["remedy"] == "after uninstalling, kubectl -n here delete configmap itool-run-demo"
 
 
 def test_an_owner_that_somebody_else_takes_at_the_same_moment_stays_his(monkeypatch: pytest.MonkeyPatch) -> None:
