@@ -6,6 +6,7 @@ first that is missing. What an account may not look at (a controller may not rea
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,8 @@ KUEUE = "kueue.x-k8s.io"
 LOOK_AGAIN_SECONDS = 2.0
 _RIGHTS = "permissions"
 _UNSEEN = "cannot be looked at by this account"
+_EXCEEDED = re.compile(r"exceeded quota: \S+, requested: \S+, used: (?P<used>\S+), limited: \S+")
+"""How a quota refuses: it names the resources that are too many, and how many of them are in use."""
 NOBODY: Object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "dry-run", "uid": "00000000-0000-0000-0000-000000000000"}}
 """Owner of what is never created."""
 
@@ -204,20 +207,37 @@ def _queue(cluster: Asks, config: RunConfig) -> Check:
 
 
 def _dry_run(cluster: Asks, config: RunConfig) -> Check:
-    """Let the API server say what it would not accept: quotas, admission policies, Pod Security, ill-formed volumes or affinities."""
+    """Let the API server say what it would not accept: quotas, admission policies, Pod Security, ill-formed volumes or affinities.
+
+    A quota that is used up now is no error: what uses it may be the run's own stage, and a Job waits for it.
+    """
     objects = list(dry_run_objects(config, cluster.namespace))
-    pods_too = cluster.may("create", "pods")
+    pods_too, waits = cluster.may("create", "pods"), ""
     for label, resource, body in objects:
         try:
             cluster.create(resource, body, dry_run=True)
-            if pods_too:
-                cluster.create("pods", _pod_of(body), dry_run=True)
+            if pods_too and (full := _full_quota(cluster, body)):
+                waits = waits or f"a pod of {label} would have to wait: {full}"
         except DependencyError:
             raise
         except ItoolError as error:
             return _wrong("dry run", f"{label}: {error}", "Correct the kubernetes section, or ask who set this rule")
+    if waits:
+        return Check("dry run", "note", waits, "Let others end, or raise the quota; nothing, where the run's own pods use it")
     names = ", ".join(label for label, _, _ in objects)
     return Check("dry run", "ok", f"accepted {'with their pods' if pods_too else '(pods not tried, this account creates none)'}: {names}")
+
+
+def _full_quota(cluster: Asks, body: Object) -> str:
+    """Which quota has no room for an object's pod while others use it, "" for none. Raises ConfigError for a pod that never fits."""
+    try:
+        cluster.create("pods", _pod_of(body), dry_run=True)
+    except ConfigError as error:
+        found = _EXCEEDED.search(str(error))
+        if found is None or any(used.endswith("=0") for used in found["used"].split(",")):
+            raise
+        return found[0]
+    return ""
 
 
 def dry_run_objects(config: RunConfig, namespace: str) -> Iterator[tuple[str, str, Object]]:

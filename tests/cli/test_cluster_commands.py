@@ -315,6 +315,19 @@ def test_iterate_stops_before_it_creates_anything(scene: Scene, capsys: Capture,
     assert scene.store.list("") == {}
 
 
+def test_a_quota_that_the_runs_own_stage_uses_up_stops_nobody_from_following_it(scene: Scene, capsys: Capture) -> None:
+    full = "exceeded quota: one, requested: pods=1,requests.nvidia.com/gpu=1, used: pods=2,requests.nvidia.com/gpu=1, limited: pods=2,"
+    scene.cluster.refuses["pods"] = f'pods "x" is forbidden: {full}requests.nvidia.com/gpu=1'
+    assert scene.itoolctl("doctor") == 0
+    assert "note     dry run     a pod of prepare would have to wait: exceeded quota: one, requested:" in capsys.readouterr().out
+    scene.cluster.script["prepare"] = [65]
+    assert scene.itoolctl("iterate") == 65  # it has come as far as that
+    scene.cluster.refuses["pods"] = f'pods "x" is forbidden: {full}requests.nvidia.com/gpu=1'.replace("gpu=1, limited", "gpu=0, limited")
+    assert scene.itoolctl("doctor") == 64  # what nobody uses is too little for ever
+    scene.cluster.refuses["pods"] = 'pods "x" is forbidden: violates PodSecurity "restricted:latest"'
+    assert scene.itoolctl("doctor") == 64
+
+
 def deny(scene: Scene, monkeypatch: pytest.MonkeyPatch, asks: int) -> None:
     """An API server that knows nobody's rights for so many questions, whatever it is asked."""
     left = iter(range(asks))
