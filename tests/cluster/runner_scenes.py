@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from itool.cluster.controller import Controller, rules_of
 from itool.cluster.kubernetes_runner import KubernetesRunner
 from itool.cluster.leases import StoreLease
@@ -54,3 +56,11 @@ def run(cluster: InMemoryCluster) -> Controller:
 
 def made_cluster(config: RunConfig | None = None, **script: list[object]) -> InMemoryCluster:
     return InMemoryCluster(MemoryStore(), config or made_config(), script)  # type: ignore[arg-type]
+
+
+def release_of(cluster: InMemoryCluster, name: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The uid of a release's ConfigMap; the controller is its own."""
+    monkeypatch.setenv("ITOOL_RELEASE_CONFIGMAP", name)
+    release = cluster.create("configmaps", {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}})
+    assert release is not None
+    return str(release["metadata"]["uid"])
