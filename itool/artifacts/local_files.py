@@ -52,11 +52,17 @@ def _paths(config: RunConfig) -> dict[str, Path]:
 def _fingerprint(path: Path) -> str | None:
     """16 hex digits over the names, sizes and digests of a file, or of a folder's files that can be read; None when there is none."""
     try:
-        files = sorted(file for file in path.iterdir() if file.suffix in _READ_OF_FOLDERS) if path.is_dir() else [path]
+        files = _list_read(path) if path.is_dir() else [path]
         entries = [_describe(file) for file in files if file.is_file()]
     except OSError:
         return None
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16] if entries else None
+
+
+def _list_read(folder: Path) -> list[Path]:
+    """The files of a folder that can be read, with the named chat templates of a model's."""
+    files = [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]
+    return sorted(file for file in files if file.suffix in _READ_OF_FOLDERS)
 
 
 def _describe(file: Path) -> tuple[Any, ...]:

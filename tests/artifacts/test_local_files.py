@@ -61,6 +61,15 @@ def test_a_touched_file_is_the_same_and_so_is_a_folder_with_a_file_that_nobody_r
     assert changed(config, before) == ["model.path"]
 
 
+def test_a_named_chat_template_counts_as_the_model(config: RunConfig) -> None:
+    template = Path("base/additional_chat_templates/tool_use.jinja")
+    template.parent.mkdir()
+    template.write_text("{{ tools }}")
+    before = file_fingerprints(config)
+    template.write_text("{{ tools }}!")
+    assert changed(config, before) == ["model.path"]
+
+
 def test_a_file_is_read_once(config: RunConfig) -> None:
     file_fingerprints(config)
     read = local_files._digest.cache_info().misses
