@@ -457,6 +457,8 @@ def test_a_limit_picks_by_id_and_not_by_place(tmp_path: Path) -> None:
         ("Optional[float]", {"type": "number"}),
         ("Dict[str, Any]", {"type": "object"}),
         ("Union[int, float]", {"type": ["integer", "number"]}),
+        ("Union[Union[int, str], Optional[int], float]", {"type": ["integer", "string", "number"]}),
+        ("Union[Union[int, Any], float]", {}),
         ("Tuple[int, int]", {"type": "array", "items": {"type": "integer"}}),
         ("List[List[str]], optional", {"type": "array", "items": {"type": "array", "items": {"type": "string"}}}),
         ("Callable[[float], float]", {}),
