@@ -405,6 +405,36 @@ def test_rows_of_the_hub_become_examples_and_are_named_by_their_number(monkeypat
         load_examples(settings)
 
 
+def test_nested_columns_of_the_hub_give_what_the_rows_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs the train extra")
+    calls = {"get_weather": {"city": "Bern"}, "set_alarm": {"time": "7:00", "label": "Up"}}
+    rows = [
+        openai(
+            {"role": "user", "content": f"Call {name}."},
+            {"role": "assistant", "content": None, "tool_calls": [openai_call(name, arguments)]},
+            tools=[{"name": name, "parameters": {"type": "object", "properties": {key: {"type": "string"} for key in arguments}}}],
+        )
+        for name, arguments in calls.items()
+    ]
+    hub = datasets.Dataset.from_list(rows)
+    assert hub[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"city": "Bern", "time": None, "label": None}
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, split: hub)
+    loaded = load_examples(DataConfig(source="openai", path="owner/name"))
+    assert [example.calls[0].arguments for example in loaded.examples] == list(calls.values())
+    from_file = load("openai", tmp_path, rows)
+    assert [(e.messages, e.tools, e.response) for e in loaded.examples] == [(e.messages, e.tools, e.response) for e in from_file.examples]
+
+
+def test_a_json_column_of_the_hub_keeps_its_nulls(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs the train extra")
+    call = openai({"role": "assistant", "tool_calls": [openai_call("get_weather", {"city": None})]})["messages"]
+    features = datasets.Features({"messages": datasets.List(datasets.Json()), "tools": datasets.Json()})
+    hub = datasets.Dataset.from_list([openai(USER, *call)], features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, split: hub)
+    (example,) = load_examples(DataConfig(source="openai", path="owner/name")).examples
+    assert example.response == "[get_weather(city=null)]"
+
+
 def test_an_unreachable_hub_is_a_dependency(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets", reason="needs the train extra")
 

@@ -202,4 +202,16 @@ def _read_hub(path: str) -> Iterator[Row]:
             f"data set {path} cannot be loaded from the hub: {first}", remedy="Go online, or download it and set data.path to its files"
         ) from error
     for number, value in enumerate(rows, start=1):
-        yield Row(dict(value), f"{path}:{number}")
+        yield Row({name: _drop_nulls(column, rows.features[name]) for name, column in value.items()}, f"{path}:{number}")
+
+
+def _drop_nulls(value: Any, feature: Any) -> Any:
+    """A column's value without the nulls of its objects: Arrow gives all of them the keys of all, null where a row has none.
+
+    A column of type Json keeps its nulls; there they stand in the data.
+    """
+    if isinstance(value, dict) and isinstance(feature, dict):
+        return {key: _drop_nulls(inner, feature[key]) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list) and hasattr(feature, "feature"):
+        return [_drop_nulls(inner, feature.feature) for inner in value]
+    return value
