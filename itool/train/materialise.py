@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from itool.artifacts.disk import storage_error, storage_remedy
-from itool.config import ModelConfig
+from itool.config import ModelConfig, local_path
 from itool.data.chat import require_tokenizer
 from itool.demo import base_model_path
 from itool.errors import DependencyError, InputError, StorageError
@@ -48,7 +48,7 @@ def materialise(config: ModelConfig, target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
         _fetch(config, target)
         if config.chat_template is not None:
-            _replace_chat_template(Path(config.chat_template).expanduser(), target)
+            _replace_chat_template(local_path(config.chat_template), target)
     except shutil.Error as error:
         raise StorageError(f"base model cannot be copied to {target}: {error}") from None
     except OSError as error:
@@ -59,7 +59,7 @@ def materialise(config: ModelConfig, target: Path) -> None:
 
 def model_kind(name: str) -> ModelKind:
     """What a `model.path` names. Raises InputError when it is none of these, or no file or folder that is here."""
-    path = Path(name).expanduser()
+    path = local_path(name)
     if name == "demo":
         return "demo"
     if path.suffix == ".gguf":
@@ -81,7 +81,7 @@ def model_kind(name: str) -> ModelKind:
 
 
 def _fetch(config: ModelConfig, target: Path) -> None:
-    path = Path(config.path).expanduser()
+    path = local_path(config.path)
     match model_kind(config.path):
         case "demo":
             check_model_folder(base_model_path(), context_tokens=config.context_tokens, origin="demo")

@@ -128,6 +128,12 @@ def test_the_demo_base_keeps_its_bytes(tmp_path):
         assert path.read_bytes() == (base_model_path() / path.name).read_bytes()
 
 
+@pytest.mark.parametrize("path", ["~nobody-here/base", "~nobody-here/base.gguf"])
+def test_the_home_folder_of_nobody_is_not_there(path, tmp_path):
+    with pytest.raises(InputError, match=f"model.path {path} (is neither a folder|does not exist)"):
+        materialise(config(path), tmp_path / "target")
+
+
 def test_a_path_that_is_nothing_is_refused(tmp_path):
     with pytest.raises(InputError, match="neither a folder"):
         materialise(config("/nowhere/at/all"), tmp_path / "target")

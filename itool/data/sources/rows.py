@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import httpx
 from pydantic import ValidationError
 
+from itool.config import local_path
 from itool.errors import DependencyError, InputError, ItoolError, StorageError
 
 T = TypeVar("T")
@@ -76,9 +77,9 @@ def read_rows(path: str, *, excluding: Sequence[str | None] = ()) -> Iterator[Ro
 
     Raises InputError for what is not there or broken, DependencyError when the hub does not answer.
     """
-    local = Path(path)
+    local = local_path(path)
     if local.is_dir():
-        excluded = {Path(other).resolve() for other in excluding if other}
+        excluded = {local_path(other).resolve() for other in excluding if other}
         files = [file for file in sorted(local.iterdir()) if file.suffix in (".json", ".jsonl") and file.resolve() not in excluded]
         if not files:
             raise InputError(f"data folder {path} holds no .json or .jsonl file", remedy="Set data.path to the data")
