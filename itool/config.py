@@ -8,6 +8,7 @@ Which stage reads which field stands in `stages.py`; a field that no stage lists
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -40,6 +41,11 @@ Tokens = Annotated[Count, Field(le=2**20)]
 Padded = Annotated[Count, Field(le=2**24)]
 LearningRate = Annotated[Rate, Field(le=1.0)]
 """More than these limits is a slip of the pen: the run would need all memory there is, or years."""
+
+
+def local_path(name: str) -> Path:
+    """Where a path of the `model` or `data` section lies on this machine: `~` is the home folder, if there is one of that name."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser raises for the home of nobody
 
 
 class ModelConfig(Section):
@@ -86,8 +92,8 @@ class DataConfig(Section):
     @property
     def pool_file(self) -> Path:
         """Seal-Tools' pool of tools: `tool_pool_path`, else `tool.jsonl` beside the training data."""
-        data = Path(self.path or "")
-        return Path(self.tool_pool_path) if self.tool_pool_path else (data if data.is_dir() else data.parent) / "tool.jsonl"
+        data = local_path(self.path or "")
+        return local_path(self.tool_pool_path) if self.tool_pool_path else (data if data.is_dir() else data.parent) / "tool.jsonl"
 
 
 class OptimizerConfig(Section):

@@ -14,7 +14,7 @@ from typing import Any
 
 from itool.artifacts.disk import cache_folder
 from itool.artifacts.store import FolderStore
-from itool.config import RunConfig
+from itool.config import RunConfig, local_path
 from itool.errors import ArtifactError, StorageError
 from itool.logs import get_logger
 
@@ -39,24 +39,30 @@ def file_fingerprints(config: RunConfig) -> dict[str, str | None]:
 
 def _paths(config: RunConfig) -> dict[str, Path]:
     data, model = config.data, config.model
-    paths: dict[str, Path | None] = {"model.chat_template": Path(model.chat_template).expanduser() if model.chat_template else None}
+    names = {"model.chat_template": model.chat_template}
     if model.path != "demo":
-        paths["model.path"] = Path(model.path).expanduser()
+        names["model.path"] = model.path
     if data.source != "demo" and data.path:
-        paths["data.path"] = Path(data.path)
-        paths["data.held_out_path"] = Path(data.held_out_path) if data.held_out_path else None
-        paths["data.tool_pool_path"] = data.pool_file if data.source == "seal_tools" else None
-    return {setting: path for setting, path in paths.items() if path is not None}
+        names["data.path"] = data.path
+        names["data.held_out_path"] = data.held_out_path
+        names["data.tool_pool_path"] = str(data.pool_file) if data.source == "seal_tools" else None
+    return {setting: local_path(name) for setting, name in names.items() if name is not None}
 
 
 def _fingerprint(path: Path) -> str | None:
     """16 hex digits over the names, sizes and digests of a file, or of a folder's files that can be read; None when there is none."""
     try:
-        files = sorted(file for file in path.iterdir() if file.suffix in _READ_OF_FOLDERS) if path.is_dir() else [path]
+        files = _list_read(path) if path.is_dir() else [path]
         entries = [_describe(file) for file in files if file.is_file()]
     except OSError:
         return None
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16] if entries else None
+
+
+def _list_read(folder: Path) -> list[Path]:
+    """The files of a folder that can be read, with the named chat templates of a model's."""
+    files = [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]
+    return sorted(file for file in files if file.suffix in _READ_OF_FOLDERS)
 
 
 def _describe(file: Path) -> tuple[Any, ...]:

@@ -217,6 +217,7 @@ def _server(url: str, policy: PolicyConfig) -> Check:
 
 def _base_model(config: RunConfig) -> Check:
     """Whether the base model is here; what it holds is for `prepare` to say."""
+    from itool.config import local_path  # noqa: PLC0415
     from itool.demo import base_model_path  # noqa: PLC0415
     from itool.errors import InputError  # noqa: PLC0415
     from itool.train.materialise import model_kind  # noqa: PLC0415
@@ -229,7 +230,7 @@ def _base_model(config: RunConfig) -> Check:
     if kind == "hub":
         return _hub_model(name)
     if kind != "demo":
-        return Check("base model", "ok", f"{Path(name).expanduser()} ({'folder' if kind == 'folder' else 'file'})")
+        return Check("base model", "ok", f"{local_path(name)} ({'folder' if kind == 'folder' else 'file'})")
     files = list(base_model_path().glob("*.safetensors"))
     if files:
         return Check("base model", "ok", f"demo, shipped with itool ({files[0].stat().st_size / 1e6:.1f} MB)")
@@ -250,6 +251,7 @@ def _hub_model(name: str) -> Check:
 
 def _data(config: RunConfig) -> Check:
     """Whether the data are here and can be read; what they hold is for `prepare` to say."""
+    from itool.config import local_path  # noqa: PLC0415
     from itool.data.sources.seal_tools import find_pool  # noqa: PLC0415
     from itool.errors import InputError  # noqa: PLC0415
 
@@ -269,14 +271,15 @@ def _data(config: RunConfig) -> Check:
     remote = [path for path, problem in found.values() if problem is None]
     if remote:
         return Check("data", "note", f"{', '.join(remote)} is taken from the Hugging Face hub when `prepare` runs", "Needs network access")
-    return Check("data", "ok", ", ".join(str(Path(path).absolute()) for path, _ in found.values()))
+    return Check("data", "ok", ", ".join(str(local_path(path).absolute()) for path, _ in found.values()))
 
 
 def _unreadable(name: str) -> str | None:
     """Why a path cannot be read; "" when it can, None for the id of a hub data set."""
+    from itool.config import local_path  # noqa: PLC0415
     from itool.data.sources.rows import is_hub_id  # noqa: PLC0415
 
-    path = Path(name)
+    path = local_path(name)
     if path.exists():
         return "" if os.access(path, os.R_OK) else f"{path.absolute()} cannot be read"
     return None if is_hub_id(name) else f"{path.absolute()} does not exist"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -32,6 +33,9 @@ A. incorrect
 B. correct
 Answer with A or B."""
 EVALUATION_OPTIONS = ("A", "B")
+
+TEMPLATE_DATE = datetime(2024, 7, 26, tzinfo=UTC)
+"""Today, for a template that writes the date: a prompt is the same on every day. Llama 3 writes this one where it is told none."""
 
 _PROBE_TEXT = "itool probe"
 _PROBE = Tool(name="itool_probe", description="itool_probe")
@@ -203,7 +207,9 @@ def _apply(
     from jinja2 import TemplateError  # noqa: PLC0415 - comes with training
 
     try:
-        text: str = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=opens_turn, tokenize=False)
+        text: str = tokenizer.apply_chat_template(
+            messages, tools=tools, add_generation_prompt=opens_turn, tokenize=False, strftime_now=TEMPLATE_DATE.strftime
+        )
     except (TemplateError, TypeError, KeyError, ValueError) as error:
         raise InputError(f"the model's chat template refuses {which}: {error}") from error
     return text

@@ -18,14 +18,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from itool.artifacts.disk import storage_error, storage_remedy
-from itool.config import ModelConfig
+from itool.config import ModelConfig, local_path
 from itool.data.chat import require_tokenizer
 from itool.demo import base_model_path
 from itool.errors import DependencyError, InputError, StorageError
 from itool.logs import get_logger
 from itool.policy.model_folder import read_json, read_stop_ids
 
-MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "*.tiktoken")
+NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
+"""Templates beside the default one, such as `tool_use`, which transformers takes where there are tools."""
+MODEL_FILES = (
+    "*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", NAMED_TEMPLATES, "tokenizer.model", "merges.txt", "*.tiktoken",
+)  # fmt: skip
 TEMPLATE_FILE = "chat_template.jinja"
 GENERATION_FILE = "generation_config.json"
 ModelKind = Literal["demo", "gguf", "folder", "hub"]
@@ -44,7 +48,7 @@ def materialise(config: ModelConfig, target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
         _fetch(config, target)
         if config.chat_template is not None:
-            _replace_chat_template(Path(config.chat_template).expanduser(), target)
+            _replace_chat_template(local_path(config.chat_template), target)
     except shutil.Error as error:
         raise StorageError(f"base model cannot be copied to {target}: {error}") from None
     except OSError as error:
@@ -55,7 +59,7 @@ def materialise(config: ModelConfig, target: Path) -> None:
 
 def model_kind(name: str) -> ModelKind:
     """What a `model.path` names. Raises InputError when it is none of these, or no file or folder that is here."""
-    path = Path(name).expanduser()
+    path = local_path(name)
     if name == "demo":
         return "demo"
     if path.suffix == ".gguf":
@@ -77,7 +81,7 @@ def model_kind(name: str) -> ModelKind:
 
 
 def _fetch(config: ModelConfig, target: Path) -> None:
-    path = Path(config.path).expanduser()
+    path = local_path(config.path)
     match model_kind(config.path):
         case "demo":
             check_model_folder(base_model_path(), context_tokens=config.context_tokens, origin="demo")
@@ -95,7 +99,9 @@ def _fetch(config: ModelConfig, target: Path) -> None:
 def _copy(source: Path, target: Path) -> None:
     """Copy what a model needs, following links (a hub cache is made of them); nothing else that lies in the folder."""
     for path in sorted({path for pattern in MODEL_FILES for path in source.glob(pattern)}):
-        shutil.copyfile(path, target / path.name)
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def _download(config: ModelConfig) -> Path:
@@ -144,6 +150,8 @@ def _replace_chat_template(source: Path, target: Path) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"model.chat_template {source} cannot be read: {error}") from None
     (target / TEMPLATE_FILE).write_text(template, encoding="utf-8")
+    for named in target.glob(NAMED_TEMPLATES):
+        named.unlink()
     settings = target / "tokenizer_config.json"
     if settings.is_file():
         document = read_json(settings)

@@ -61,6 +61,24 @@ def test_a_touched_file_is_the_same_and_so_is_a_folder_with_a_file_that_nobody_r
     assert changed(config, before) == ["model.path"]
 
 
+def test_a_path_below_the_home_folder_is_that_file(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data = {"path": "~/data/train.jsonl", "held_out_path": "~/held_out.json", "tool_pool_path": "~/data/tool.jsonl"}
+    model = {"path": "~/base", "chat_template": "~/mine.jinja"}
+    home = parse_config({"data": {"source": "seal_tools"} | data, "model": model})
+    beside = parse_config({"data": {"source": "seal_tools"} | data | {"tool_pool_path": None}, "model": model})
+    assert file_fingerprints(home) == file_fingerprints(beside) == file_fingerprints(config)
+
+
+def test_a_named_chat_template_counts_as_the_model(config: RunConfig) -> None:
+    template = Path("base/additional_chat_templates/tool_use.jinja")
+    template.parent.mkdir()
+    template.write_text("{{ tools }}")
+    before = file_fingerprints(config)
+    template.write_text("{{ tools }}!")
+    assert changed(config, before) == ["model.path"]
+
+
 def test_a_file_is_read_once(config: RunConfig) -> None:
     file_fingerprints(config)
     read = local_files._digest.cache_info().misses

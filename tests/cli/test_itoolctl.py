@@ -451,13 +451,16 @@ def test_doctor_misses_a_base_model_that_prepare_would_refuse(within: Within, pa
     assert checks["base model"]["finding"].startswith(f"model.path {path} is n")
 
 
-def test_doctor_asks_the_server_and_looks_at_the_data(within: Within) -> None:
+def test_doctor_asks_the_server_and_looks_at_the_data(within: Within, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("data.jsonl").write_text("{}")
     url = ("--set", "policy.backend=vllm", "--set", "policy.url=http://127.0.0.1:9")
     code, output, _ = within("doctor", "-o", "json", *url, "--set", "data.source=openai", "--set", "data.path=data.jsonl")
     checks = {check["name"]: check for check in json.loads(output)}
     assert (code, checks["vllm"]["state"], checks["data"]["state"]) == (69, "missing", "ok")
     assert checks["vllm"]["finding"].startswith("policy.url = http://127.0.0.1:9 does not answer: ")
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    code, output, _ = within("doctor", "-o", "json", "--set", "data.source=openai", "--set", "data.path=~/data.jsonl")
+    assert (code, json.loads(output)[-1]["finding"]) == (0, str(Path("data.jsonl").absolute()))
     code, output, _ = within("doctor", "-o", "json", "--set", "data.source=openai", "--set", "data.path=gone.jsonl")
     assert (code, json.loads(output)[-1]["finding"]) == (1, f"data.path = gone.jsonl: {Path('gone.jsonl').absolute()} does not exist")
     hub = ("--set", "data.source=xlam", "--set", "data.path=owner/name", "--set", "data.held_out_path=data.jsonl")

@@ -81,6 +81,12 @@ def test_a_template_that_knows_tools_gets_them(demo: Any) -> None:
     assert text == "<|tools|>\nget_weather(city:string,unit?:C|F) Weather of a city\n<|user|>Weather in Bern?<|assistant|>"
 
 
+def test_a_template_that_writes_the_date_gives_the_same_prompt_every_day(tmp_path: Path) -> None:
+    dated = "{%- set date = strftime_now('%d %b %Y') -%}{{ date + '\\n' }}" + CHAT_TEMPLATE
+    tokenizer = chat.load_tokenizer(write_tokenizer(tmp_path, dated, DEMO_TOKENS, "<|end|>"))
+    assert tokenizer.decode(chat.render_prompt(tokenizer, EXAMPLE)).startswith("26 Jul 2024\n<|tools|>")
+
+
 def test_a_template_that_ignores_tools_gets_an_instruction(chatml: Any) -> None:
     text = chatml.decode(chat.render_prompt(chatml, EXAMPLE))
     assert text.startswith("<|im_start|>system\nHere is a list of functions in JSON format that you can invoke:\n{")

@@ -50,6 +50,14 @@ def test_seal_tools_lists_hold_the_right_tools_and_distractors(tmp_path: Path) -
     assert len({tuple(tool.name for tool in e.tools) for e in loaded.examples}) > 40
 
 
+@pytest.mark.parametrize("pool", [None, "~/tool.jsonl"])
+def test_paths_may_name_the_home_folder(pool: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = load_seal(tmp_path, [seal("a", "tool1")], held_out_path=write(tmp_path / "held_out.jsonl", [seal("b", "tool1")]))
+    settings = {"source": "seal_tools", "path": "~", "held_out_path": "~/held_out.jsonl", "tool_pool_path": pool}
+    assert load_examples(DataConfig.model_validate(settings)) == expected
+
+
 def test_a_candidate_list_depends_on_its_example_alone(tmp_path: Path) -> None:
     rows = [seal(f"s{i}", "tool1") for i in range(5)]
     assert load_seal(tmp_path, rows[3:]).examples == load_seal(tmp_path, rows).examples[3:]

@@ -82,6 +82,24 @@ def test_a_chat_template_can_be_replaced_or_supplied(base, tmp_path):
     assert tokenizer.apply_chat_template([{"role": "user", "content": "w7"}], tokenize=False) == "w7!"
 
 
+def test_named_chat_templates_are_copied_unless_another_replaces_them(base, tmp_path):
+    """As transformers saves them: it takes `tool_use` where there are tools, and the default elsewhere."""
+    tokenizer = load_tokenizer(base)
+    tokenizer.chat_template = {"default": "no tools here", "tool_use": "{{ tools[0].function.name }}"}
+    tokenizer.save_pretrained(base)
+    materialise(config(base), tmp_path / "target")
+    assert render_with_a_tool(tmp_path / "target") == "get_time"
+    template = tmp_path / "mine.jinja"
+    template.write_text("mine")
+    materialise(config(base, chat_template=str(template)), tmp_path / "replaced")
+    assert render_with_a_tool(tmp_path / "replaced") == "mine"
+
+
+def render_with_a_tool(folder):
+    tool = {"type": "function", "function": {"name": "get_time", "description": "", "parameters": {}}}
+    return load_tokenizer(folder).apply_chat_template([{"role": "user", "content": "w7"}], tools=[tool], tokenize=False)
+
+
 def test_the_end_of_turn_becomes_a_stop_id(base, tmp_path):
     """A base whose template closes turns with another token than its eos would run every answer to its limit."""
     (base / "generation_config.json").write_text('{"eos_token_id": 2, "do_sample": true}')
@@ -108,6 +126,12 @@ def test_the_demo_base_keeps_its_bytes(tmp_path):
     name_end_of_turn(target, end_of_turn_id(load_tokenizer(target)))
     for path in target.iterdir():
         assert path.read_bytes() == (base_model_path() / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("path", ["~nobody-here/base", "~nobody-here/base.gguf"])
+def test_the_home_folder_of_nobody_is_not_there(path, tmp_path):
+    with pytest.raises(InputError, match=f"model.path {path} (is neither a folder|does not exist)"):
+        materialise(config(path), tmp_path / "target")
 
 
 def test_a_path_that_is_nothing_is_refused(tmp_path):

@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import httpx
 from pydantic import ValidationError
 
+from itool.config import local_path
 from itool.errors import DependencyError, InputError, ItoolError, StorageError
 
 T = TypeVar("T")
@@ -76,9 +77,9 @@ def read_rows(path: str, *, excluding: Sequence[str | None] = ()) -> Iterator[Ro
 
     Raises InputError for what is not there or broken, DependencyError when the hub does not answer.
     """
-    local = Path(path)
+    local = local_path(path)
     if local.is_dir():
-        excluded = {Path(other).resolve() for other in excluding if other}
+        excluded = {local_path(other).resolve() for other in excluding if other}
         files = [file for file in sorted(local.iterdir()) if file.suffix in (".json", ".jsonl") and file.resolve() not in excluded]
         if not files:
             raise InputError(f"data folder {path} holds no .json or .jsonl file", remedy="Set data.path to the data")
@@ -202,4 +203,16 @@ def _read_hub(path: str) -> Iterator[Row]:
             f"data set {path} cannot be loaded from the hub: {first}", remedy="Go online, or download it and set data.path to its files"
         ) from error
     for number, value in enumerate(rows, start=1):
-        yield Row(dict(value), f"{path}:{number}")
+        yield Row({name: _drop_nulls(column, rows.features[name]) for name, column in value.items()}, f"{path}:{number}")
+
+
+def _drop_nulls(value: Any, feature: Any) -> Any:
+    """A column's value without the nulls of its objects: Arrow gives all of them the keys of all, null where a row has none.
+
+    A column of type Json keeps its nulls; there they stand in the data.
+    """
+    if isinstance(value, dict) and isinstance(feature, dict):
+        return {key: _drop_nulls(inner, feature[key]) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list) and hasattr(feature, "feature"):
+        return [_drop_nulls(inner, feature.feature) for inner in value]
+    return value

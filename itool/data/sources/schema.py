@@ -73,7 +73,8 @@ def _union(parts: list[str]) -> dict[str, Any]:
     schemas = [type_to_schema(part) for part in parts if part.lower() not in ("none", "null")]
     if len(schemas) == 1:
         return schemas[0]
-    types = list(dict.fromkeys(schema.get("type") for schema in schemas))
+    named = [schema.get("type") for schema in schemas]  # a list, where the part is a union itself
+    types = list(dict.fromkeys(word for entry in named for word in (entry if isinstance(entry, list) else [entry])))
     return {} if None in types else {"type": types[0] if len(types) == 1 else types}
 
 
