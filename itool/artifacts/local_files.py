@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ CONTENT = " (content)"
 """`data.path (content)` is the fingerprint of what `data.path` names."""
 LARGE_BYTES = 256 * 2**20
 """The digest of a larger file is kept in the user's cache folder: not every command that asks how a run stands may read many GB."""
+_SHA256 = re.compile(rb"[0-9a-f]{64}")
 _READ_OF_FOLDERS = (".json", ".jsonl", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken")
 
 
@@ -78,7 +80,8 @@ def _digest(path: str, size: int, modified_ns: int, changed_ns: int) -> str:
     cache = FolderStore(cache_folder() / "digests")
     name = hashlib.sha256(f"{path} {size} {modified_ns} {changed_ns}".encode()).hexdigest()
     with contextlib.suppress(ArtifactError, StorageError):
-        return cache.read(name).decode("ascii")
+        if _SHA256.fullmatch(kept := cache.read(name)):
+            return kept.decode("ascii")
     _log.warning("large file is read once", path=path, bytes=size)
     digest = _read_digest(path)
     with contextlib.suppress(ArtifactError, StorageError):  # where nothing can be kept, the next one reads it too

@@ -85,8 +85,10 @@ def as_text(found: RunStatus, *, with_problem: bool = True) -> str:
     table = columns(header, [[row[index] for index in used] for row in rows], right=["time", "attempt", "age"])
     holder = found.controller
     worker = f"process {holder.get('pid')} on {holder.get('host')} works on it" if holder else "nothing works on it"
+    if "lock" in found.unread:
+        worker = "who works on it cannot be seen"
     line = f"run {found.run}: {found.state}, {found.done} of {len(found.stages)} stages done; {worker}"
-    if found.state == "unknown":
+    if "artifacts" in found.unread:
         line = f"run {found.run}: {'only its Jobs' if found.stages else 'nothing of it'} can be seen"
     return f"{table}\n\n{line}" + (f"\n{found.problem}" if found.problem and with_problem else "")
 

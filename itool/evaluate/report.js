@@ -135,13 +135,14 @@ function bufferPerplexities(scored) {
 }
 
 function pairs() {
-  const iterations = report.iterations.filter((iteration) => iteration.pair_statistics);
-  if (!iterations.length) { put("pairs", nothing("This method makes no preference pairs.")); return; }
-  put("pairs",
-    table(["Iteration", "Trees", "Right samples", "Pairs", "Injected", "Mean gap", "N chosen", "N rejected", "Sampled tokens", "Updates"], iterations.map((iteration) => {
-      const p = iteration.pair_statistics;
-      return [iteration.iteration, integer(iteration.trees), percent(iteration.pass_rate), integer(p.count), percent(iteration.injected_fraction, 0), decimal(p.mean_gap), decimal(p.mean_chosen_visits, 1), decimal(p.mean_rejected_visits, 1), integer(iteration.sampled_tokens), integer(iteration.updates)];
+  const searched = report.iterations.filter((iteration) => iteration.trees || iteration.pair_statistics);
+  const iterations = searched.filter((iteration) => iteration.pair_statistics);
+  if (searched.length) put("pairs",
+    table(["Iteration", "Trees", "Right samples", "Pairs", "Injected", "Mean gap", "N chosen", "N rejected", "Sampled tokens", "Updates"], searched.map((iteration) => {
+      const p = iteration.pair_statistics || {};
+      return [iteration.iteration, integer(iteration.trees), percent(iteration.pass_rate), p.count === undefined ? "–" : integer(p.count), percent(iteration.injected_fraction, 0), decimal(p.mean_gap), decimal(p.mean_chosen_visits, 1), decimal(p.mean_rejected_visits, 1), integer(iteration.sampled_tokens), integer(iteration.updates)];
     }), { caption: "Injected: pairs whose chosen side is the inserted ground-truth step. Gap: Q of chosen minus Q of rejected. Sampled tokens: by the search, and for pass rates where these select." }));
+  if (!iterations.length) { put("pairs", nothing("This method makes no preference pairs.")); return; }
   const kept = iterations.filter((iteration) => iteration.pairs);
   const top = Math.max(0, ...kept.flatMap((iteration) => iteration.pair_statistics.gap.counts));
   put("pairs", el("div", { class: "panels" }, kept.map((iteration) =>

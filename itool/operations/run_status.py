@@ -19,12 +19,16 @@ from itool.operations.run_objects import Reads, read_objects
 from itool.stages import StageId
 
 State = Literal["done", "running", "failed", "stopped", "unknown"]
+Source = Literal["artifacts", "lock", "cluster"]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run at one moment. `controller` is who works on it; `serving` is None where the run wants no vLLM of its own and has none."""
+    """A run at one moment. `controller` is who works on it; `serving` is None where the run wants no vLLM of its own and has none.
+
+    `unread` is what could not be read: without its artifacts the Jobs alone speak, without its lock nobody knows who works on it.
+    """
 
     run: str
     backend: str
@@ -33,6 +37,7 @@ class RunStatus:
     stages: Sequence[StageRow] = ()
     serving: Sequence[PodRow] | None = None
     controller_pods: Sequence[PodRow] = ()
+    unread: Sequence[Source] = ()
     problem: str | None = None
 
     @property
@@ -58,37 +63,41 @@ class StatusReader:
         """
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(lambda: _tried(self._objects))
-            found, objects = _tried(self._stored), asked.result()
-        self.error = _joined([answer for answer in (found, objects) if isinstance(answer, ItoolError)])
+            resolutions = _tried(self._resolutions)
+            holder = None if isinstance(resolutions, ItoolError) else _tried(open_lease(self.store, self.config.run).holder)
+            objects = asked.result()
+        answers: dict[Source, object] = {"artifacts": resolutions, "lock": holder, "cluster": objects}
+        errors = {source: answer for source, answer in answers.items() if isinstance(answer, ItoolError)}
+        self.error = _joined(list(errors.values()))
         if isinstance(objects, ItoolError):
             objects = RunObjects(at=0.0)
-        if isinstance(found, ItoolError):
-            return RunStatus(self.config.run, self.config.runtime.backend, "unknown", None, job_rows(objects), problem=str(self.error))
-        resolutions, holder = found
+        problem = str(self.error) if self.error else None
+        status = RunStatus(self.config.run, self.config.runtime.backend, "unknown", unread=tuple(errors), problem=problem)
+        if isinstance(resolutions, ItoolError):
+            return replace(status, stages=job_rows(objects))
+        active = None if isinstance(holder, ItoolError) else holder is not None
         rows = stage_rows(self.config, resolutions, objects)
         vllm = component_rows("serving", objects)
         if self.cluster is None:
             in_turn = set(map(str, stages_in_turn(self.config, resolutions)))
-            rows = [self._with_log(row, holder is not None) if row.stage in in_turn else row for row in rows]
-        return RunStatus(
-            run=self.config.run,
-            backend=self.config.runtime.backend,
-            state=run_state(rows, active=holder is not None),
-            controller=holder,
+            rows = [self._with_log(row, active=bool(active)) if row.stage in in_turn else row for row in rows]
+        return replace(
+            status,
+            state=run_state(rows, active=active),
+            controller=None if isinstance(holder, ItoolError) else holder,
             stages=rows,
             serving=vllm if vllm or self.config.has_managed_serving else None,
             controller_pods=component_rows("controller", objects),
-            problem=str(self.error) if self.error else None,
         )
 
     def _objects(self) -> RunObjects:
         return read_objects(self.cluster, self.store, self.config) if self.cluster else RunObjects(at=0.0)
 
-    def _stored(self) -> tuple[Mapping[StageId, Resolution], dict[str, Any] | None]:
+    def _resolutions(self) -> Mapping[StageId, Resolution]:
         self._known = observe(self.store, self.config, known=self._known)
-        return resolve_observed(self.config, self._known), open_lease(self.store, self.config.run).holder()
+        return resolve_observed(self.config, self._known)
 
-    def _with_log(self, row: StageRow, active: bool) -> StageRow:
+    def _with_log(self, row: StageRow, *, active: bool) -> StageRow:
         """On this machine: a stage whose turn it is runs, with the progress of its log, or failed with its log's last word."""
         word = last_word(self.config, self.store, row.name, row.iteration)
         if word is None:
@@ -98,13 +107,15 @@ class StatusReader:
         return replace(row, attempt=word.attempt, reason=f"{row.reason}; last attempt: {word.message}" if word.message else row.reason)
 
 
-def run_state(rows: Sequence[StageRow], *, active: bool) -> State:
-    """One word for a run. A Job may run on although no controller is there; the next one picks its result up."""
+def run_state(rows: Sequence[StageRow], *, active: bool | None) -> State:
+    """One word for a run; `active` is None when nobody knows. A Job may run on without a controller; the next one picks its result up."""
     states = {row.state for row in rows}
     if states == {"done"}:
         return "done"
     if active or "running" in states:
         return "running"
+    if active is None:
+        return "unknown"
     return "failed" if states & {"failed", "damaged"} else "stopped"
 
 

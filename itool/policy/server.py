@@ -106,7 +106,7 @@ class LocalVllmServer:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        await self._stop()
+        await self._stop(STOP_SECONDS)
         if error is None:
             self._log_path.unlink(missing_ok=True)  # after a failure it is what one wants to read
 
@@ -146,7 +146,7 @@ class LocalVllmServer:
                         return
                 await asyncio.sleep(POLL_SECONDS)
 
-    async def _stop(self, patience_seconds: float = STOP_SECONDS) -> None:
+    async def _stop(self, patience_seconds: float) -> None:
         """SIGTERM, then SIGKILL, to the server and the processes it started."""
         process, self._process = self._process, None
         if process is None:

@@ -103,9 +103,20 @@ def test_a_large_file_is_read_once_by_a_user(config: RunConfig, large_files: Pat
     kept = [path for path in large_files.rglob("*") if path.is_file()]
     assert len(kept) == len(FILES)
     for path in kept:
-        path.write_text("known")
+        path.write_text("0" * 64)
     local_files._digest.cache_clear()
     assert len(changed(config, before)) == len(FILES)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"0" * 63, b"\xff" * 64], ids=["empty", "short", "no text"])
+def test_a_large_file_is_read_again_where_what_was_kept_is_no_digest(config: RunConfig, large_files: Path, damaged: bytes) -> None:
+    before = file_fingerprints(config)
+    kept = {path: path.read_bytes() for path in large_files.rglob("*") if path.is_file()}
+    for path in kept:
+        path.write_bytes(damaged)
+    local_files._digest.cache_clear()
+    assert changed(config, before) == []
+    assert {path: path.read_bytes() for path in kept} == kept
 
 
 def test_a_large_file_is_read_by_every_process_where_nothing_can_be_kept(config: RunConfig, large_files: Path) -> None:

@@ -177,6 +177,7 @@ CONTROL = {"method": "sft_continued"}
         ({"method": "best_of_n"}, "search.simulations=9", []),
         ({"method": "best_of_n"}, "search.inject_ground_truth=false", ["generate"]),
         ({"method": "rejection_sampling"}, "search.inject_ground_truth=false", []),
+        ({"method": "rejection_sampling"}, "search.min_gap=0.2", []),
         ({"method": "rejection_sampling"}, "dpo.loss=ipo", []),
         ({}, "select.samples=9", []),
         ({}, "policy.backend=vllm", ["generate", "evaluate"]),

@@ -119,6 +119,8 @@ def test_status_without_the_store_shows_the_jobs_and_ends_with_69(scene: Scene, 
     assert [(row["stage"], row["state"]) for row in document["stages"]] == [("i0/prepare", "running")]
     assert document["state"] == "unknown"
     assert captured.err == "itoolctl: S3 at http://s3 does not answer after 4 attempts\n"
+    assert scene.itoolctl("status") == 69
+    assert capsys.readouterr().out.endswith("\nrun demo: only its Jobs can be seen\n")
 
 
 def test_status_without_the_cluster_shows_the_store_and_ends_with_69(scene: Scene, capsys: Capture) -> None:

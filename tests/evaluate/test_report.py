@@ -86,6 +86,23 @@ def test_an_iteration_counts_what_its_stages_stored(report, inputs):
     assert first.sampled_tokens == sum(tree.sampled_tokens for tree in inputs.trees[1])
 
 
+def test_a_run_without_preference_pairs_still_says_what_its_search_found():
+    inputs = dataclasses.replace(fake_inputs(method="rejection_sampling"), pairs={})
+    first = build_report(inputs).iterations[0]
+    assert (first.pair_statistics, first.pairs, first.injected_fraction) == (None, 0, None)
+    trees = inputs.trees[1]
+    assert first.trees == len(trees)
+    assert first.pass_rate == sum(tree.correct_samples for tree in trees) / sum(tree.samples for tree in trees)
+
+
+def test_equal_gaps_share_a_bin_whatever_the_last_bits_of_their_sums(inputs):
+    pair = inputs.pairs[1][0]
+    values = [(0.9, 0.8), (0.1, 0.0)]  # 0.09999999999999998 and 0.1, where a bin begins
+    pairs = [pair.model_copy(update={"chosen_value": chosen, "rejected_value": rejected}) for chosen, rejected in values]
+    first = build_report(dataclasses.replace(inputs, pairs={1: pairs})).iterations[0]
+    assert max(first.pair_statistics.gap.counts) == 2
+
+
 def test_the_samples_that_selected_are_part_of_an_iterations_price(inputs):
     scores = [Score(example_id=str(i), stratum="calls", pass_rate=0.5, sampled_tokens=100 + i) for i in range(3)]
     first, second, _ = build_report(dataclasses.replace(inputs, scores={1: scores})).iterations

@@ -1,5 +1,6 @@
 """report.html in a real Chromium: no errors, fits a phone, follows the dark scheme, trees open by mouse and keyboard."""
 
+import dataclasses
 import re
 import shutil
 
@@ -131,6 +132,17 @@ def test_a_full_page_says_where_the_rest_is(page, tmp_path):
     (tmp_path / "full.html").write_text(render_html(build_report(inputs), build_explorer(inputs, limit_bytes=20_000)), encoding="utf-8")
     page.get((tmp_path / "full.html").as_uri())
     assert re.search(r"\d+ more did not fit and are in trees.jsonl of i3/generate", page.find_element("id", "trees").text)
+
+
+def test_a_run_without_preference_pairs_shows_what_its_search_found(page, tmp_path):
+    inputs = dataclasses.replace(fake_inputs(method="rejection_sampling"), pairs={})
+    (tmp_path / "sampled.html").write_text(render_html(build_report(inputs), build_explorer(inputs)), encoding="utf-8")
+    page.get((tmp_path / "sampled.html").as_uri())
+    section = page.find_element("id", "pairs")
+    cells = [[cell.text for cell in row.find_elements("css selector", "td")] for row in section.find_elements("css selector", "tbody tr")]
+    assert [(trees, of_pairs, updates) for trees, _, *of_pairs, _, updates in cells] == [(n, ["–"] * 5, "40") for n in ("48", "44", "40")]
+    assert "This method makes no preference pairs." in section.text
+    assert page.get_log("browser") == []
 
 
 def test_a_phone_needs_no_sideways_scrolling(page):

@@ -28,6 +28,8 @@ from tests.search.scenes import WEATHER, weather_example
 EASY = [weather_example(id=f"easy-{number}") for number in range(20)]
 HARD = [example.model_copy(update={"id": f"hard-{number}", "calls": [ToolCall(name="get_weather")]}) for number, example in enumerate(EASY)]
 BLOCKS_OF_FOUR: dict[str, Any] = {"batch_sequences": 2, "pass_k": [2], "pass_examples": 3}
+ENDS_OF_BLOCKS = (4, 8, 9, 13, 14, 16, 17, 19, 21)
+"""Results after which a block of 9 held-out and 5 validation examples, of 3 pass counts and 5 perplexities (two at once) is done."""
 
 
 class FolderStage:
@@ -41,7 +43,8 @@ class FolderStage:
         self.scratch = folder / f"attempt-{len(list(folder.iterdir()))}"
         self.scratch.mkdir()
         self.written: dict[str, Any] = {}
-        self.results = self.counted_tokens = 0
+        self.counted_tokens = 0
+        self.shown: list[tuple[int, int]] = []
 
     def read(self, _kind: Any, _role: str, name: str) -> list[Example]:
         return self.sets[name.removesuffix(".jsonl")]
@@ -61,11 +64,11 @@ class FolderStage:
     def tokens(self, count: int) -> None:
         self.counted_tokens += count
 
-    def progress(self, *_: Any) -> None:
-        self.results += 1
+    def progress(self, done: int, total: int, _unit: str) -> None:
+        self.shown.append((done, total))
 
     def should_stop(self) -> bool:
-        return self.results >= self.stop_after
+        return len(self.shown) >= self.stop_after
 
     def raise_if_stopped(self) -> None:
         if self.should_stop():
@@ -158,6 +161,9 @@ def test_a_stopped_evaluation_goes_on_as_if_it_had_not_been(stop_after: int, tmp
     evaluate_with(resumed, rest, monkeypatch)
     assert (resumed.written, resumed.counted_tokens) == (undisturbed.written, undisturbed.counted_tokens)
     assert rest.asked < everything.asked - stop_after + 4, "only the block in which it was stopped is measured again"
+    assert stop_after not in ENDS_OF_BLOCKS or some.asked == stop_after, "between blocks a stop is seen before anything is asked"
+    assert undisturbed.shown == [(done, 22) for done in range(1, 23)]
+    assert resumed.shown == undisturbed.shown[-len(resumed.shown) :]
 
 
 def test_an_evaluation_whose_engine_is_gone_keeps_its_finished_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

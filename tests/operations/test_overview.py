@@ -206,3 +206,4 @@ def test_one_word_for_a_run() -> None:
     assert run_state([done, runs], active=False) == "running"
     assert run_state([done, waits], active=False) == "stopped"
     assert run_state([done, damaged], active=False) == "failed"
+    assert [run_state([done, row], active=None) for row in (runs, waits, damaged)] == ["running", "unknown", "unknown"]

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import pytest
 
 from itool.artifacts.store import FolderStore
+from itool.cli.status import as_text
 from itool.cluster.api_answers import ClusterDown
 from itool.cluster.controller import Controller
 from itool.cluster.leases import FolderLease
@@ -80,6 +81,25 @@ def test_stages_that_run_side_by_side_both_run(tmp_path: Path) -> None:
     assert stopped.state == "stopped"
 
 
+def test_a_lock_that_cannot_be_read_hides_no_stage(tmp_path: Path) -> None:
+    config, store = RunConfig(root=str(tmp_path), iterations=0), FolderStore(tmp_path)
+    runner = InMemoryRunner(store, config)
+    controller, lock = Controller(config, store, runner, FolderLease(tmp_path / "other")), tmp_path / config.run / "controller.lock"
+    while len(runner.started) < 2:
+        controller.step()
+    lock.symlink_to(lock)  # root, too, fails to open it
+    reader = StatusReader(config, store)
+    status = reader.read()
+    assert (status.state, status.done, status.controller, status.unread) == ("unknown", 1, None, ("lock",))
+    assert str(reader.error) == status.problem
+    assert as_text(status, with_problem=False).endswith("run demo: unknown, 1 of 4 stages done; who works on it cannot be seen")
+    while not controller.step():
+        pass
+    done = reader.read()
+    assert (done.state, done.done) == ("done", 4)
+    assert as_text(done, with_problem=False).endswith("run demo: done, 4 of 4 stages done; who works on it cannot be seen")
+
+
 def test_last_words_come_from_the_store_that_is_open(tmp_path: Path) -> None:
     config, store = RunConfig(root=str(tmp_path / "elsewhere")), FolderStore(tmp_path / "here")
     logs = store.path(f"{config.run}/logs")
@@ -96,6 +116,7 @@ def test_a_store_and_a_cluster_that_both_hang_are_waited_for_once_and_both_named
     reader = StatusReader(IN_A_CLUSTER, store, cluster)  # type: ignore[arg-type]
     status = reader.read()
     assert (status.state, status.problem) == ("unknown", "S3 hangs; and Kubernetes hangs")
+    assert status.unread == ("artifacts", "cluster")
     with pytest.raises(DependencyError, match="S3 hangs; and Kubernetes hangs"):
         raise reader.error or AssertionError
 

@@ -10,6 +10,7 @@ import pytest
 
 from itool.config import PolicyConfig
 from itool.errors import DependencyError, Interrupted
+from itool.policy import server
 from itool.policy.opening import open_policy
 from tests.fakes.waiting import lives, wait_until
 from tests.policy.conftest import SERVED, Folders
@@ -23,6 +24,7 @@ server = socket.create_server(("127.0.0.1", int(sys.argv[sys.argv.index("--port"
 asking, _ = server.accept()
 pathlib.Path({asked!r}).write_text(str(os.getpid()))
 time.sleep(60)
+pathlib.Path({asked!r}).unlink()
 """
 
 DEAD = """#!{python} -I
@@ -56,6 +58,7 @@ async def open_served(folders: Folders, asked: Path) -> None:
 def test_a_stop_while_the_server_starts_ends_both_at_once(folders: Folders, asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has accepted the question, answers nothing, and ignores SIGTERM, as vLLM does while it loads."""
     serve_with(NEVER_READY, asked, monkeypatch)
+    monkeypatch.setattr(server, "STOP_SECONDS", 600.0)  # whoever waits so long finds that it has ended by itself
     with pytest.raises(Interrupted, match=r"stopped while the local vLLM server was starting\. Run the same command again"):
         asyncio.run(open_served(folders, asked))
     wait_until(lambda: not lives(int(asked.read_text())))

@@ -92,6 +92,7 @@ def test_an_interrupted_training_ends_bit_identical_to_an_undisturbed_one(tiny_b
     assert not (tmp_path / "parts").exists()
     torch.manual_seed(99)
     hooks = TrainingHooks(resume_from=tmp_path / "checkpoint-3")
+    common |= {"settings": settings.model_copy(update={"checkpoint_seconds": 9.0})}  # decides nothing but when to save
     log = train_sft(tiny_base, by_phase(sequences), output=tmp_path / "parts", hooks=hooks, **common)
     assert [entry["update"] for entry in log.metrics] == [1, 2, 3, 4, 5, 6]
     for name in ("adapter_model.safetensors", "adapter_config.json"):
