@@ -1,14 +1,17 @@
 """report.html in a real Chromium: no errors, fits a phone, follows the dark scheme, trees open by mouse and keyboard."""
 
+import dataclasses
 import re
 import shutil
+import time
 
 import pytest
 
 from itool.evaluate.explorer import build_explorer
 from itool.evaluate.report import build_report
 from itool.evaluate.report_html import render_html
-from tests.evaluate.fake_run import fake_inputs
+from itool.records import Node
+from tests.evaluate.fake_run import fake_example, fake_inputs
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -23,6 +26,7 @@ FLAGS = (
     "--disable-sync",
     "--disable-dev-shm-usage",
 )
+AFTER_FRAMES = "const f = requestAnimationFrame, done = arguments[0]; f(() => f(() => f(() => f(() => f(() => f(done))))));"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium with chromedriver on PATH"),
@@ -49,13 +53,36 @@ def page(tmp_path_factory):
         driver.quit()
 
 
-def show(driver, width=1200, dark=False):
+def show(driver, width=1200, dark=False, url=None):
     metrics = {"width": width, "height": 850, "deviceScaleFactor": 1, "mobile": width < 500}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
-    driver.get(driver.report_url)
+    driver.get(url or driver.report_url)
     assert driver.execute_script("return document.documentElement.dataset.ready") == "yes"
+
+
+def show_a_large_tree(driver, folder, width=1200, leaves=60):
+    """A tree of two levels that is larger than the window, wholly open, with the query's row in focus."""
+    inputs = fake_inputs()
+    example = fake_example(1)
+    node = Node(parent=None, step_ids=[], text="", prior=1.0, visits=99, value=0.5, outcome=0.0)
+    texts = [f"{i}: {'long step, ' * (7 * i % 40)}" for i in range(1, leaves)]  # rows of many heights
+    nodes = [node, *(node.model_copy(update={"parent": 0, "step_ids": [i], "text": text}) for i, text in enumerate(texts, 1))]
+    tree = inputs.trees[3][1].model_copy(update={"example_id": example.id, "nodes": nodes})
+    explorer = build_explorer(dataclasses.replace(inputs, trees={1: [tree]}, pairs={}))
+    (folder / "large.html").write_text(render_html(build_report(inputs), explorer), encoding="utf-8")
+    show(driver, width, url=(folder / "large.html").as_uri())
+    driver.execute_script("const r = document.querySelector('.treegrid .node'); r.scrollIntoView({ block: 'center' }); r.focus();")
+
+
+def in_window(driver, element):
+    """Whether all of an element is in the window, below the page's bar and with nothing on top of it."""
+    return driver.execute_script(
+        "const r = arguments[0].getBoundingClientRect(), y = (at) => document.elementFromPoint(r.left + 5, at);"
+        " return [r.top + 2, r.bottom - 2].every((at) => arguments[0].contains(y(at)));",
+        element,
+    )
 
 
 def rows(driver):
@@ -100,8 +127,49 @@ def test_nodes_open_on_click_and_by_keyboard(page):
     assert len(rows(page)) == 4
     page.find_element("id", "expand-all").click()
     assert len(rows(page)) == 7
+    page.execute_script("arguments[0].scrollIntoView({ block: 'center' })", rows(page)[3])
     rows(page)[3].click()
     assert page.find_element("css selector", "#tree-state pre").text.startswith("[weather_forecast(")
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_keyboard_stays_in_the_window_with_the_response(page, tmp_path, width):
+    show_a_large_tree(page, tmp_path, width)
+    end, home, down, up = "\ue010", "\ue011", "\ue015", "\ue013"
+    for keys, node in ((30 * down, 30), (end, 59), (9 * up, 50), (home, 0), (down, 1)):
+        for key in keys:
+            page.switch_to.active_element.send_keys(key)
+        page.execute_async_script(AFTER_FRAMES)
+        row = page.switch_to.active_element
+        assert row.get_attribute("data-node") == str(node)
+        assert in_window(page, row), node
+        assert node == 0 or in_window(page, page.find_element("css selector", "#tree-state pre")), node
+
+
+def test_a_row_stays_where_it_is_when_it_is_clicked(page, tmp_path):
+    show_a_large_tree(page, tmp_path)
+    page.execute_script("document.querySelectorAll('.treegrid .node')[30].scrollIntoView({ block: 'center' })")
+    page.execute_async_script(AFTER_FRAMES)
+    row = rows(page)[30]
+    top = "return arguments[0].getBoundingClientRect().top"
+    before = page.execute_script(top, row)
+    row.click()
+    page.execute_async_script(AFTER_FRAMES)
+    assert page.execute_script(top, page.switch_to.active_element) == pytest.approx(before, abs=1)
+
+
+def test_space_on_a_step_without_children_leaves_the_page_where_it_is(page, tmp_path):
+    show_a_large_tree(page, tmp_path)
+    page.switch_to.active_element.send_keys("\ue015")  # arrow down
+    before = page.execute_script("return scrollY")
+    page.switch_to.active_element.send_keys(" ")
+    time.sleep(0.3)  # a scroll takes a moment
+    assert page.execute_script("return scrollY") == before
+
+
+def test_a_key_in_the_tree_has_only_its_row_read_out(page):
+    show(page)
+    assert page.execute_script("return document.querySelector('.treegrid').closest('[aria-live]')") is None
 
 
 def test_a_pair_is_marked_in_its_tree(page):
