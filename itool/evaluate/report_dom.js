@@ -39,10 +39,11 @@ function duration(seconds) {
 
 function short(value) {
   const size = Math.abs(value);
-  if (size >= 1e6) return `${(value / 1e6).toFixed(1)} M`;
-  if (size >= 1e4) return `${Math.round(value / 1e3)} k`;
-  if (size !== 0 && size < 0.0001) return value.toExponential(0).replace("-", "−");
-  return String(Number(value.toPrecision(3))).replace("-", "−");
+  const digits = (part, count) => Number(part.toPrecision(count));
+  if (size >= 1e6) return `${digits(value / 1e6, 3)} M`;
+  if (size >= 1e4) return `${digits(value / 1e3, 3)} k`;
+  const text = size !== 0 && size < 0.0001 ? digits(value, 3).toExponential() : String(digits(value, 4));
+  return text.replaceAll("-", "−");
 }
 
 // rows: arrays of cells; a cell is text, a node, or {text, class, head}. The first cell of a row is its header.

@@ -1,6 +1,7 @@
 """report.html in a real Chromium: no errors, fits a phone, follows the dark scheme, trees open by mouse and keyboard."""
 
 import dataclasses
+import itertools
 import re
 import shutil
 import time
@@ -11,7 +12,7 @@ from itool.evaluate.explorer import build_explorer
 from itool.evaluate.report import build_report
 from itool.evaluate.report_html import render_html
 from itool.records import Node
-from tests.evaluate.fake_run import fake_example, fake_inputs
+from tests.evaluate.fake_run import fake_example, fake_inputs, fake_predictions
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -76,6 +77,27 @@ def show_a_large_tree(driver, folder, width=1200, leaves=60):
     driver.execute_script("const r = document.querySelector('.treegrid .node'); r.scrollIntoView({ block: 'center' }); r.focus();")
 
 
+def show_a_long_run(driver, folder, iterations=12):
+    """A phone with a report of many iterations and of six times as many held-out examples, whose intervals are shorter."""
+    inputs = fake_inputs()
+    updates = inputs.training[3, "dpo"]
+    more = {(k, d): fake_predictions(17, "mcts_dpo", k, d, 0.01) * 6 for k in range(iterations + 1) for d in ("held_out", "validation")}
+    training = {(k, "dpo"): updates for k in range(1, iterations + 1)}
+    report = build_report(dataclasses.replace(inputs, predictions=more, training=training))
+    (folder / "long.html").write_text(render_html(report, build_explorer(inputs)), encoding="utf-8")
+    show(driver, 390, url=(folder / "long.html").as_uri())
+    driver.execute_async_script(AFTER_FRAMES)
+    return report
+
+
+def axis(driver, figure):
+    """The numbers at the grid lines of a chart, as they are written."""
+    labels = driver.execute_script("return [...arguments[0].querySelectorAll('line.grid + text')].map((t) => t.textContent)", figure)
+    units = {"k": 1e3, "M": 1e6, "%": 0.01}
+    parts = [label.replace("−", "-").replace(",", "").split() for label in labels]
+    return [float(number) * units[unit[0]] if unit else float(number) for number, *unit in parts]
+
+
 def in_window(driver, element):
     """Whether all of an element is in the window, below the page's bar and with nothing on top of it."""
     return driver.execute_script(
@@ -106,7 +128,39 @@ def test_it_draws_every_section_without_an_error(page):
         assert charts, section
         assert all(marks > 0 for marks in charts), section
     assert "Iteration 3" in page.find_element("id", "trees").text
+    captions = {caption.text for caption in page.find_elements("css selector", "#training figcaption")}
+    assert captions >= {"Learning rate", "KL to the reference", "Log-probabilities: chosen and rejected", "NLL of chosen"}
     assert page.get_log("browser") == []
+
+
+def test_grid_lines_are_named_by_their_values(page, tmp_path):
+    """The lines are evenly spaced, so the numbers must be."""
+    for shown in (show, lambda driver: show_a_long_run(driver, tmp_path)):
+        shown(page)
+        page.execute_async_script(AFTER_FRAMES)
+        figures = page.find_elements("css selector", "#accuracy figure, #training figure, #perplexity figure, #pairs figure")
+        assert figures
+        for figure in figures:
+            values = axis(page, figure)
+            steps = [after - before for before, after in itertools.pairwise(values)]
+            assert steps == pytest.approx([steps[0]] * len(steps), rel=1e-6), figure.text
+
+
+def test_a_run_of_many_iterations_stays_readable(page, tmp_path):
+    report = show_a_long_run(page, tmp_path)
+    legend = page.execute_script(
+        "return [...[...document.querySelectorAll('#training figure')].at(-1).querySelectorAll('.legend li')]"
+        ".map((e) => [e.textContent, getComputedStyle(e.firstChild).borderTopColor]);"
+    )
+    names, colours = zip(*legend, strict=True)
+    assert {"iteration 1", "iteration 12", f"iteration {report.best_iteration}"} <= set(names)
+    assert len(set(colours)) == len(names) <= 5
+    ends = page.execute_script(
+        "return [...document.querySelectorAll('#accuracy figure:first-child text[text-anchor=middle]')].slice(0, -1)"
+        ".map((e) => { const r = e.getBoundingClientRect(); return [r.left, r.right]; });"
+    )
+    assert len(ends) > 2
+    assert all(left[1] < right[0] for left, right in itertools.pairwise(ends)), "names of iterations overlap"
 
 
 def test_text_of_the_data_set_runs_no_script(page):
