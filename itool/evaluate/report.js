@@ -58,12 +58,12 @@ function accuracy() {
   const sampled = Math.max(...held.map((e) => e.pass_examples));
   const cell = (g) => (g ? withInterval(g.exact_match, g.ci95) : "–");
   put("accuracy", table(
-    ["Adapter", "All", ...GROUPS.map(titled), ...(valid.length ? ["Validation"] : []), ...ks.map((k) => el("span", {}, `pass@${k}`, el("br"), el("span", { class: "ci" }, `n = ${integer(sampled)}`)))],
+    ["Adapter", "All", ...GROUPS.map(titled), ...(valid.length ? [counted("Validation", valid[0].count)] : []), ...ks.map((k) => counted(`pass@${k}`, sampled))],
     held.map((e) => [iterationName(e.iteration) + (e.iteration === report.best_iteration ? " (kept)" : ""), cell(e), ...GROUPS.map((g) => cell(e.groups[g])),
       ...(valid.length ? [cell(valid.find((v) => v.iteration === e.iteration))] : []), ...ks.map((k) => (k in e.pass_at_k ? withInterval(e.pass_at_k[k], e.pass_at_k_ci95[k]) : "–"))]),
     { caption: `Held-out exact match${ks.length ? " and pass@k" : ""} with 95 % interval, ${plural(held[0].count, "example")}`, rowClass: (i) => (held[i].iteration === report.best_iteration ? "kept" : null) }));
   const kinds = [...new Set(held.flatMap((e) => Object.keys(e.errors)))];
-  if (kinds.length) put("accuracy", table(["Adapter", ...kinds.map(titled), "Cut off"], held.map((e) => [iterationName(e.iteration), ...kinds.map((kind) => integer(e.errors[kind] || 0)), integer(e.truncated)]), { caption: "Wrong answers by kind" }));
+  if (kinds.length) put("accuracy", table(["Adapter", ...kinds.map(titled), "Cut off"], held.map((e) => [iterationName(e.iteration), ...kinds.map((kind) => integer(e.errors[kind] || 0)), integer(e.truncated)]), { caption: "Wrong answers by kind. Cut off: of all answers, right ones too, those that reached the longest response." }));
 }
 
 function training() {

@@ -12,7 +12,7 @@ from itool.evaluate.explorer import build_explorer
 from itool.evaluate.report import build_report
 from itool.evaluate.report_html import render_html
 from itool.records import Node
-from tests.evaluate.fake_run import fake_example, fake_inputs, fake_predictions
+from tests.evaluate.fake_run import VALIDATION, fake_example, fake_inputs, fake_predictions
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -261,6 +261,23 @@ def test_a_phone_needs_no_sideways_scrolling(page):
     page.find_element("id", "expand-all").click()
     page.find_element("css selector", "#configuration summary").click()
     assert page.execute_script("return document.documentElement.scrollWidth") == 390
+
+
+def test_a_caption_is_read_without_scrolling_its_table(page):
+    show(page, width=390)
+    sizes = page.execute_script(
+        "return [...document.querySelectorAll('#accuracy .scroll')].map((box) => [box.previousElementSibling, box])"
+        ".map(([p, box]) => [p.textContent, box.getAttribute('aria-label'), p.getBoundingClientRect().right, box.firstChild.clientWidth]);"
+    )
+    assert [text.split()[0] for text, *_ in sizes] == ["Held-out", "Wrong"]
+    assert all(text == label and right <= 390 < width for text, label, right, width in sizes)
+
+
+def test_a_column_of_other_examples_says_how_many(page):
+    show(page)
+    heads = page.find_element("css selector", "#accuracy .scroll thead").find_elements("tag name", "th")
+    columns = [["No call"], ["Validation", f"n = {VALIDATION}"], ["pass@1", "n = 60"], ["pass@8", "n = 60"]]
+    assert [head.text.split("\n") for head in heads[5:]] == columns
 
 
 def test_the_dark_scheme_applies(page):
