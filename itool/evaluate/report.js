@@ -93,7 +93,7 @@ function panelsOf(curves) {
   const names = [...new Set(curves.flatMap((c) => Object.keys(c.series)))].filter((n) => n !== "tokens" && (n !== "phase" || curriculum));
   const rejected = (name) => (name.endsWith("chosen") ? name.replace(/chosen$/, "rejected") : null);
   const second = new Set(names.map(rejected).filter((n) => n && names.includes(n)));
-  const colour = (i) => (curves.length === 1 ? "--k3" : `--k${i + 1}`);
+  const colour = (i) => (curves.length === 1 ? "--k3" : `--k${1 + Math.round((4 * i) / (curves.length - 1))}`);
   return names.filter((name) => !second.has(name)).map((name) => {
     const pair = second.has(rejected(name)) ? rejected(name) : null;
     const of = (series, dash) => curves.flatMap((c, i) => (c.series[series] ? [{
