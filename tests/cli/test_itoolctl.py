@@ -20,6 +20,7 @@ from itool.cli.main import main
 from itool.cluster.controller import Controller
 from itool.cluster.leases import FolderLease
 from itool.config import RunConfig
+from itool.stages import STAGES
 from tests.cli.command import Itoolctl
 from tests.cluster.in_memory_runner import InMemoryRunner
 from tests.fakes.counted_store import CountedStore
@@ -80,6 +81,15 @@ def test_help_needs_no_torch_and_nothing_heavy(itoolctl: Itoolctl) -> None:
 
 def test_version_is_that_of_the_manifests(itoolctl: Itoolctl) -> None:
     assert itoolctl("--version").stdout.strip() == code_version()
+
+
+def test_the_stages_fit_a_terminal(within: Within) -> None:
+    ended_with, output, _ = within("stages")
+    assert ended_with == 0
+    header, *rows = output.splitlines()
+    assert header.split() == ["stage", "GPU", "shards", "purpose"]
+    assert [row.split()[0] for row in rows] == list(STAGES)
+    assert max(map(len, rows)) <= 120
 
 
 def test_the_shell_is_told_how_a_command_goes_on(itoolctl: Itoolctl) -> None:
