@@ -120,6 +120,7 @@ def test_the_shell_is_told_how_a_command_goes_on(itoolctl: Itoolctl) -> None:
         (["iterate", "--backend", "gpu"], 2, "itoolctl: Invalid value for '--backend': 'gpu' is not one of 'local', 'kubernetes'. See"),
         (["artifacts", "get", "x"], 2, "itoolctl: Missing argument 'FOLDER'. See `itoolctl artifacts get --help`"),
         (["nope"], 2, "itoolctl: No such command 'nope'. See `itoolctl --help`"),
+        (["iterat"], 2, "itoolctl: No such command 'iterat'. Did you mean 'iterate'? See `itoolctl --help`"),
         (["artifacts", "ls", "nope"], 65, "there is no run nope in runs. Start one with"),
         (["artifacts", "ls", "nope/i9"], 65, "there is no artifact 'nope/i9' in "),
         (["artifacts", "rm", "nope/i9/dpo"], 65, "there is no artifact 'nope/i9/dpo' in "),
