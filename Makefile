@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help
 help:  ## list the targets
-	@awk -F':.*## ' '/^[a-z][a-z0-9-]*:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z][a-z0-9-]*:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: install-train  ## run the whole method on the built-in task: two cores, a few minutes
@@ -52,7 +52,7 @@ lint: install-dev  ## ruff, mypy strict, import layers
 	$(VENV)/bin/lint-imports
 
 .PHONY: install-train install-dev install-vllm
-install-train: $(VENV)/.train  ## the pipeline with training, in $(VENV)
+install-train: $(VENV)/.train  ## the pipeline with training, in .venv
 install-dev: $(VENV)/.dev  ## what the tests and linters need as well
 
 $(VENV)/bin/python:

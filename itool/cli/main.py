@@ -103,7 +103,8 @@ def usage(error: Any) -> str:
     given = repr(refused()[0]["input"]) if refused else ""
     text = text.replace("Value error, ", "").rstrip(".")
     where = error.ctx.command_path if error.ctx else "itoolctl"
-    return f"{text}{f' (given: {given})' if given not in text else ''}. See `{where} --help`"
+    text = f"{text}{f' (given: {given})' if given not in text else ''}"
+    return f"{text}{'' if text.endswith('?') else '.'} See `{where} --help`"
 
 
 def _end_quietly() -> NoReturn:

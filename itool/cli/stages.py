@@ -11,7 +11,7 @@ from itool.cli.tables import columns
 
 
 def stages(output: OutputOption = Output.text) -> None:
-    """List the stages: what each does and writes, whether it needs a GPU and has shards (-o json: also which settings it reads)."""
+    """List the stages: what each does, whether it needs a GPU and has shards (-o json: also what it writes and which settings it reads)."""
     from itool.stages import STAGES  # noqa: PLC0415
 
     if output is Output.json:
@@ -23,11 +23,8 @@ def stages(output: OutputOption = Output.text) -> None:
             ]
         )
         return
-    rows = [
-        [spec.name, spec.purpose, "yes" if spec.gpu else "", "yes" if spec.sharded else "", ", ".join(spec.writes)]
-        for spec in STAGES.values()
-    ]
-    typer.echo(columns(["stage", "purpose", "GPU", "shards", "writes"], rows))
+    rows = [[spec.name, "yes" if spec.gpu else "", "yes" if spec.sharded else "", spec.purpose] for spec in STAGES.values()]
+    typer.echo(columns(["stage", "GPU", "shards", "purpose"], rows))
 
 
 def schema(chart: Annotated[bool, typer.Option("--chart", help="Of the chart's values instead.")] = False) -> None:

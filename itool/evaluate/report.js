@@ -3,7 +3,6 @@
 const { report, explorer } = JSON.parse(document.getElementById("data").textContent);
 const GROUPS = ["easy", "medium", "hard", "no_call"];
 const iterationName = (k) => (k === 0 ? "warm-up" : `iteration ${k}`);
-const iterationColour = (k) => `--k${Math.min(k, 5)}`;
 const evaluated = (dataset) => report.evaluations.filter((e) => e.dataset === dataset).sort((a, b) => a.iteration - b.iteration);
 const put = (id, ...content) => section(id).append(...content.flat(Infinity).filter(Boolean));
 const nothing = (text) => el("p", { class: "hint" }, text);
@@ -45,7 +44,7 @@ function accuracy() {
   if (!held.length) { put("accuracy", nothing("No evaluation is finished yet.")); return; }
   const point = (name, e, g) => ({ x: e.iteration, y: g.exact_match, low: g.ci95[0], high: g.ci95[1], title: `${name}, ${iterationName(e.iteration)}: ${percent(g.exact_match)} (${percent(g.ci95[0])} to ${percent(g.ci95[1])}), ${plural(g.count, "example")}` });
   const marks = held.map((e) => ({ at: e.iteration, name: e.iteration === 0 ? "warm-up" : String(e.iteration) }));
-  const shared = { xTicks: marks, xLabel: "iteration", yFormat: (v) => `${Math.round(100 * v)} %`, dots: true, height: 260 };
+  const shared = { xTicks: marks, xLabel: "iteration", yFormat: (v) => `${Number((100 * v).toFixed(2))} %`, dots: true, height: 260 };
   const whole = [{ name: "held-out", colour: "--s-all", points: held.map((e) => point("held-out", e, e)) }];
   const valid = evaluated("validation");
   if (valid.length) whole.push({ name: "validation", colour: "--s-validation", dash: true, points: valid.map((e) => point("validation", e, e)) });
@@ -59,36 +58,47 @@ function accuracy() {
   const sampled = Math.max(...held.map((e) => e.pass_examples));
   const cell = (g) => (g ? withInterval(g.exact_match, g.ci95) : "–");
   put("accuracy", table(
-    ["Adapter", "All", ...GROUPS.map(titled), ...(valid.length ? ["Validation"] : []), ...ks.map((k) => el("span", {}, `pass@${k}`, el("br"), el("span", { class: "ci" }, `n = ${integer(sampled)}`)))],
+    ["Adapter", "All", ...GROUPS.map(titled), ...(valid.length ? [counted("Validation", valid[0].count)] : []), ...ks.map((k) => counted(`pass@${k}`, sampled))],
     held.map((e) => [iterationName(e.iteration) + (e.iteration === report.best_iteration ? " (kept)" : ""), cell(e), ...GROUPS.map((g) => cell(e.groups[g])),
       ...(valid.length ? [cell(valid.find((v) => v.iteration === e.iteration))] : []), ...ks.map((k) => (k in e.pass_at_k ? withInterval(e.pass_at_k[k], e.pass_at_k_ci95[k]) : "–"))]),
     { caption: `Held-out exact match${ks.length ? " and pass@k" : ""} with 95 % interval, ${plural(held[0].count, "example")}`, rowClass: (i) => (held[i].iteration === report.best_iteration ? "kept" : null) }));
   const kinds = [...new Set(held.flatMap((e) => Object.keys(e.errors)))];
-  if (kinds.length) put("accuracy", table(["Adapter", ...kinds.map(titled), "Cut off"], held.map((e) => [iterationName(e.iteration), ...kinds.map((kind) => integer(e.errors[kind] || 0)), integer(e.truncated)]), { caption: "Wrong answers by kind" }));
+  if (kinds.length) put("accuracy", table(["Adapter", ...kinds.map(titled), "Cut off"], held.map((e) => [iterationName(e.iteration), ...kinds.map((kind) => integer(e.errors[kind] || 0)), integer(e.truncated)]), { caption: "Wrong answers by kind. Cut off: of all answers, right ones too, those that reached the longest response." }));
 }
 
 function training() {
   if (!report.training.length) { put("training", nothing("No training stage is finished yet.")); return; }
   for (const [stage, title] of [["warmup", "Warm-up"], ["dpo", "Iterations"]]) {
     const curves = report.training.filter((curve) => curve.stage === stage);
-    if (curves.length) put("training", el("h3", {}, title), el("div", { class: "panels" }, panelsOf(curves)));
+    if (!curves.length) continue;
+    const some = distinct(curves);
+    const left = some.length < curves.length && el("p", { class: "hint" }, `${some.length} of ${curves.length} iterations; report.json has all.`);
+    put("training", el("h3", {}, title), left, el("div", { class: "panels" }, panelsOf(some)));
   }
 }
 
-const CURVES = { lr: "Learning rate", learning_rate: "Learning rate", kl: "KL to the reference", kl_reference: "KL to the reference", logps: "Log-probabilities", nll: "NLL of chosen", grad_norm: "Gradient norm" };
+// As many curves as colours can tell apart: of more, four from the first to the last iteration, and the kept one.
+function distinct(curves) {
+  if (curves.length <= 5) return curves;
+  const spread = [0, 1, 2, 3].map((i) => curves[Math.round((i * (curves.length - 1)) / 3)]);
+  return curves.filter((curve) => spread.includes(curve) || curve.iteration === report.best_iteration);
+}
+
+const CURVES = { learning_rate: "Learning rate", kl_reference: "KL to the reference", logps: "Log-probabilities", "nll/chosen": "NLL of chosen", grad_norm: "Gradient norm" };
 const curveName = (name) => CURVES[name] || titled(name.replaceAll("/", ", "));
 
 // Chosen and rejected share a panel: their distance is what preference training moves.
 function panelsOf(curves) {
   const curriculum = curves.some((c) => new Set(c.series.phase).size > 1);  // a mixed one has a single phase and nothing to show
-  const names = [...new Set(curves.flatMap((c) => Object.keys(c.series)))].filter((n) => !["tokens", "epoch", "step", "seconds"].includes(n) && (n !== "phase" || curriculum));
+  const names = [...new Set(curves.flatMap((c) => Object.keys(c.series)))].filter((n) => n !== "tokens" && (n !== "phase" || curriculum));
   const rejected = (name) => (name.endsWith("chosen") ? name.replace(/chosen$/, "rejected") : null);
   const second = new Set(names.map(rejected).filter((n) => n && names.includes(n)));
+  const colour = (i) => (curves.length === 1 ? "--k3" : `--k${1 + Math.round((4 * i) / (curves.length - 1))}`);
   return names.filter((name) => !second.has(name)).map((name) => {
     const pair = second.has(rejected(name)) ? rejected(name) : null;
-    const of = (series, dash) => curves.filter((c) => c.series[series]).map((c) => ({
-      name: iterationName(c.iteration), colour: iterationColour(c.iteration || 3), dash, points: c.updates.map((u, i) => ({ x: u, y: c.series[series][i] })) }));
-    const entries = curves.map((c) => ({ name: iterationName(c.iteration), colour: iterationColour(c.iteration || 3) }));
+    const of = (series, dash) => curves.flatMap((c, i) => (c.series[series] ? [{
+      name: iterationName(c.iteration), colour: colour(i), dash, points: c.updates.map((u, at) => ({ x: u, y: c.series[series][at] })) }] : []));
+    const entries = curves.map((c, i) => ({ name: iterationName(c.iteration), colour: colour(i) }));
     if (pair) entries.push({ name: "rejected", colour: "--faint", dash: true });
     const caption = pair ? `${curveName(name.replace(/[/_ ]?chosen$/, ""))}: chosen and rejected` : curveName(name);
     return lineChart(caption, { series: [...of(name), ...(pair ? of(pair, true) : [])], entries, height: 170, xLabel: "update", summary: `${caption} by update` });

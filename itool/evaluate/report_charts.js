@@ -1,10 +1,11 @@
 // Two charts: lines with error bars, and histograms. Each is drawn to the width of its place and drawn again when that changes.
 
-function ticks(low, high, count) {
+// Round values from at most `low` to at least `high`; `whole`: counts, which have no half.
+function ticks(low, high, count, whole = false) {
   const span = high - low || Math.abs(high) || 1;
   const rough = span / count;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999);
+  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999 && (!whole || Number.isInteger(s)));
   const values = [];
   for (let i = Math.floor(low / step + 1e-9); i * step <= high + step * 0.999; i += 1) values.push(Number((i * step).toPrecision(12)));
   return values;
@@ -47,7 +48,8 @@ function lineChart(caption, { series, summary, height = 200, xTicks = null, xLab
     const [y0, y1] = [yTicks[0], yTicks[yTicks.length - 1]];
     const y = (v) => top + (height - top - bottom) * (1 - (v - y0) / (y1 - y0 || 1));
     const root = frame(width, height, left, yTicks, y, yFormat, label);
-    const marks = xTicks || ticks(x0, x1, Math.max(2, Math.floor(width / 90))).filter((t) => t >= x0 && t <= x1);
+    const every = xTicks && Math.ceil((xTicks.length * 45) / (width - left)); // a name takes some 45 pixels
+    const marks = xTicks ? xTicks.filter((_, i) => i % every === 0) : ticks(x0, x1, Math.max(2, Math.floor(width / 90))).filter((t) => t >= x0 && t <= x1);
     for (const t of marks) root.append(svg("text", { x: x(t.at ?? t), y: height - bottom + 17, "text-anchor": "middle" }, t.name ?? short(t)));
     if (xLabel) root.append(svg("text", { x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, xLabel));
     series.forEach((one, index) => {
@@ -78,7 +80,7 @@ function lineChart(caption, { series, summary, height = 200, xTicks = null, xLab
 function histogramChart(caption, { edges, counts, marked = null, summary, height = 150, top = 0, line = null, logarithmic = false, xLabel }) {
   const highest = Math.max(top, ...counts, 1);
   const draw = (width, label) => {
-    const yTicks = ticks(0, highest, 3);
+    const yTicks = ticks(0, highest, 3, true);
     const left = 12 + 6.6 * Math.max(...yTicks.map((t) => integer(t).length));
     const [above, bottom] = [8, 40];
     const scale = logarithmic ? Math.log : (v) => v;

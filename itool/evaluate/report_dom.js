@@ -39,23 +39,29 @@ function duration(seconds) {
 
 function short(value) {
   const size = Math.abs(value);
-  if (size >= 1e6) return `${(value / 1e6).toFixed(1)} M`;
-  if (size >= 1e4) return `${Math.round(value / 1e3)} k`;
-  if (size !== 0 && size < 0.0001) return value.toExponential(0).replace("-", "−");
-  return String(Number(value.toPrecision(3))).replace("-", "−");
+  const digits = (part, count) => Number(part.toPrecision(count));
+  if (size >= 1e6) return `${digits(value / 1e6, 3)} M`;
+  if (size >= 1e4) return `${digits(value / 1e3, 3)} k`;
+  const text = size !== 0 && size < 0.0001 ? digits(value, 3).toExponential() : String(digits(value, 4));
+  return text.replaceAll("-", "−");
 }
 
-// rows: arrays of cells; a cell is text, a node, or {text, class, head}. The first cell of a row is its header.
+// rows: arrays of cells; a cell is text or a node. The first cell of a row is its header. The caption stays where it is when the table scrolls.
 function table(heads, rows, { caption = null, className = "", rowClass = () => null, words = [] } = {}) {
   const cell = (content, index) => {
     const inner = content && content.nodeType ? content : document.createTextNode(String(content));
     return index === 0 ? el("th", { scope: "row" }, inner) : el("td", { class: words.includes(index) && "left" }, inner);
   };
-  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption || heads.join(", ") },
+  const box = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption || heads.join(", ") },
     el("table", { class: className },
-      caption && el("caption", {}, caption),
       el("thead", {}, el("tr", {}, heads.map((head, i) => el("th", { scope: "col", class: words.includes(i) && "left" }, head)))),
       el("tbody", {}, rows.map((row, i) => el("tr", { class: rowClass(i) }, row.map(cell))))));
+  return caption ? [el("p", { class: "hint" }, caption), box] : [box];
+}
+
+// The head of a column whose rows are of `count` examples, where this is not what the caption says.
+function counted(name, count) {
+  return el("span", {}, name, el("br"), el("span", { class: "ci" }, `n = ${integer(count)}`));
 }
 
 function withInterval(value, interval) {

@@ -7,7 +7,7 @@ const COLUMNS = [["Q", VALUE, "value of the step"], ["N", VISITS, "visits"], ["p
 
 function treeExplorer(explorer) {
   const state = { iteration: explorer.iterations.length - 1, filter: "all", query: "", tree: 0 };
-  const view = el("div", { id: "tree-view", "aria-live": "polite" });
+  const view = el("div", { id: "tree-view" });
   const iteration = el("select", { id: "tree-iteration", on: { change: () => go({ iteration: Number(iteration.value), tree: 0 }) } },
     explorer.iterations.map((part, i) => el("option", { value: i }, `Iteration ${part.iteration}`)));
   const filter = el("select", { id: "tree-filter", on: { change: () => go({ filter: filter.value, tree: 0 }) } });
@@ -90,9 +90,10 @@ function oneTree(tree, explorer, artifact) {
       el("span", { class: "buttons" },
         el("button", { type: "button", id: "expand-all", on: { click: () => grid.expandAll(true) } }, "Expand all"),
         el("button", { type: "button", id: "collapse-all", on: { click: () => grid.expandAll(false) } }, "Collapse all"))),
-    grid.root,
-    tree.nodes_left_out > 0 && el("p", { class: "hint" }, `${plural(tree.nodes_left_out, "node")} with the fewest visits did not fit; the whole tree is in ${artifact}.`),
-    grid.state,
+    el("div", {},
+      grid.root,
+      tree.nodes_left_out > 0 && el("p", { class: "hint" }, `${plural(tree.nodes_left_out, "node")} with the fewest visits did not fit; the whole tree is in ${artifact}.`),
+      grid.state),
   ].filter(Boolean);
 }
 
@@ -138,9 +139,10 @@ function treeGrid(tree) {
   const root = el("div", { role: "treegrid", class: "treegrid", "aria-label": `Search tree of ${tree.example_id}`, on: { keydown: keys } }, el("div", { role: "rowgroup" }, head), body);
   const state = el("div", { class: "state", id: "tree-state" });
 
-  function visible() {
+  // A node and all that is open below it, as [node, depth].
+  function visible(from = 0, fromDepth = 0) {
     const rows = [];
-    const stack = [[0, 0]];
+    const stack = [[from, fromDepth]];
     while (stack.length) {
       const [i, depth] = stack.pop();
       rows.push([i, depth]);
@@ -168,7 +170,7 @@ function treeGrid(tree) {
     return el("div", {
       role: "row", class: names, "data-node": i, "aria-level": depth + 1, "aria-expanded": inner ? String(open.has(i)) : null,
       "aria-selected": String(touched && i === current), tabindex: i === current ? "0" : "-1",
-      on: { click: () => { current = i; touched = true; if (inner) toggle(i); paint(true); } },
+      on: { click: () => { if (inner) toggle(i); select(i); } },
     },
       el("div", { role: "gridcell", class: "step", vars: { "--depth": depth } },
         el("span", { class: "twist", "aria-hidden": "true" }, inner ? (open.has(i) ? "▾" : "▸") : ""),
@@ -176,14 +178,45 @@ function treeGrid(tree) {
       COLUMNS.map(([name, at]) => el("div", { role: "gridcell", "data-label": name }, at === VISITS ? integer(node[at]) : i === 0 && (at === PRIOR || at === VALUE) ? "–" : decimal(node[at]))));
   }
 
-  function toggle(i) { if (open.has(i)) open.delete(i); else open.add(i); }
+  const rowOf = (i) => body.querySelector(`[data-node="${i}"]`);
+  const level = (element) => Number(element.getAttribute("aria-level"));
 
-  function paint(focus) {
+  function toggle(i) {
+    if (!open.delete(i)) open.add(i);
+    const at = rowOf(i);
+    while (at.nextElementSibling && level(at.nextElementSibling) > level(at)) at.nextElementSibling.remove();
+    at.replaceWith(...visible(i, level(at) - 1).map(row));
+  }
+
+  function paint() {
     body.replaceChildren(...visible().map(row));
+    respond();
+  }
+
+  // The other rows stay as they are: what was in sight stays where it was.
+  function select(i) {
+    const before = rowOf(current);
+    if (before) fill(before, { "aria-selected": "false", tabindex: "-1" }, []);
+    current = i;
+    touched = true;
+    const at = fill(rowOf(i), { "aria-selected": "true", tabindex: "0" }, []);
+    respond();
+    at.focus({ preventScroll: true });
+    reach(4);
+  }
+
+  // Rows that were never in sight have a guessed height, and the frames after a jump correct it.
+  function reach(frames) {
+    rowOf(current)?.scrollIntoView({ block: "nearest" });
+    if (frames > 0) requestAnimationFrame(() => reach(frames - 1));
+  }
+
+  function respond() {
     const path = [];
     for (let i = current; i !== null; i = nodes[i][PARENT]) path.unshift(nodes[i][TEXT]);
     state.replaceChildren(el("span", { class: "hint" }, current === 0 ? "Select a step to read the response up to it." : "Response up to the selected step"), current === 0 ? "" : el("pre", {}, path.join("")));
-    if (focus) body.querySelector('[tabindex="0"]')?.focus({ preventScroll: true });
+    state.querySelector("pre")?.scrollTo(0, state.scrollHeight);
+    root.style.setProperty("--state-height", `${state.offsetHeight}px`);
   }
 
   function keys(event) {
@@ -195,17 +228,15 @@ function treeGrid(tree) {
     else if (event.key === "ArrowUp") to = order[Math.max(at - 1, 0)];
     else if (event.key === "Home") [to] = order;
     else if (event.key === "End") to = order[order.length - 1];
-    else if (event.key === "ArrowRight" && inner) { if (open.has(current)) [to] = children[current]; else open.add(current); }
-    else if (event.key === "ArrowLeft") { if (inner && open.has(current)) open.delete(current); else to = nodes[current][PARENT] ?? current; }
-    else if ((event.key === "Enter" || event.key === " ") && inner) toggle(current);
+    else if (event.key === "ArrowRight" && inner) { if (open.has(current)) [to] = children[current]; else toggle(current); }
+    else if (event.key === "ArrowLeft") { if (inner && open.has(current)) toggle(current); else to = nodes[current][PARENT] ?? current; }
+    else if (event.key === "Enter" || event.key === " ") { if (inner) toggle(current); }
     else return;
     event.preventDefault();
-    current = to;
-    touched = true;
-    paint(true);
+    select(to);
   }
 
-  paint(false);
+  paint();
   return {
     root,
     state,
@@ -213,12 +244,12 @@ function treeGrid(tree) {
       open.clear();
       if (all) nodes.forEach((_, i) => { if (children[i].length) open.add(i); });
       else current = 0;
-      paint(false);
+      paint();
     },
     showPair(chosen) {
       pair = chosen;
       if (pair) { reveal(pair.chosen); reveal(pair.rejected); current = pair.parent; }
-      paint(false);
+      paint();
       if (pair) body.querySelector(".node.now")?.scrollIntoView({ block: "nearest" });
     },
   };

@@ -164,7 +164,7 @@ def find_vllm_python() -> Path:
 
     Raises DependencyError when none has vllm.
     """
-    candidates = list(_candidate_pythons())
+    candidates = list(dict.fromkeys(_candidate_pythons()))
     for python in candidates:
         if _has_vllm(python):
             return python

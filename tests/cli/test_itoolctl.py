@@ -20,6 +20,7 @@ from itool.cli.main import main
 from itool.cluster.controller import Controller
 from itool.cluster.leases import FolderLease
 from itool.config import RunConfig
+from itool.stages import STAGES
 from tests.cli.command import Itoolctl
 from tests.cluster.in_memory_runner import InMemoryRunner
 from tests.fakes.counted_store import CountedStore
@@ -82,6 +83,15 @@ def test_version_is_that_of_the_manifests(itoolctl: Itoolctl) -> None:
     assert itoolctl("--version").stdout.strip() == code_version()
 
 
+def test_the_stages_fit_a_terminal(within: Within) -> None:
+    ended_with, output, _ = within("stages")
+    assert ended_with == 0
+    header, *rows = output.splitlines()
+    assert header.split() == ["stage", "GPU", "shards", "purpose"]
+    assert [row.split()[0] for row in rows] == list(STAGES)
+    assert max(map(len, rows)) <= 120
+
+
 def test_the_shell_is_told_how_a_command_goes_on(itoolctl: Itoolctl) -> None:
     done = itoolctl(_ITOOLCTL_COMPLETE="complete_bash", COMP_WORDS="itoolctl pl", COMP_CWORD="1")
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["plan"], "")
@@ -110,6 +120,7 @@ def test_the_shell_is_told_how_a_command_goes_on(itoolctl: Itoolctl) -> None:
         (["iterate", "--backend", "gpu"], 2, "itoolctl: Invalid value for '--backend': 'gpu' is not one of 'local', 'kubernetes'. See"),
         (["artifacts", "get", "x"], 2, "itoolctl: Missing argument 'FOLDER'. See `itoolctl artifacts get --help`"),
         (["nope"], 2, "itoolctl: No such command 'nope'. See `itoolctl --help`"),
+        (["iterat"], 2, "itoolctl: No such command 'iterat'. Did you mean 'iterate'? See `itoolctl --help`"),
         (["artifacts", "ls", "nope"], 65, "there is no run nope in runs. Start one with"),
         (["artifacts", "ls", "nope/i9"], 65, "there is no artifact 'nope/i9' in "),
         (["artifacts", "rm", "nope/i9/dpo"], 65, "there is no artifact 'nope/i9/dpo' in "),

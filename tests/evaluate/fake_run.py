@@ -237,7 +237,7 @@ def fake_scores(rng: random.Random, k: int) -> list[Score]:
 def sft_rows(rng: random.Random) -> list[dict[str, Any]]:
     """A warm-up log of more updates than the report keeps."""
     return [
-        {"update": u, "loss": 2.2 * math.exp(-u / 90) + 0.25 + rng.gauss(0, 0.04), "lr": 3e-3 * (1 - u / 450), "tokens": u * 900}
+        {"update": u, "loss": 2.2 * math.exp(-u / 90) + 0.25 + rng.gauss(0, 0.04), "learning_rate": 3e-3 * (1 - u / 450), "tokens": u * 900}
         for u in range(1, 451)
     ]
 
@@ -248,12 +248,13 @@ def dpo_rows(rng: random.Random) -> list[dict[str, Any]]:
         {
             "update": u,
             "loss": 0.69 - 0.006 * u + rng.gauss(0, 0.01),
+            "nll/chosen": 0.2 + rng.gauss(0, 0.02),
             "logps/chosen": -2.0 - 0.01 * u + rng.gauss(0, 0.05),
             "logps/rejected": -3.0 - 0.05 * u + rng.gauss(0, 0.05),
             "margins": 0.03 * u + rng.gauss(0, 0.05),
             "accuracies": min(1.0, 0.5 + 0.012 * u + rng.gauss(0, 0.03)),
-            "kl": 0.002 * u,
-            "lr": 5e-4 * (1 - u / 40),
+            "kl_reference": 0.002 * u,
+            "learning_rate": 1e-4 * (1 - u / 40),
         }
         for u in range(1, 41)
     ]

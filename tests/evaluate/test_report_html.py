@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from importlib import resources
 
 import pytest
 
@@ -27,6 +28,18 @@ def page_data(page):
 
 def node(parent, ids, visits=1):
     return Node(parent=parent, step_ids=ids, text=str(ids), prior=1.0, visits=visits, value=0.0, outcome=0.0)
+
+
+def contrast(one, other):
+    """The contrast ratio of two colours."""
+
+    def luminance(colour):
+        channels = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
 
 
 def pair(prefix, chosen, rejected, example_id="a"):
@@ -64,6 +77,19 @@ def test_the_page_holds_the_report_and_needs_no_network(inputs):
     assert page_data(page)["report"] == json.loads(report.as_json())
     assert not re.findall(r"""(?:src|href)=["'](?!#|data:)""", page.split('<script type="application/json"')[0])
     assert "default-src 'none'" in page
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_lines_and_words_stand_out_from_the_paper(scheme):
+    """WCAG 2.2: 3:1 for graphics, 4.5:1 for text."""
+    style = resources.files("itool.evaluate").joinpath("report.css").read_text(encoding="utf-8")
+    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", re.findall(r":root \{(.*?)\}", style, re.S)[scheme]))
+    lines = {name: contrast(colour, colours["paper"]) for name, colour in colours.items() if re.fullmatch(r"k\d|s-\w+|faint", name)}
+    assert {"k1", "k5", "s-all", "faint"} <= lines.keys()
+    assert all(found >= 3 for found in lines.values()), lines
+    words = {name: contrast(colours[name], colours["paper"]) for name in ("ink", "soft", "accent", "good", "bad")}
+    assert all(found >= 4.5 for found in words.values()), words
+    assert not re.search(r"[{ ;]color: var\(--faint\)", style.replace("button:disabled { color: var(--faint)", "")), "too faint for text"
 
 
 def test_data_cannot_leave_the_script_element(inputs):

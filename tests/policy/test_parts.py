@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,16 @@ def test_without_vllm_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("ITOOL_VLLM_PYTHON", str(tmp_path / "python"))
     with pytest.raises(DependencyError, match=r"no Python with vllm found \(tried .*python\)\. Install it with"):
         find_vllm_python()
+
+
+def test_an_environment_in_this_folder_is_tried_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("ITOOL_VLLM_PYTHON", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv/bin/python"))
+    with pytest.raises(DependencyError) as caught:
+        find_vllm_python()
+    assert str(caught.value).count(".venv-vllm/bin/python") == 1
 
 
 def test_a_model_folder_tells_its_stop_ids_and_its_context(folders: Folders) -> None:
