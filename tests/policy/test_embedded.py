@@ -156,7 +156,7 @@ def test_a_model_with_a_sliding_window_is_refused_with_a_remedy(folders: Folders
         sliding_window=64, eos_token_id=2,
     )  # fmt: skip
     MistralForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"windowed.*policy\.backend to vllm"):
+    with pytest.raises(ConfigError, match=r"windowed.*Set model\.context_tokens to at most the window, 64, or"):
         open_embedded(Folders(tmp_path, folders.adapter, folders.other_adapter))
 
 
