@@ -15,11 +15,14 @@ from itool.data.sources import Loaded, load_examples
 from itool.data.split import split_examples
 from itool.demo.task import generate
 from itool.errors import InputError
+from itool.logs import get_logger
 from itool.names import PROMPT_TOO_LONG, RESPONSE_TOO_LONG
 from itool.records import Example
 from itool.train.materialise import materialise, name_end_of_turn
 
 DEMO_COUNT, DEMO_HELD_OUT_COUNT = 2700, 1000
+TEMPLATE_REFUSES = "template_refuses"
+_log = get_logger(__name__)
 
 
 def prepare(stage: Stage) -> None:
@@ -31,23 +34,30 @@ def prepare(stage: Stage) -> None:
     name_end_of_turn(stage.output / "model", end_of_turn_id(tokenizer))
     loaded = _load(config)
     dropped = Counter(loaded.dropped)
+    refused: list[str] = []
 
     def fitting(examples: Sequence[Example]) -> list[Example]:
         kept = []
         for done, example in enumerate(examples, start=1):
-            prompt_tokens, response_tokens = token_counts(tokenizer, example)
-            if response_tokens > config.model.max_response_tokens:
-                dropped[RESPONSE_TOO_LONG] += 1
-            elif prompt_tokens + config.model.max_response_tokens > config.model.context_tokens:
-                dropped[PROMPT_TOO_LONG] += 1
+            try:
+                prompt_tokens, response_tokens = token_counts(tokenizer, example)
+            except InputError as error:
+                refused.append(str(error))
             else:
-                kept.append(example)
+                if response_tokens > config.model.max_response_tokens:
+                    dropped[RESPONSE_TOO_LONG] += 1
+                elif prompt_tokens + config.model.max_response_tokens > config.model.context_tokens:
+                    dropped[PROMPT_TOO_LONG] += 1
+                else:
+                    kept.append(example)
             stage.progress(done, len(examples), "examples")
         return kept
 
     held_out = None if loaded.held_out is None else fitting(loaded.held_out)
-    split = split_examples(fitting(loaded.examples), config.data, config.seed, held_out)
-    dropped += Counter(repeats_held_out=split.repeats_held_out)
+    training = fitting(loaded.examples)
+    _expect_readable(refused, of=len(loaded.examples) + len(loaded.held_out or ()))
+    split = split_examples(training, config.data, config.seed, held_out)
+    dropped += Counter({"repeats_held_out": split.repeats_held_out, TEMPLATE_REFUSES: len(refused)})
     parts = {
         "warmup": assign_difficulty(split.warmup),
         "buffer": [_without_response(e) for e in split.buffer] if config.data.buffer_labels == "checker" else split.buffer,
@@ -77,6 +87,15 @@ def _load(config: RunConfig) -> Loaded:
 def _without_response(example: Example) -> Example:
     """Only the checker's knowledge of the ground truth: nothing that could be trained on."""
     return example.model_copy(update={"response": None})
+
+
+def _expect_readable(refused: Sequence[str], *, of: int) -> None:
+    """A chat template may refuse some conversations (a role that it does not know), in its own words, but not all."""
+    if not refused:
+        return
+    if len(refused) == of:
+        raise InputError(refused[0], remedy=f"It refuses all {of} examples: set model.chat_template to one that takes such data")
+    _log.warning("examples dropped", reason=TEMPLATE_REFUSES, count=len(refused), first=refused[0])
 
 
 def _expect_examples(name: str, examples: Sequence[Example], config: RunConfig, dropped: Counter[str]) -> None:

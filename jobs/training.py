@@ -50,6 +50,7 @@ def training_hooks(stage: Stage) -> TrainingHooks:
         should_stop=stage.should_stop,
         save_checkpoint=stage.save_checkpoint,
         resume_from=stage.latest_checkpoint(),
+        discard_checkpoints=stage.discard_checkpoints,
         on_loaded=stage.working,
         on_progress=show,
         workers=join_workers(timeout_seconds=stage.config.runtime.worker_timeout_seconds),

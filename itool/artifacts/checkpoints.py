@@ -84,6 +84,10 @@ class Checkpoints:
                 _log.warning("checkpoint skipped", checkpoint=folder, reason=str(error))
         return None
 
+    def discard(self) -> None:
+        """Delete all of them, of every attempt."""
+        delete_tree(self._store, self._prefix)
+
     def _folders(self) -> list[str]:
         """Checkpoint folders, newest first; complete ones before an unfinished one with as much done."""
         sizes = self._store.list(self._prefix)

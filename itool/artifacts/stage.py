@@ -196,6 +196,10 @@ class Stage:
         _log.info("checkpoint resumed", done=found.manifest.done)
         return found.folder
 
+    def discard_checkpoints(self) -> None:
+        """Delete what earlier attempts saved and this one cannot use: it is ahead, and would be found again instead of this one's."""
+        self._checkpoints.discard()
+
     def check_dropped(self, counts: Counts | None = None) -> None:
         """Raise InputError when more records were dropped, of `counts` or of all, than `data.max_dropped_fraction` allows."""
         counts = counts or self._counts

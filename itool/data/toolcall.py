@@ -363,7 +363,7 @@ def _read_number(word: str) -> int | float:
 
 
 def _unescape(content: str) -> str:
-    """Undo JSON's and Python's escapes; a backslash before anything else stays."""
+    """Undo JSON's and Python's escapes; a backslash before anything else stays, and so does half of a surrogate pair, which is no text."""
     return _ESCAPE.sub(_unescape_one, content) if "\\" in content else content
 
 
@@ -372,5 +372,6 @@ def _unescape_one(match: re.Match[str]) -> str:
     if high:
         return chr(0x10000 + ((int(high, 16) - 0xD800) << 10) + (int(low, 16) - 0xDC00))
     if unicode or latin:
-        return chr(int(unicode or latin, 16))
+        code = int(unicode or latin, 16)
+        return match.group() if 0xD800 <= code <= 0xDFFF else chr(code)
     return _ESCAPED.get(char, match.group())

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from itool.config import ModelConfig, PolicyConfig
-from itool.errors import DependencyError, NumericalError
+from itool.errors import DependencyError, ItoolError, NumericalError
 from itool.policy.cohort import Cohort, CohortsPlan, EndedRow, RowBlock, draw_tokens
 from itool.policy.model_folder import read_model_folder
 from itool.policy.packed import Span, load_packed_model
@@ -146,7 +146,8 @@ class EmbeddedPolicy:
 
     async def _answer(self, future: asyncio.Future[Answer]) -> Answer:
         if self._worker is None or self._worker.done():
-            raise DependencyError("the embedded policy is closed", remedy="Ask it inside its `async with` block")
+            closed = DependencyError("the embedded policy is closed", remedy="Ask it inside its `async with` block")
+            raise _failure(self._worker) or closed
         self._unanswered.add(future)
         future.add_done_callback(self._unanswered.discard)
         self._wake.set()
@@ -281,11 +282,21 @@ class EmbeddedPolicy:
 
     def _fail_waiting(self, worker: asyncio.Task[None]) -> None:
         """The worker ended: tell everyone who waits why."""
-        error = None if worker.cancelled() else worker.exception()
-        reason = error or DependencyError("the embedded policy was closed while a request was running")
+        reason = _failure(worker) or DependencyError("the embedded policy was closed while a request was running")
         for future in self._unanswered:
             if not future.done():
                 future.set_exception(reason)
+
+
+def _failure(worker: asyncio.Task[None] | None) -> BaseException | None:
+    """What the worker died of, as an error of the protocol; None when it was closed. No request is to blame for a fault of the engine."""
+    error = None if worker is None or worker.cancelled() else worker.exception()
+    if error is None or isinstance(error, ItoolError):
+        return error
+    remedy = "Start the stage again; where memory ran out, with a smaller policy.batch_sequences"
+    failure = DependencyError(f"the embedded policy failed: {type(error).__name__}: {error}", remedy=remedy)
+    failure.__cause__ = error
+    return failure
 
 
 def _check_finite(values: Tensor) -> None:

@@ -79,6 +79,16 @@ def usable_context(config: Mapping[str, Any], context_tokens: int) -> int:
     return min(context_tokens, int(config.get("max_position_embeddings", context_tokens)))
 
 
+def attention_window(config: Any) -> int | None:
+    """How many tokens, itself included, a position sees in the windowed layers of a model with this transformers configuration.
+
+    None when every layer sees all that came before.
+    """
+    layers = getattr(config, "layer_types", None)
+    windowed = getattr(config, "use_sliding_window", True) and (layers is None or "sliding_attention" in layers)
+    return getattr(config, "sliding_window", None) if windowed else None
+
+
 def check_adapter(path: Path) -> None:
     """Raise InputError unless the folder holds a LoRA adapter as PEFT writes it."""
     settings = read_json(path / "adapter_config.json", what="adapter folder")

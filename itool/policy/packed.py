@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from itool.errors import ConfigError, InputError
-from itool.policy.model_folder import check_adapter
+from itool.policy.model_folder import attention_window, check_adapter
 
 ATTENTION = "itool_packed"
 
@@ -151,12 +151,14 @@ def _with_adapter(model: Any, adapter_dir: Path, *, merge: bool) -> Any:
 
 def _check_attention(config: Any, context_tokens: int) -> None:
     """Refuse models whose attention is not plain causal attention over the whole context."""
-    window = getattr(config, "sliding_window", None)
-    windowed = window is not None and getattr(config, "use_sliding_window", True) and window < context_tokens
-    if windowed or getattr(config, "attn_logit_softcapping", None) is not None:
+    unsupported = f"the embedded policy does not support {config.model_type} models with"
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        raise ConfigError(f"{unsupported} capped attention", remedy="Use another base")
+    window = attention_window(config)
+    if window is not None and window < context_tokens:
         raise ConfigError(
-            f"the embedded policy does not support {config.model_type} models with windowed or capped attention",
-            remedy="Set policy.backend to vllm, or model.context_tokens to at most the window",
+            f"{unsupported} windowed attention",
+            remedy=f"Set model.context_tokens to at most the window, {window}, or use another base",
         )
 
 

@@ -14,17 +14,18 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from itool.errors import ArtifactError
+from itool.logs import get_logger
 from itool.train.hooks import TrainingLog
 from itool.train.model import load_adapter_weights, save_adapter
 
 _STATE, _LOG = "training_state.pt", "training_log.json"
+_log = get_logger(__name__)
 
 
 def write_checkpoint(
     folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, schedule: Any, *, log: TrainingLog, identity: str
 ) -> None:
-    """Everything that the next update depends on, and the `identity` of data and settings: another training's checkpoint is refused."""
+    """Everything that the next update depends on, and the `identity` of data and settings, by which another training's is known."""
     save_adapter(model, folder / "adapter")
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "cpu_rng": torch.get_rng_state(), "cuda_rng": cuda}
@@ -34,15 +35,21 @@ def write_checkpoint(
 
 def read_checkpoint(
     folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, schedule: Any, identity: str
-) -> tuple[TrainingLog, dict[str, Any]]:
-    """Put model, optimiser and schedule back; returns the log and the random state for `restore_random_state`. Raises ArtifactError."""
+) -> tuple[TrainingLog, dict[str, Any]] | None:
+    """Put model, optimiser and schedule back; returns the log and the random state for `restore_random_state`.
+
+    None, and nothing is touched, when it is no checkpoint of this training: another version of the code wrote it. Raises ArtifactError
+    when its adapter does not fit the model's.
+    """
     try:
         document = json.loads((folder / _LOG).read_text(encoding="utf-8"))
         state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ArtifactError(f"checkpoint {folder} cannot be read: {error}", remedy="Delete it; the stage then starts anew") from None
-    if document.pop("identity") != identity:
-        raise ArtifactError(f"checkpoint {folder} belongs to other data or settings", remedy="Delete it; the stage then starts anew")
+    except (FileNotFoundError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        _log.warning("checkpoint skipped", reason=f"it cannot be read: {error}")
+        return None
+    if document.pop("identity", None) != identity:
+        _log.warning("checkpoint skipped", reason="it belongs to other data or settings")
+        return None
     load_adapter_weights(model, folder / "adapter")
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])

@@ -14,13 +14,15 @@ class TrainingHooks:
     """`should_stop` is asked before every batch of the reference and after every update; `save_checkpoint(folder, update)` must have
     copied the folder when it returns.
 
-    `resume_from` is such a folder; `on_loaded` is called when the model is ready to compute, `on_progress(done, total, metrics)` after
-    every update. Of several `workers` each has its own hooks: one that wants to stop stops them all, and rank 0 alone saves.
+    `resume_from` is such a folder; `discard_checkpoints` is called when it is another training's; `on_loaded` when the model is ready to
+    compute, `on_progress(done, total, metrics)` after every update. Of several `workers` each has its own hooks: one that wants to stop
+    stops them all, and rank 0 alone saves and discards.
     """
 
     should_stop: Callable[[], bool] = lambda: False
     save_checkpoint: Callable[[Path, int], None] | None = None
     resume_from: Path | None = None
+    discard_checkpoints: Callable[[], None] = lambda: None
     on_loaded: Callable[[], None] = lambda: None
     on_progress: Callable[[int, int, Mapping[str, float]], None] = lambda *_: None
     workers: Workers = ALONE

@@ -18,6 +18,7 @@ from trl import DPOConfig, DPOTrainer
 
 from itool.config import DpoConfig, ModelConfig
 from itool.errors import InputError, Interrupted
+from itool.policy.model_folder import attention_window
 from itool.records import PreferencePair
 from itool.train import losses
 from itool.train.distributed import Workers
@@ -55,12 +56,13 @@ def train_preferences(
     """Train the adapter `adapter_in` on pairs, Eq. (11), arXiv 2501.09766v1, and write the result to `output`.
 
     `reference` is the adapter of π_ref (None: `adapter_in` as it comes in). Ids go in as they are, no EOS is added, and log-probabilities
-    count from the first diverging token. `replay` sequences join each update as SFT. Raises InputError, NumericalError, Interrupted,
-    DependencyError.
+    count from the first diverging token. `replay` sequences join each update as SFT. Raises InputError (a pair beyond
+    the base's sliding window included), NumericalError, Interrupted, DependencyError.
     """
     steps = [_as_step(pair, settings) for pair in pairs]
     base = load_model(model_dir, dtype=model.dtype)
     check_fits(base, steps)
+    _check_window(base, steps)
     if replay:
         check_fits(base, replay)
     adapted = load_adapter(base, adapter_in, trainable=True)
@@ -96,6 +98,17 @@ def plan_preferences(pairs: int, replay: int, settings: DpoConfig, seed: int) ->
     per_update = replay_sequences(settings, replay)
     replayed = draw(replay, settings.updates, per_update, seed=seed, salt="replay") if per_update else [[]] * settings.updates
     return [PreferenceUpdate(rows, old) for rows, old in zip(drawn, replayed, strict=True)]
+
+
+def _check_window(model: Any, steps: Sequence[StepPair]) -> None:
+    """Refuse pairs beyond a sliding window: the mask that keeps the sides apart takes the place of the model's own."""
+    window = attention_window(model.config)
+    longest = max(steps, key=lambda step: step.context_tokens)
+    if window is not None and longest.context_tokens > window:
+        what = f"a pair of example {longest.example_id!r} has {longest.context_tokens} tokens, the base model's window {window}"
+        raise InputError(
+            f"{what}: preferences cannot be trained beyond it", remedy=f"Set model.context_tokens to at most {window}, or use another base"
+        )
 
 
 def _as_step(pair: PreferencePair, settings: DpoConfig) -> StepPair:

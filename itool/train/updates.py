@@ -198,10 +198,10 @@ def row_numbers(plan: Sequence[Any]) -> Dataset:
 
 
 def run_updates(trainer: Any, settings: OptimizerConfig, hooks: TrainingHooks, *, output: Path, identity: str) -> TrainingLog:
-    """Train to the end of the plan, from a checkpoint when there is one, and save the adapter (rank 0's) under `output`.
+    """Train to the end of the plan, from a checkpoint when there is one of this training, and save the adapter (rank 0's) under `output`.
 
-    Raises Interrupted after a checkpoint was saved, NumericalError when a loss or gradient is not finite, ArtifactError when the checkpoint
-    is damaged or another training's, DependencyError when another worker is gone.
+    Raises Interrupted after a checkpoint was saved, NumericalError when a loss or gradient is not finite, ArtifactError when the
+    checkpoint's adapter does not fit, DependencyError when another worker is gone.
     """
     model: PeftModel = trainer.model
     fold_small_adapters(model)
@@ -214,7 +214,11 @@ def run_updates(trainer: Any, settings: OptimizerConfig, hooks: TrainingHooks, *
         lambda folder: write_checkpoint(folder, model, optimizer, schedule, log=trainer.training_log, identity=identity),
     )
     if hooks.resume_from is not None:
-        trainer.training_log, progress.random_state = read_checkpoint(hooks.resume_from, model, optimizer, schedule, identity)
+        found = read_checkpoint(hooks.resume_from, model, optimizer, schedule, identity)
+        if found is not None:
+            trainer.training_log, progress.random_state = found
+        elif hooks.workers.rank == 0:
+            hooks.discard_checkpoints()
     hooks.workers.require_same("where to begin", (identity, trainer.training_log.updates))
     trainer.optimizer, trainer.lr_scheduler = optimizer, schedule
     trainer.remove_callback(PrinterCallback)

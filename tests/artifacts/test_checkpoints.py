@@ -73,6 +73,14 @@ def test_a_new_checkpoint_outlives_damaged_ones_that_were_ahead(store: Store, tm
         assert latest(store, tmp_path) == done
 
 
+def test_discarded_checkpoints_do_not_come_before_a_later_one(store: Store, tmp_path: Path, checkpoints: Checkpoints) -> None:
+    later = Checkpoints(store, PREFIX, "cccc")
+    later.discard()
+    assert latest(store, tmp_path) is None
+    save(later, tmp_path, 4)
+    assert latest(store, tmp_path) == 4
+
+
 def test_a_checkpoint_that_was_cut_off_is_passed_over_and_swept_later(store: Store, tmp_path: Path, checkpoints: Checkpoints) -> None:
     store.write(f"{PREFIX}/checkpoints/00000025-cccc/weights", b"half")
     assert latest(store, tmp_path) == 20

@@ -131,6 +131,7 @@ def test_a_partial_call_shows_its_closed_arguments_only() -> None:
         ('"say "hi" twice"', 'say "hi" twice'),
         ('"{"a": 1}"', '{"a": 1}'),
         ('"a\\u00e9\\n\\ud83d\\ude00"', "aé\n😀"),
+        ('"\\ud83d \\uDE00\\ud83d\\ud83d\\ude00"', "\\ud83d \\uDE00\\ud83d😀"),  # half of a pair could not be stored
         ("'C:\\dir'", "C:\\dir"),
         ('{\'a\': [1, {"b": None}], "c": (1, 2)}', {"a": [1, {"b": None}], "c": [1, 2]}),
         ("[]", []),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,31 @@ def test_training_and_sampling_agree_on_the_end_of_a_turn(tmp_path: Path) -> Non
     closes = end_of_turn_id(load_tokenizer(model))
     assert load_tokenizer(model).convert_ids_to_tokens(closes) == "<|tool|>"
     assert read_model_folder(model, context_tokens=1024).stop_ids == (1, closes)
+
+
+def write_template(folder: Path, refuses: str) -> Path:
+    """The demo's template, which refuses a conversation that holds this text."""
+    template = folder / "strict.jinja"
+    rule = f"{{%- for m in messages if '{refuses}' in m.content %}}{{{{ raise_exception('I do not take ' + m.content) }}}}{{% endfor -%}}"
+    template.write_text(rule + (base_model_path() / "chat_template.jinja").read_text())
+    return template
+
+
+def test_conversations_that_the_template_refuses_are_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data = {"data__source": "xlam", "data__path": write_rows(tmp_path / "data.jsonl", range(100)), "data__held_out_fraction": 0.2}
+    manifest = prepared(tmp_path, model__chat_template=write_template(tmp_path, "q7"), **data)
+    assert manifest.counts.dropped == {"template_refuses": 11}
+    assert manifest.counts.kept == 89
+    assert re.search(r"refuses example xlam-data-7\d?: I do not take q7", capfd.readouterr().err)
+
+
+def test_a_template_that_refuses_every_conversation_is_quoted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data = write_rows(tmp_path / "data.jsonl", range(10, 20))
+    template = write_template(tmp_path, "q1")
+    assert refused(tmp_path, "data.source=xlam", f"data.path={data}", f"model.chat_template={template}", "data.held_out_count=null") == 65
+    message = capfd.readouterr().err.strip().splitlines()[-1]
+    assert re.search(r"refuses example xlam-data-1\d: I do not take q1\d\. ", message)
+    assert "It refuses all 10 examples: set model.chat_template" in message
 
 
 def test_a_corrected_data_file_is_prepared_anew_under_the_key_that_its_controller_knows(tmp_path: Path) -> None:

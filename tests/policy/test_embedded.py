@@ -14,6 +14,7 @@ from itool.config import ModelConfig, PolicyConfig
 from itool.errors import ConfigError, DependencyError, InputError, NumericalError
 from itool.policy import cohort
 from itool.policy.embedded import EmbeddedPolicy
+from itool.policy.packed import PackedModel
 from itool.policy.protocol import Sample
 from tests.policy.conftest import MODEL, Folders
 from tests.policy.test_contract import OTHER, PROMPT, draw, ids
@@ -95,6 +96,21 @@ def test_a_policy_that_was_closed_says_so(folders: Folders) -> None:
     asyncio.run(late())
 
 
+def test_an_engine_that_dies_is_gone_for_whoever_waits_and_whoever_asks_later(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    async def ask() -> None:
+        async with open_embedded(folders) as policy:
+            monkeypatch.setattr(PackedModel, "decode", decode)
+            answers = await asyncio.gather(draw(policy), draw(policy, OTHER), return_exceptions=True)
+            for error in [*answers, *await asyncio.gather(draw(policy), return_exceptions=True)]:
+                assert isinstance(error, DependencyError)
+                assert "the embedded policy failed: OutOfMemoryError: CUDA out of memory" in str(error)
+
+    asyncio.run(ask())
+
+
 def test_weights_that_are_not_finite_end_every_request_with_a_numerical_error(folders: Folders, tmp_path: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(folders.model)
     with torch.no_grad():
@@ -140,7 +156,7 @@ def test_a_model_with_a_sliding_window_is_refused_with_a_remedy(folders: Folders
         sliding_window=64, eos_token_id=2,
     )  # fmt: skip
     MistralForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"windowed.*policy\.backend to vllm"):
+    with pytest.raises(ConfigError, match=r"windowed.*Set model\.context_tokens to at most the window, 64, or"):
         open_embedded(Folders(tmp_path, folders.adapter, folders.other_adapter))
 
 

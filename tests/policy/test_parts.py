@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig
 
 from itool.config import ModelConfig, PolicyConfig
 from itool.errors import DependencyError, InputError
-from itool.policy.model_folder import adapter_digest, read_model_folder
+from itool.policy.model_folder import adapter_digest, attention_window, read_model_folder
 from itool.policy.prefixes import PrefixCache
 from itool.policy.randomness import stream_keys, uniforms
 from itool.policy.server import find_vllm_python, last_meaningful_line, server_arguments, server_environment
@@ -136,6 +138,22 @@ def test_a_model_folder_needs_weights_only_where_they_are_computed_with(folders:
     assert PolicyConfig(backend="vllm", url="http://vllm:8000").needs_weights is False
     assert PolicyConfig(backend="vllm").needs_weights is True
     assert PolicyConfig(backend="embedded", url="http://vllm:8000").needs_weights is True
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings", "window"),
+    [
+        ("llama", {}, None),
+        ("mistral", {"sliding_window": 8}, 8),
+        ("mistral", {"sliding_window": None}, None),
+        ("qwen2", {"sliding_window": 8}, None),
+        ("qwen2", {"sliding_window": 8, "use_sliding_window": True, "num_hidden_layers": 2, "max_window_layers": 1}, 8),
+        ("qwen2", {"sliding_window": 8, "use_sliding_window": True, "num_hidden_layers": 2, "max_window_layers": 2}, None),
+        ("gemma3_text", {"sliding_window": 8, "num_hidden_layers": 6}, 8),
+    ],
+)
+def test_a_window_is_that_of_the_layers_that_have_one(model_type: str, settings: dict[str, Any], window: int | None) -> None:
+    assert attention_window(AutoConfig.for_model(model_type, **settings)) == window
 
 
 def test_an_adapters_digest_is_that_of_its_content(folders: Folders, tmp_path: Path) -> None:

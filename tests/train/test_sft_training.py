@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from itool.config import DpoConfig, OptimizerConfig, RunConfig, WarmupConfig
-from itool.errors import ArtifactError, InputError, Interrupted, NumericalError
+from itool.errors import InputError, Interrupted, NumericalError
 from itool.muon import Muon
 from itool.stages import flatten, unread
 from itool.train.hooks import TrainingHooks
@@ -99,8 +99,8 @@ def test_an_interrupted_training_ends_bit_identical_to_an_undisturbed_one(tiny_b
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-@pytest.mark.parametrize("other", [{"seed": 4}, {"settings": FAST.model_copy(update={"weight_decay": 0.5})}])
-def test_a_checkpoint_of_other_settings_is_refused(tiny_base, lora, sequences, tmp_path, other):
+@pytest.mark.parametrize("other", [{"seed": 4}, {"settings": FAST.model_copy(update={"weight_decay": 0.5})}, "laid out otherwise"])
+def test_beside_a_checkpoint_of_another_training_it_starts_anew(tiny_base, lora, sequences, tmp_path, other):
     def keep(folder, update):
         folder.rename(tmp_path / "checkpoint")
         folder.mkdir()
@@ -109,9 +109,14 @@ def test_a_checkpoint_of_other_settings_is_refused(tiny_base, lora, sequences, t
     hooks = TrainingHooks(should_stop=lambda: True, save_checkpoint=keep)
     with pytest.raises(Interrupted):
         train_sft(tiny_base, by_phase(sequences), hooks=hooks, **common)
-    hooks = TrainingHooks(resume_from=tmp_path / "checkpoint")
-    with pytest.raises(ArtifactError, match="other data or settings"):
-        train_sft(tiny_base, by_phase(sequences), hooks=hooks, **(common | other))
+    if other == "laid out otherwise":
+        (tmp_path / "checkpoint/training_state.pt").unlink()
+        other = {}
+    discarded = []
+    hooks = TrainingHooks(resume_from=tmp_path / "checkpoint", discard_checkpoints=lambda: discarded.append(True))
+    log = train_sft(tiny_base, by_phase(sequences), hooks=hooks, **(common | other))
+    assert discarded == [True]
+    assert log.metrics == train_sft(tiny_base, by_phase(sequences), **(common | other)).metrics
 
 
 def test_a_loss_that_is_not_a_number_stops_without_saving(tiny_base, lora, sequences, tmp_path):
