@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 
 from itool.artifacts.stage import Stage, run_stage
 from tests.jobs.conftest import REPOSITORY, digests
+from tests.train.workers import free_port
 
 SETTINGS = {"data.count": 120, "data.held_out_count": 10, "warmup.epochs": 1, "warmup.batch_examples": 8, "runtime.threads": 1}
 THREADS = {"OMP_NUM_THREADS": "1"}
@@ -32,13 +32,6 @@ def start(folder: Path, *launcher: str, log: str = "log", job: list[str] | None 
     command = [sys.executable, "-m", "itool.train.launch", *launcher, "-m", "jobs.warmup", *(JOB if job is None else job)]
     with (folder / log).open("wb") as output:
         return subprocess.Popen(command, cwd=folder, env=os.environ | THREADS, stdout=output, stderr=output)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_for_progress(processes: list[subprocess.Popen[bytes]], *logs: Path) -> None:
