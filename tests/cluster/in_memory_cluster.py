@@ -12,7 +12,7 @@ import json
 import math
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -112,7 +112,7 @@ class InMemoryCluster:
         version = change.get("metadata", {}).get("resourceVersion")
         if found and version and version != found["metadata"].get("resourceVersion"):
             raise ClusterDown("409 the object has been modified")
-        return None if found is None else self._put(resource, _merged(found, change))
+        return None if found is None else self._put(resource, merged(found, change))
 
     def delete(self, resource: str, name: str) -> bool:
         self._call(resource, "delete")
@@ -162,7 +162,7 @@ class InMemoryCluster:
             self._create_pod(job, index)
         count = len(self._active(job))
         if (status.get("active") or 0) != count:
-            self._put("jobs", _merged(job, {"status": {"active": count}}))
+            self._put("jobs", merged(job, {"status": {"active": count}}))
 
     def _active(self, job: Object) -> set[int]:
         return {_index(pod) for pod in self._pods_of(job) if pod["status"]["phase"] in ("Pending", "Running")}
@@ -234,9 +234,9 @@ class InMemoryCluster:
         spec, status, index = job["spec"], dict(job.get("status") or {}), _index(pod)
         if code == 0:
             done = sorted({*(status.get("done") or []), index})
-            job = self._put("jobs", _merged(job, {"status": {"done": done, "succeeded": len(done)}}))
+            job = self._put("jobs", merged(job, {"status": {"done": done, "succeeded": len(done)}}))
             if len(done) == spec["completions"]:
-                self._put("jobs", _merged(job, {"status": {"complete_at": self.now + self.lag_seconds, "active": 0}}))
+                self._put("jobs", merged(job, {"status": {"complete_at": self.now + self.lag_seconds, "active": 0}}))
             return
         action = _action(spec["podFailurePolicy"]["rules"], code, disrupted=outcome in ("evicted", "disrupted"))
         if action == "FailJob":
@@ -244,7 +244,7 @@ class InMemoryCluster:
             self._end(job, "Failed", "PodFailurePolicy", f"Container stage for pod here/{name} failed with exit code {code} matching")
         elif action is None:
             failed = {**(status.get("failures") or {}), str(index): (status.get("failures") or {}).get(str(index), 0) + 1}
-            job = self._put("jobs", _merged(job, {"status": {"failures": failed, "failed": sum(failed.values())}}))
+            job = self._put("jobs", merged(job, {"status": {"failures": failed, "failed": sum(failed.values())}}))
             if "backoffLimitPerIndex" in spec and failed[str(index)] > spec["backoffLimitPerIndex"]:
                 self._end(job, "Failed", "MaxFailedIndexesExceeded", "Job has exceeded the specified maximal number of failed indexes")
             elif "backoffLimit" in spec and sum(failed.values()) > spec["backoffLimit"]:
@@ -252,7 +252,7 @@ class InMemoryCluster:
 
     def _end(self, job: Object, kind: str, reason: str, message: str) -> None:
         condition = {"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": self._time()}
-        self._put("jobs", _merged(job, {"status": {"conditions": [condition], "active": 0, "completionTime": self._time()}}))
+        self._put("jobs", merged(job, {"status": {"conditions": [condition], "active": 0, "completionTime": self._time()}}))
 
     def _work(self, pod: Object) -> None:
         """Commit what the stage would have written."""
@@ -266,13 +266,7 @@ class InMemoryCluster:
             run=self.config.run, iteration=stage.iteration, stage=stage.name, key=key, files={}, started=now, ended=now,
             shard=_index(pod), shards=shards,
         )  # fmt: skip
-        with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
-            output = Path(folder) / "output"
-            output.mkdir()
-            (output / "rows.jsonl").write_text(f'{{"key": "{key}", "shard": {draft.shard}}}\n')
-            commit(self.store, shard_prefix(prefix, draft.shard, shards), output, draft)
-            if shards > 1:
-                join_shards(self.store, prefix, shards, Path(folder))
+        commit_rows(self.store, prefix, draft)
 
     def _put(self, resource: str, item: Object, kind: str = "MODIFIED") -> Object:
         self._version += 1
@@ -300,6 +294,18 @@ class InMemoryCluster:
 
     def _time(self) -> str:
         return datetime.fromtimestamp(self.now, UTC).isoformat().replace("+00:00", "Z")
+
+
+def commit_rows(store: Store, prefix: str, draft: Manifest, on_committed: Callable[[], None] = lambda: None) -> None:
+    """Commit one row as the artifact of a draft; the last of several shards joins them, after `on_committed`."""
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        output = Path(folder) / "output"
+        output.mkdir()
+        (output / "rows.jsonl").write_text(f'{{"key": "{draft.key}", "shard": {draft.shard}}}\n')
+        commit(store, shard_prefix(prefix, draft.shard, draft.shards), output, draft)
+        on_committed()
+        if draft.shards > 1:
+            join_shards(store, prefix, draft.shards, Path(folder))
 
 
 _EXIT_CODES: dict[Outcome, int] = {"oom": 137, "evicted": 137, "disrupted": 143, "no artifact": 0}
@@ -346,16 +352,16 @@ def _is_selected(item: Object, selector: str) -> bool:
     return bool(found == wanted) is not negated
 
 
-def _merged(item: Object, change: Object) -> Object:
-    """A merge patch."""
-    merged = dict(item)
+def merged(item: Object, change: Object) -> Object:
+    """The item after a merge patch (RFC 7396)."""
+    result = dict(item)
     for key, value in change.items():
-        before = merged.get(key)
+        before = result.get(key)
         if value is None:
-            merged.pop(key, None)
+            result.pop(key, None)
         else:
-            merged[key] = _merged(before if isinstance(before, dict) else {}, value) if isinstance(value, dict) else value
-    return merged
+            result[key] = merged(before if isinstance(before, dict) else {}, value) if isinstance(value, dict) else value
+    return result
 
 
 def _index(pod: Object) -> int:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
-from itool.artifacts.commit import commit, join_shards
 from itool.artifacts.manifest import Manifest
-from itool.artifacts.resolve import resolve, shard_prefix
+from itool.artifacts.resolve import resolve
 from itool.artifacts.store import Store
 from itool.cluster.runner import Attempt, Attempts, Task
 from itool.config import RunConfig
 from itool.stages import StageId, settings_of
-
-
-class Killed(BaseException):
-    """The controller's process was killed here."""
+from tests.cluster.in_memory_cluster import Killed, commit_rows
 
 
 @dataclass
@@ -77,14 +71,7 @@ class InMemoryRunner:
             run=self.config.run, iteration=task.stage.iteration, stage=task.stage.name, key=task.key, files={}, started=now, ended=now,
             shard=task.shard, shards=task.shards, inputs=dict(resolution.inputs), settings=settings_of(self.config, task.stage.name),
         )  # fmt: skip
-        with tempfile.TemporaryDirectory() as folder:
-            output = Path(folder) / "output"
-            output.mkdir()
-            (output / "rows.jsonl").write_text(f'{{"key": "{task.key}", "shard": {task.shard}}}\n')
-            commit(self.store, shard_prefix(resolution.prefix, task.shard, task.shards), output, draft)
-            self._tick()
-            if task.shards > 1:
-                join_shards(self.store, resolution.prefix, task.shards, Path(folder))
+        commit_rows(self.store, resolution.prefix, draft, self._tick)
 
     def _tick(self) -> None:
         if self.die_after is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -12,10 +11,7 @@ import yaml
 
 from itool.cluster.chart_values import TABLE, ChartValues, schema_document, values, values_table, values_yaml
 from itool.config import RunConfig, load_config
-from tests.helm.rendering import deep_merge
-
-REPOSITORY = Path(__file__).parents[2]
-CHART = REPOSITORY / "helm" / "itool"
+from tests.helm.rendering import CHART, REPOSITORY, deep_merge
 
 
 def mistakes(document: dict[str, Any]) -> list[str]:

@@ -18,7 +18,8 @@ from itool.cluster.progress import NoWatcher
 from itool.config import RunConfig, RuntimeConfig, SearchConfig
 from itool.errors import DependencyError, InputError, Interrupted
 from itool.stages import StageId, stage_ids
-from tests.cluster.in_memory_runner import InMemoryRunner, Killed
+from tests.cluster.in_memory_cluster import Killed
+from tests.cluster.in_memory_runner import InMemoryRunner
 
 CONFIG = RunConfig(iterations=1, search=SearchConfig(shards=2))
 OVERLAPPING = CONFIG.model_copy(update={"runtime": RuntimeConfig(overlap_evaluation=True)})

@@ -20,7 +20,8 @@ from itool.cluster.wish import StoredArtifact, read_wish, write_wish
 from itool.config import RunConfig
 from itool.errors import DependencyError
 from itool.stages import asks_policy, computes_on_gpu, inputs_of, stage_ids
-from tests.cluster.in_memory_runner import InMemoryRunner, Killed
+from tests.cluster.in_memory_cluster import Killed
+from tests.cluster.in_memory_runner import InMemoryRunner
 from tests.cluster.test_controller import MEMORY, Clock
 
 

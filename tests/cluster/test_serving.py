@@ -19,6 +19,7 @@ from itool.cluster.serving_reader import serving_pod
 from itool.cluster.wish import Proof, StoredArtifact, Wish, read_proof, read_wish, write_proof
 from itool.config import RunConfig
 from itool.errors import ArtifactError
+from tests.cluster.in_memory_cluster import Killed, merged
 from tests.cluster.serving_scenes import store_adapter, store_model
 
 RUN = "demo"
@@ -147,15 +148,6 @@ class MemoryCluster:
         return copy.deepcopy(self.objects[resource, name])
 
 
-def merged(item: Any, change: Any) -> Any:
-    """RFC 7396."""
-    if not isinstance(change, dict):
-        return change
-    base = item if isinstance(item, dict) else {}
-    result = {key: value for key, value in base.items() if key not in change}
-    return result | {key: merged(base.get(key), value) for key, value in change.items() if value is not None}
-
-
 @dataclass
 class Scene:
     """A cluster, a store, and as many controllers, one after the other, as a test wants."""
@@ -241,10 +233,6 @@ def test_applied_again_after_any_step_it_ends_the_same(scene: Scene) -> None:
     wish = read_wish(scene.store, RUN)
     assert wish is not None
     assert wish.generation == 1
-
-
-class Killed(BaseException):
-    """The controller's process ends here."""
 
 
 class Dying(MemoryCluster):

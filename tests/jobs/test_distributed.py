@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +15,8 @@ import yaml
 from safetensors.torch import load_file
 
 from itool.artifacts.stage import Stage, run_stage
-from tests.jobs.conftest import REPOSITORY, digests
+from tests.jobs.conftest import REPOSITORY, copy_of, digests
+from tests.train.workers import free_port
 
 SETTINGS = {"data.count": 120, "data.held_out_count": 10, "warmup.epochs": 1, "warmup.batch_examples": 8, "runtime.threads": 1}
 THREADS = {"OMP_NUM_THREADS": "1"}
@@ -32,13 +31,6 @@ def start(folder: Path, *launcher: str, log: str = "log", job: list[str] | None 
     command = [sys.executable, "-m", "itool.train.launch", *launcher, "-m", "jobs.warmup", *(JOB if job is None else job)]
     with (folder / log).open("wb") as output:
         return subprocess.Popen(command, cwd=folder, env=os.environ | THREADS, stdout=output, stderr=output)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_for_progress(processes: list[subprocess.Popen[bytes]], *logs: Path) -> None:
@@ -66,11 +58,6 @@ def adapter(folder: Path) -> Path:
     return path
 
 
-def copy(folder: Path, target: Path) -> Path:
-    shutil.copytree(folder / "runs", target / "runs")
-    return target
-
-
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
@@ -80,7 +67,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def by_two(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = copy(prepared, tmp_path_factory.mktemp("by-two"))
+    folder = copy_of(prepared, tmp_path_factory.mktemp("by-two"))
     process = start(folder, *ACCELERATE)
     assert process.wait(timeout=200) == 0, (folder / "log").read_text()
     return folder
@@ -88,7 +75,7 @@ def by_two(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_two_processes_of_a_pod_train_the_adapter_of_one(prepared: Path, by_two: Path, tmp_path: Path) -> None:
-    alone = copy(prepared, tmp_path)
+    alone = copy_of(prepared, tmp_path)
     subprocess.run([sys.executable, "-m", "jobs.warmup", *JOB], cwd=alone, env=os.environ | THREADS, check=True, capture_output=True)
     one, two = load_file(adapter(alone)), load_file(adapter(by_two))
     assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-5
@@ -99,7 +86,7 @@ def test_two_processes_of_a_pod_train_the_adapter_of_one(prepared: Path, by_two:
 
 @pytest.mark.slow
 def test_two_nodes_stop_together_and_end_with_the_adapter_of_one_pod(prepared: Path, by_two: Path, tmp_path: Path) -> None:
-    folder = copy(prepared, tmp_path)
+    folder = copy_of(prepared, tmp_path)
     nodes = f"torchrun --nnodes 2 --rdzv-backend c10d --rdzv-id demo --rdzv-endpoint 127.0.0.1:{free_port()}".split()
     both = [start(folder, *nodes, log=log) for log in ("a", "b")]
     wait_for_progress(both, folder / "a", folder / "b")
@@ -133,7 +120,7 @@ def test_a_node_that_waits_for_the_other_can_be_stopped_and_does_not_wait_for_ev
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_ends_the_pod_with_its_exit_code(prepared: Path, tmp_path: Path) -> None:
-    folder = copy(prepared, tmp_path)
+    folder = copy_of(prepared, tmp_path)
     process = start(folder, *TORCHRUN)
     wait_for_progress([process], folder / "log")
     psutil.Process(process.pid).children()[1].kill()

@@ -20,6 +20,7 @@ from itool.policy.model_folder import read_model_folder
 from itool.policy.opening import open_policy
 from itool.policy.protocol import Policy
 from itool.policy.server import LocalVllmServer, find_vllm_python, has_gpu
+from tests.fakes.one_thread import one_thread  # noqa: F401
 
 VOCABULARY = 96
 CONTEXT = 256
@@ -36,11 +37,6 @@ class Folders:
     model: Path
     adapter: Path
     other_adapter: Path
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from itool.policy.embedded import EmbeddedPolicy
 from itool.records import SearchTree
 from itool.search.generate import pairs_of, search_examples
 from tests.fakes.byte_tokenizer import byte_tokenizer
+from tests.fakes.one_thread import one_thread  # noqa: F401
 from tests.search.scenes import OTHER_ORDER, WEATHER, WRONG_DAYS, WRONG_UNIT, weather_example
 
 ANSWERS = [WEATHER, OTHER_ORDER, WRONG_DAYS, WRONG_UNIT, "I cannot. Ask someone else."]
@@ -28,7 +29,6 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of two layers that has learned to answer the one prompt in five ways, about equally often."""
     folder = tmp_path_factory.mktemp("five-answers")
     tokenizer = byte_tokenizer()
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     stop = tokenizer.eos_token_id
     shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256}

@@ -14,13 +14,9 @@ from itool.config import ModelConfig
 from itool.records import PreferencePair
 from itool.train.model import load_model, new_adapter, save_adapter
 from itool.train.sequences import TokenSequence
+from tests.fakes.one_thread import one_thread  # noqa: F401
 
 VOCABULARY = 64
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

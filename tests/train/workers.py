@@ -13,11 +13,16 @@ from itool.train.distributed import Workers, join_workers
 FORK = multiprocessing.get_context("fork")
 
 
-def two_workers(body: Callable[[Workers], Any], *, timeout_seconds: float = 60.0) -> list[Any]:
-    """What `body` returns in each of two workers: its value, the exception that it raised, or None for one that died."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def two_workers(body: Callable[[Workers], Any], *, timeout_seconds: float = 60.0) -> list[Any]:
+    """What `body` returns in each of two workers: its value, the exception that it raised, or None for one that died."""
+    port = free_port()
     pipes, processes = [], []
     for rank in range(2):
         ours, theirs = FORK.Pipe(duplex=False)
