@@ -197,7 +197,7 @@ def measure_dpo(base: Path, lora: ModelConfig, updates: int, batch_tokens: int) 
             workers=ALONE,
             processing_class=tokenizer,
         )
-        reference_seconds, _ = timed(lambda: ours.freeze_reference(None))
+        reference_seconds, _ = timed(lambda: ours.freeze_reference(None, lambda: False))
         seconds, log = timed(lambda: run_updates(ours, settings, TrainingHooks(), output=Path(scratch) / "adapter", identity=""))
         found["iTool"] = (tokens / (seconds + reference_seconds), statistics.fmean(entry["loss"] for entry in log.metrics))
     return found
