@@ -27,7 +27,7 @@ from typing import Any
 
 from itool.artifacts.commit import commit
 from itool.artifacts.manifest import Manifest, artifact_prefix
-from itool.artifacts.resolve import resolve, resolve_one
+from itool.artifacts.resolve import Resolution, resolve, resolve_one
 from itool.artifacts.store import FolderStore, Store, open_store
 from itool.cluster.client import Cluster, open_cluster
 from itool.cluster.controller import Controller, rules_of
@@ -148,10 +148,14 @@ def _print_beginning(store: FolderStore, config: RunConfig) -> None:
     """The first stage after a long run: its pod finds its inputs with and without the key that the controller knows."""
     stage = StageId(config.iterations, "score")
     key = str(resolve(store, config)[stage].key)
+    looks: list[Callable[[Store], dict[StageId, Resolution] | None]]
+    looks = [lambda counted: resolve(counted, config), lambda counted: resolve_one(counted, config, stage, key)]
     found = []
-    for look in (lambda counted: resolve(counted, config), lambda counted: resolve_one(counted, config, stage, key)):
+    for look in looks:
         counted, began = CountedStore(store.folder), time.process_time()
-        assert look(counted)[stage].key == key
+        resolved = look(counted)
+        assert resolved is not None
+        assert resolved[stage].key == key
         found.append((len(counted.asked), 1000 * (time.process_time() - began)))
     (all_requests, all_ms), (requests, ms) = found
     print(f"a pod of {stage} finds its inputs by {all_requests} requests and {all_ms:.0f} ms of computing without its key,", end=" ")

@@ -70,7 +70,8 @@ def training() -> None:
         causal = torch.full((length, length), -math.inf).triu(1)
 
         def plain(query: Tensor, key: Tensor, value: Tensor, causal: Tensor = causal) -> Tensor:
-            return ((query * SCALE) @ key.transpose(-1, -2) + causal).softmax(-1) @ value
+            scores: Tensor = (query * SCALE) @ key.transpose(-1, -2) + causal
+            return scores.softmax(-1) @ value
 
         def one_batch(query: Tensor, key: Tensor, value: Tensor, causal: Tensor = causal) -> Tensor:
             flat = [part.flatten(0, 1) for part in (query, key, value)]
@@ -106,7 +107,7 @@ def sampling() -> None:
         query = torch.randn(groups, HEADS, queries, HEAD_SIZE)
         key, value = (torch.randn(groups, HEADS, length, HEAD_SIZE) for _ in range(2))
         parts = (query, key, value, None, SCALE)
-        ways = {"fused": _attention, "matmul": plain_attention, "sums": _sums}
+        ways: dict[str, Callable[..., object]] = {"fused": _attention, "matmul": plain_attention, "sums": _sums}
         _compare(name, {way: milliseconds(functools.partial(attend, *parts)) for way, attend in ways.items()})
 
 
