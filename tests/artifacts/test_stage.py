@@ -63,7 +63,7 @@ def test_a_stage_runs_once_and_its_result_is_read_by_the_next(run: Run) -> None:
     }
     manifest = run.resolution(WARMUP).manifest
     assert manifest is not None
-    assert manifest.inputs["data"].digest == run.resolution(PREPARE).manifest.digest  # type: ignore[union-attr]
+    assert manifest.inputs["data"].digest == run.resolution(PREPARE).manifest.digest
 
 
 def test_the_manifest_tells_what_happened(folder_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_two_equal_runs_have_equal_digests(tmp_path: Path) -> None:
     for name in ("a", "b"):
         run = Run(FolderStore(tmp_path / name), tmp_path, run=name)
         run.stage("prepare", prepare)
-        digests.add(run.resolution(PREPARE).manifest.digest)  # type: ignore[union-attr]
+        digests.add(run.resolution(PREPARE).manifest.digest)
     assert len(digests) == 1
 
 

@@ -133,7 +133,7 @@ class Scene:
 
     def work(self, rounds: int) -> None:
         """Let a controller that holds the run work for some rounds; then it dies without a word."""
-        runner = KubernetesRunner(self.config, self.cluster, self.store, clock=lambda: self.cluster.now)  # type: ignore[arg-type]
+        runner = KubernetesRunner(self.config, self.cluster, self.store, clock=lambda: self.cluster.now)
         runner.cache.start(follow=False)
         runner.remember_the_past()
         lease = StoreLease(self.store, self.config.run, ttl_seconds=3600)

@@ -28,7 +28,7 @@ def made_config(**more: object) -> RunConfig:
 
 def open_controller(cluster: InMemoryCluster) -> Controller:
     """A controller whose every look lets a second pass in the cluster."""
-    runner = KubernetesRunner(cluster.config, cluster, cluster.store, clock=lambda: cluster.now)  # type: ignore[arg-type]
+    runner = KubernetesRunner(cluster.config, cluster, cluster.store, clock=lambda: cluster.now)
     OPENED.append(runner)
     lease = StoreLease(cluster.store, cluster.config.run, clock=lambda: cluster.now)
     lease.acquire()
@@ -37,7 +37,7 @@ def open_controller(cluster: InMemoryCluster) -> Controller:
         cluster.tick()
         runner.cache.look()
 
-    runner.cache.wait = sleep  # type: ignore[method-assign]
+    runner.cache.wait = sleep
     runner.cache.start(follow=False)
     runner.remember_the_past()
     rules = rules_of(cluster.config)
@@ -55,7 +55,7 @@ def run(cluster: InMemoryCluster) -> Controller:
 
 
 def made_cluster(config: RunConfig | None = None, **script: list[object]) -> InMemoryCluster:
-    return InMemoryCluster(MemoryStore(), config or made_config(), script)  # type: ignore[arg-type]
+    return InMemoryCluster(MemoryStore(), config or made_config(), script)
 
 
 def release_of(cluster: InMemoryCluster, name: str, monkeypatch: pytest.MonkeyPatch) -> str:

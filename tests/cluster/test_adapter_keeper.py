@@ -223,7 +223,7 @@ def test_a_wish_that_changes_during_a_load_wins_in_the_end(pod: Pod) -> None:
                     pod.wish(two)
                 return load(path, body)
 
-            pod.server.post = load_and_wish_on  # type: ignore[method-assign, assignment]
+            pod.server.post = load_and_wish_on
             pod.wish(one)
             await until(lambda: pod.proof is not None and pod.proof.generation == 2)
             assert pod.proof is not None
@@ -256,7 +256,7 @@ def test_an_altered_adapter_is_never_loaded_and_the_refusal_is_told(pod: Pod) ->
 def test_an_adapter_that_vllm_refuses_is_told_with_its_words(pod: Pod) -> None:
     async def story() -> None:
         async with running(pod):
-            pod.server.post = lambda path, body: (400, {"error": {"message": "LoRA rank 64 is greater than 16"}})  # type: ignore[method-assign]
+            pod.server.post = lambda path, body: (400, {"error": {"message": "LoRA rank 64 is greater than 16"}})
             pod.wish(pod.adapter("one"))
             await until(lambda: pod.proof is not None)
             assert pod.proof is not None

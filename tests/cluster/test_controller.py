@@ -40,7 +40,7 @@ class Clock:
 
 def controller(folder: Path, config: RunConfig = CONFIG, **runner_settings: object) -> Controller:
     store, clock = FolderStore(folder), Clock()
-    runner = InMemoryRunner(store, config, **runner_settings)  # type: ignore[arg-type]
+    runner = InMemoryRunner(store, config, **runner_settings)
     return Controller(config, store, runner, FolderLease(folder / "lock"), clock=clock, sleep=clock.sleep)
 
 

@@ -222,7 +222,7 @@ def overlapping(*missing: tuple[int, str], attempts: dict[tuple[int, str], Attem
     """What comes next in a run of two iterations of which these stages are missing."""
     config = OVERLAPPING.model_copy(update=settings)
     found = {stage: Resolution(stage, "done" if stage not in missing else "missing", "", "key", "prefix") for stage in stage_ids(config)}
-    tries = {Task(StageId(*stage), "key"): (attempt,) for stage, attempt in (attempts or {}).items()}  # type: ignore[arg-type]
+    tries = {Task(StageId(*stage), "key"): (attempt,) for stage, attempt in (attempts or {}).items()}
     return next_actions(Observed(config, found, tries, 1000.0))
 
 

@@ -18,7 +18,7 @@ from itool.stages import StageId, stage_ids
 
 PREPARE, WARMUP, BASELINE = StageId(0, "prepare"), StageId(0, "warmup"), StageId(0, "evaluate")
 SCORE, GENERATE, DPO, EVALUATE, REPORT = (
-    *(StageId(1, name) for name in ("score", "generate", "dpo", "evaluate")),  # type: ignore[arg-type]
+    *(StageId(1, name) for name in ("score", "generate", "dpo", "evaluate")),
     StageId(1, "report"),
 )
 NOW = 10_000.0

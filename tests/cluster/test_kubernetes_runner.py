@@ -211,7 +211,7 @@ def test_a_jobs_failure_that_is_heard_of_before_its_pods_waits_for_the_reason() 
     trim, runner = trim_pod, controller.runner
     assert isinstance(runner, KubernetesRunner)
     items = runner.cache.items
-    runner.cache.items = lambda kind: late if kind == "pods" else items(kind)  # type: ignore[method-assign,assignment,return-value]
+    runner.cache.items = lambda kind: late if kind == "pods" else items(kind)
     for _ in range(4):
         controller.sleep(1.0)
     (attempt,) = next(iter(runner.state().values()))
@@ -330,7 +330,7 @@ def test_a_cluster_that_is_down_for_a_moment_is_waited_for() -> None:
         cluster.down = 10 <= sleeps < 70
         cluster.gone = sleeps == 75
         cluster.tick()
-        controller.runner.cache.look()  # type: ignore[attr-defined]
+        controller.runner.cache.look()
 
     controller.sleep = sleep
     controller.run()
@@ -389,7 +389,7 @@ def test_the_rights_that_are_asked_for_are_those_that_are_used(monkeypatch: pyte
     controller = open_controller(queued)
     controller.step()
     controller.runner.cancel(0.0)
-    RunEvents(cluster, lambda: cluster.objects["configmaps"]["itool-run-demo"], NoWatcher()).stopping()  # type: ignore[arg-type]
+    RunEvents(cluster, lambda: cluster.objects["configmaps"]["itool-run-demo"], NoWatcher()).stopping()
     serve_and_stop(made_config(policy={"backend": "vllm"}), cluster, cluster.objects["configmaps"]["itool-run-demo"], tmp_path)
     groups = {"jobs": "batch/jobs", "deployments": "apps/deployments"}
     used = {(groups.get(resource, resource), verb) for resource, verb in cluster.used | queued.used}

@@ -103,7 +103,7 @@ class ScriptedLauncher:
 def two_running_shards(folder: Path, batches: list[list[str]]) -> tuple[LocalRunner, ScriptedLauncher]:
     """`i1-generate-0-1` and `i1-generate-1-1`."""
     made, launcher = LocalRunner(RunConfig(), folder / "config.yaml", folder), ScriptedLauncher(batches)
-    made._launchers[True] = launcher  # type: ignore[assignment]
+    made._launchers[True] = launcher
     for task in (Task(StageId(1, "generate"), "key", shard, 2) for shard in (0, 1)):
         made._started_by[f"{task.label}-1"] = (task, 1, True)
         made._attempts[task] = [Attempt(1, "running")]
@@ -131,7 +131,7 @@ def test_a_stop_reaches_every_stage_while_the_store_is_away(tmp_path: Path) -> N
 
 def test_attempts_of_iterations_that_are_finished_are_forgotten(tmp_path: Path) -> None:
     made, launcher = LocalRunner(RunConfig(), tmp_path / "config.yaml", tmp_path), ScriptedLauncher([])
-    made._launchers[True] = launcher  # type: ignore[assignment]
+    made._launchers[True] = launcher
     for iteration in range(1, 6):
         task = Task(StageId(iteration, "score"), "key")
         made.start(task, 1)

@@ -184,8 +184,8 @@ def test_placement_and_extras_come_from_the_stages_own_settings() -> None:
     assert container["envFrom"] == [{"secretRef": {"name": "s3"}}]
     env = {entry["name"]: entry["value"] for entry in container["env"]}
     assert (env["HF_HOME"], env["NCCL_DEBUG"], env["OMP_NUM_THREADS"]) == ("/models", "INFO", "2")
-    assert spec["volumes"][-1] == own["volumes"][0]  # type: ignore[index]
-    assert container["volumeMounts"][-1] == own["volume_mounts"][0]  # type: ignore[index]
+    assert spec["volumes"][-1] == own["volumes"][0]
+    assert container["volumeMounts"][-1] == own["volume_mounts"][0]
     assert made_job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
     assert made_job["metadata"]["labels"]["team"] == "x"
     assert made_job["metadata"]["labels"]["itool/run"] == "demo"

@@ -60,7 +60,7 @@ class Logs:
 
 def made(*answers: Any, listed: list[dict[str, Any]] | None = None) -> tuple[PodLogs, MemoryStore, Logs]:
     store, cluster = MemoryStore(), Logs(*answers, listed=listed)
-    return PodLogs(cluster, store, "demo"), store, cluster  # type: ignore[arg-type]
+    return PodLogs(cluster, store, "demo"), store, cluster
 
 
 def wait_until_kept(logs: PodLogs, job: dict[str, Any]) -> None:
@@ -115,7 +115,7 @@ def test_a_pod_that_is_tried_again_is_appended_once_even_by_another_controller()
     wait_until_kept(logs, JOB)
     text = store.objects[KEY]
     assert [line.split(b" on ")[0] for line in text.splitlines()] == [b"== pod first", b"one", b"== pod second", b"one"]
-    other = PodLogs(Logs([FIRST], listed=[failed, again]), store, "demo")  # type: ignore[arg-type]
+    other = PodLogs(Logs([FIRST], listed=[failed, again]), store, "demo")
     wait_until_kept(other, JOB)
     assert store.objects[KEY] == text
     for opened in (logs, other):
@@ -234,7 +234,7 @@ def test_a_job_of_many_pods_that_are_over_opens_few_files_and_threads() -> None:
 
     files, threads = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
     store, cluster = MemoryStore(), LogsByPod(answer, shard_pods(300))
-    logs = PodLogs(cluster, store, "demo")  # type: ignore[arg-type]
+    logs = PodLogs(cluster, store, "demo")
     assert not logs.are_kept(MANY)
     wait_until(lambda: len(cluster.asked) >= pod_logs.READERS)
     assert len(list(Path("/proc/self/fd").iterdir())) - files < pod_logs.READERS
@@ -254,7 +254,7 @@ def test_a_controller_that_stops_asks_for_no_further_log() -> None:
         return FIRST
 
     cluster = LogsByPod(answer, shard_pods(100))
-    logs = PodLogs(cluster, MemoryStore(), "demo")  # type: ignore[arg-type]
+    logs = PodLogs(cluster, MemoryStore(), "demo")
     logs.are_kept(MANY)
     wait_until(lambda: len(cluster.asked) >= pod_logs.READERS)
     logs.close(0.0)
@@ -273,7 +273,7 @@ def test_pods_whose_node_is_lost_do_not_hold_up_the_logs_of_others() -> None:
         return FIRST
 
     store = MemoryStore()
-    logs = PodLogs(LogsByPod(answer, shard_pods(pod_logs.READERS + 5)), store, "demo")  # type: ignore[arg-type]
+    logs = PodLogs(LogsByPod(answer, shard_pods(pod_logs.READERS + 5)), store, "demo")
     wait_until(lambda: logs.are_kept(MANY) or len(store.objects) >= 5)
     lost.clear()
     wait_until_kept(logs, MANY)

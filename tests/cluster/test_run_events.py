@@ -17,7 +17,7 @@ def test_a_start_every_attempts_end_and_the_runs_are_events_of_its_owner() -> No
     cluster = made_cluster()
     owner = cluster.create("configmaps", owner_object(cluster.config))
     assert owner is not None
-    events, task = RunEvents(cluster, lambda: owner, NoWatcher(), clock=lambda: 1_800_000_000.0), Task(SCORE, "key")  # type: ignore[arg-type]
+    events, task = RunEvents(cluster, lambda: owner, NoWatcher(), clock=lambda: 1_800_000_000.0), Task(SCORE, "key")
     events.decided(StartStage(task, 1, "has not run yet"))
     events.ended(task, Attempt(1, "failed", 137, "OOMKilled"))
     events.ended(task, Attempt(2, "succeeded", 0))

@@ -45,7 +45,7 @@ class Scripted:
 
 def made(lists: list[Any], watches: list[Any], clock: Callable[[], float] = lambda: 0.0) -> tuple[Cache, Scripted]:
     cluster = Scripted(lists, watches)
-    cache = Cache(cluster, [View("pods", trim=lambda found: {"metadata": found["metadata"]})], clock=clock)  # type: ignore[arg-type]
+    cache = Cache(cluster, [View("pods", trim=lambda found: {"metadata": found["metadata"]})], clock=clock)
     cache.start(follow=False)
     return cache, cluster
 
@@ -141,7 +141,7 @@ def test_waiting_ends_with_a_change_and_is_over_at_the_latest_after_its_time(mon
 def test_threads_keep_it_true(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "PAUSE_SECONDS", 0.01)
     cluster = Scripted([[]], [[("ADDED", item("a", 11))]])
-    cache = Cache(cluster, [View("pods")])  # type: ignore[arg-type]
+    cache = Cache(cluster, [View("pods")])
     cache.start()
     wait_until(lambda: names(cache) == ["a"])
     cache.stop()

@@ -116,7 +116,7 @@ CALL_LISTS = st.lists(
 @given(CALL_LISTS, CALL_LISTS, st.randoms())
 def test_order_never_matters(predicted: list[ToolCall], expected: list[ToolCall], rng: object) -> None:
     shuffled = list(predicted)
-    rng.shuffle(shuffled)  # type: ignore[attr-defined]
+    rng.shuffle(shuffled)
     one, other = compare_calls(predicted, expected), compare_calls(shuffled, expected)
     assert (one.error, one.exact_calls, one.matched_arguments) == (other.error, other.exact_calls, other.matched_arguments)
     assert compare_calls(shuffled, predicted).error is None

@@ -113,7 +113,7 @@ def test_last_words_come_from_the_store_that_is_open(tmp_path: Path) -> None:
 def test_a_store_and_a_cluster_that_both_hang_are_waited_for_once_and_both_named() -> None:
     calls = threading.Barrier(2)
     store, cluster = Hangs(calls, DependencyError("S3 hangs")), Hangs(calls, ClusterDown("Kubernetes hangs"))
-    reader = StatusReader(IN_A_CLUSTER, store, cluster)  # type: ignore[arg-type]
+    reader = StatusReader(IN_A_CLUSTER, store, cluster)
     status = reader.read()
     assert (status.state, status.problem) == ("unknown", "S3 hangs; and Kubernetes hangs")
     assert status.unread == ("artifacts", "cluster")
@@ -125,12 +125,12 @@ def test_a_store_and_a_cluster_that_both_hang_are_waited_for_once_and_both_named
 def test_a_store_that_hangs_is_waited_for_once_whatever_it_is_asked(pods: int) -> None:
     """The artifacts, what vLLM shall serve, and what each of its pods has proved."""
     store = Hangs(threading.Barrier(2 + pods), DependencyError("S3 hangs"))
-    assert StatusReader(IN_A_CLUSTER, store, Serves(pods)).read().problem == "S3 hangs"  # type: ignore[arg-type]
+    assert StatusReader(IN_A_CLUSTER, store, Serves(pods)).read().problem == "S3 hangs"
 
 
 def test_a_store_that_hangs_is_waited_for_once_however_long_the_run_is() -> None:
     """Eight folders are listed side by side."""
     store = Hangs(threading.Barrier(8), DependencyError("S3 hangs"))
     config = RunConfig(root="s3://b/p", iterations=40)
-    assert StatusReader(config, store).read().problem == "S3 hangs"  # type: ignore[arg-type]
+    assert StatusReader(config, store).read().problem == "S3 hangs"
     assert len(store.asked) == 8

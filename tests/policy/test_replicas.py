@@ -93,7 +93,7 @@ def ask(
     async def conversation() -> Result:
         url = f"http://demo-vllm:{name.port}"
         seams = {"resolve": name, "should_stop": stop, "clock": time.clock, "sleep": time.sleep}
-        async with VllmPolicy(url, FOLDER, adapter, policy=config, **seams) as policy:  # type: ignore[arg-type]
+        async with VllmPolicy(url, FOLDER, adapter, policy=config, **seams) as policy:
             return await question(policy)
 
     return asyncio.run(conversation())
@@ -287,7 +287,7 @@ def test_a_server_that_lists_the_adapter_but_never_answers_ends_the_patience_too
     server, _ = pair
 
     async def question(policy: Policy) -> None:
-        server.post = lambda path, body: (503, {"error": {"message": "engine is dead"}})  # type: ignore[method-assign]
+        server.post = lambda path, body: (503, {"error": {"message": "engine is dead"}})
         await draw(policy, prompts(1)[0])
 
     with pytest.raises(DependencyError, match="status 503: engine is dead"):

@@ -259,7 +259,7 @@ def _search_scene(scene: dict[str, object]) -> tuple[SearchTree, float]:
     options = dict(scene)
     answers, inject, run_seed = options.pop("answers"), options.pop("inject"), options.pop("run_seed")
     config = settings(**options)
-    return run_search(new_search(new_policy(answers), config, inject=inject, run_seed=run_seed)), config.gamma  # type: ignore[arg-type]
+    return run_search(new_search(new_policy(answers), config, inject=inject, run_seed=run_seed)), config.gamma
 
 
 @given(SCENES)
