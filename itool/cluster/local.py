@@ -65,7 +65,6 @@ class LocalRunner:
     config: RunConfig
     config_path: Path
     logs_path: Path
-    package: str = "jobs"
     keep_open: Sequence[int] = ()
     warm_modules: Sequence[str] = WARM_MODULES
     on_ended: Callable[[Task, int, Path], None] | None = None
@@ -90,7 +89,7 @@ class LocalRunner:
             {
                 "op": "start",
                 "id": identity,
-                "module": f"{self.package}.{task.stage.name}",
+                "module": f"jobs.{task.stage.name}",
                 "arguments": self._arguments(task),
                 "log": str(log_path),
                 "environment": {"OMP_NUM_THREADS": str(self._threads(task))},
@@ -186,7 +185,7 @@ class LocalRunner:
         return self._launchers[warm]
 
     def _modules(self) -> list[str]:
-        return [*self.warm_modules, *(f"{self.package}.{name}" for name in STAGES)]
+        return [*self.warm_modules, *(f"jobs.{name}" for name in STAGES)]
 
     def _environment(self) -> dict[str, str]:
         """What must be set before a process starts. A user's own malloc settings win."""

@@ -49,9 +49,7 @@ class NotStarted(Interrupted):
         super().__init__(f"stopped while waiting for {waiting}; nothing was started", remedy="`itoolctl status` says how the run fares")
 
 
-def iterate(
-    config: RunConfig, watcher: Watcher | None = None, *, package: str = "jobs", wait_lease_seconds: float = 0.0
-) -> dict[StageId, Resolution]:
+def iterate(config: RunConfig, watcher: Watcher | None = None, *, wait_lease_seconds: float = 0.0) -> dict[StageId, Resolution]:
     """Make every artifact of the run that is missing. A finished run costs one look at the store, and where it has had a vLLM of its own
     one at the cluster: a controller that died may have left it running.
 
@@ -74,7 +72,7 @@ def iterate(
             store_config(store, config)
             if cluster is not None:
                 return _iterate_in_cluster(config, store, lease, watcher or NoWatcher(), stop=stop, cluster=cluster)
-            return _iterate_here(config, store, lease, watcher or NoWatcher(), stop=stop, package=package)
+            return _iterate_here(config, store, lease, watcher or NoWatcher(), stop=stop)
         finally:
             lease.release()
 
@@ -96,10 +94,8 @@ def _may_have_left_vllm(config: RunConfig, store: Store) -> bool:
         return in_cluster()
 
 
-def _iterate_here(
-    config: RunConfig, store: Store, lease: Lease, watcher: Watcher, *, stop: StopRequest, package: str
-) -> dict[StageId, Resolution]:
-    runner = local_runner(config, store, lease.inherited, package)
+def _iterate_here(config: RunConfig, store: Store, lease: Lease, watcher: Watcher, *, stop: StopRequest) -> dict[StageId, Resolution]:
+    runner = local_runner(config, store, lease.inherited)
     runner.while_stopping = partial(_keep, lease)
     stop.on_second = runner.kill
     try:
@@ -159,12 +155,10 @@ def open_lease(store: Store, run: str, *, sleep: Callable[[float], None] = time.
     return StoreLease(store, run)
 
 
-def local_runner(config: RunConfig, store: Store, keep_open: tuple[int, ...], package: str) -> LocalRunner:
+def local_runner(config: RunConfig, store: Store, keep_open: tuple[int, ...]) -> LocalRunner:
     """A runner whose logs and configuration lie in the run's folder; for an object store in a local one, and logs are copied."""
     if isinstance(store, FolderStore):
-        return LocalRunner(
-            config, store.path(config_key(config.run)), store.path(logs_prefix(config.run)), package=package, keep_open=keep_open
-        )
+        return LocalRunner(config, store.path(config_key(config.run)), store.path(logs_prefix(config.run)), keep_open=keep_open)
     folder = local_state(config)
     config_path = folder / "config.yaml"
     try:
@@ -176,7 +170,7 @@ def local_runner(config: RunConfig, store: Store, keep_open: tuple[int, ...], pa
     def keep_log(_task: Task, _attempt: int, path: Path) -> None:
         store.upload(path, log_key(config.run, path.name))
 
-    return LocalRunner(config, config_path, folder / LOGS_FOLDER, package=package, keep_open=keep_open, on_ended=keep_log)
+    return LocalRunner(config, config_path, folder / LOGS_FOLDER, keep_open=keep_open, on_ended=keep_log)
 
 
 def local_state(config: RunConfig) -> Path:

@@ -49,7 +49,7 @@ def test_a_disk_that_does_not_take_the_local_copy_is_named(tmp_path: Path, monke
     (tmp_path / "full").write_text("a file")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "full"))
     with pytest.raises(StorageError, match=r"cannot use .*/full/itool"):
-        local_runner(RunConfig(root="s3://bucket/runs"), MemoryStore(), (), "jobs")
+        local_runner(RunConfig(root="s3://bucket/runs"), MemoryStore(), ())
 
 
 @dataclass
@@ -84,7 +84,7 @@ def test_the_lease_is_kept_while_stages_save_their_last_checkpoint(tmp_path: Pat
     store.write("demo/config.yaml", config.as_yaml().encode())
     lease = LeaseInAStore(lambda: any(path.name.isdigit() for path in tmp_path.iterdir()))
     with pytest.raises(Interrupted):
-        _iterate_here(config, store, lease, NoWatcher(), stop=StopRequest(), package="jobs")
+        _iterate_here(config, store, lease, NoWatcher(), stop=StopRequest())
     assert lease.renewals_while_stopping > 0
     [log] = tmp_path.glob("demo/logs/i0-prepare-1.log")
     assert "stopped after checkpoint 1" in log.read_text()
