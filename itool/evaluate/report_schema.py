@@ -178,10 +178,6 @@ class Report(Part):
     )
     training: list[TrainingCurve] = Field(default_factory=list)
 
-    def as_json(self) -> str:
-        """The document, indented; numbers that are not finite become null."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
     def evaluation(self, iteration: int, dataset: str = "held_out") -> EvaluationReport | None:
         """One evaluation, or None where it was not made."""
         return next((e for e in self.evaluations if (e.iteration, e.dataset) == (iteration, dataset)), None)

@@ -74,7 +74,7 @@ def search_tree(example_id, nodes):
 def test_the_page_holds_the_report_and_needs_no_network(inputs):
     report = build_report(inputs)
     page = render_html(report, build_explorer(inputs))
-    assert page_data(page)["report"] == json.loads(report.as_json())
+    assert page_data(page)["report"] == report.model_dump(mode="json")
     assert not re.findall(r"""(?:src|href)=["'](?!#|data:)""", page.split('<script type="application/json"')[0])
     assert "default-src 'none'" in page
 

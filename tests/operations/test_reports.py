@@ -26,7 +26,7 @@ from tests.evaluate.fake_run import fake_inputs
 
 @pytest.fixture(scope="module")
 def report_json() -> str:
-    return build_report(fake_inputs()).as_json()
+    return build_report(fake_inputs()).model_dump_json(indent=2)
 
 
 def finish(root: Path, document: str, run: str = "demo") -> tuple[RunConfig, Path]:
