@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any
 
 from itool.cluster.api_answers import Denied
 from itool.cluster.check import Check
-from itool.cluster.client import PERMISSIONS
+from itool.cluster.client import PERMISSIONS, Cluster
 from itool.cluster.manifests import stage_job
 from itool.cluster.objects import Object
 from itool.cluster.pods import owner_name, taken_name
@@ -42,26 +42,8 @@ NOBODY: Object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": 
 """Owner of what is never created."""
 
 
-class Asks(Protocol):
-    """The part of `client.Cluster` that the checks need."""
-
-    namespace: str
-
-    def version(self) -> tuple[int, int]:
-        """The API server's version."""
-
-    def look(self, path: str) -> tuple[HTTPStatus, Object]:
-        """OK, NOT_FOUND or FORBIDDEN, and the object."""
-
-    def may(self, verb: str, resource: str) -> bool:
-        """Whether these credentials allow it."""
-
-    def create(self, resource: str, body: Object, *, dry_run: bool = False) -> Object | None:
-        """Create, or only let the API server say whether it would."""
-
-
 def require(
-    cluster: Asks,
+    cluster: Cluster,
     config: RunConfig,
     *,
     rights_within_seconds: float = 0.0,
@@ -83,7 +65,7 @@ def require(
         sleep(LOOK_AGAIN_SECONDS)
 
 
-def cluster_checks(cluster: Asks, config: RunConfig) -> Iterator[Check]:
+def cluster_checks(cluster: Cluster, config: RunConfig) -> Iterator[Check]:
     """Every finding; the later ones are only asked when the cluster, the namespace and the rights are there."""
     for check in (_cluster, _namespace, _permissions):
         found = _explained(check, cluster, config)
@@ -94,7 +76,7 @@ def cluster_checks(cluster: Asks, config: RunConfig) -> Iterator[Check]:
         yield _explained(check, cluster, config)
 
 
-def _explained(check: Callable[[Asks, RunConfig], Check], cluster: Asks, config: RunConfig) -> Check:
+def _explained(check: Callable[[Cluster, RunConfig], Check], cluster: Cluster, config: RunConfig) -> Check:
     """A check's finding; one that raises goes by the name of its function, one that may not ask by that of the rights."""
     try:
         return check(cluster, config)
@@ -104,7 +86,7 @@ def _explained(check: Callable[[Asks, RunConfig], Check], cluster: Asks, config:
         return Check(check.__name__.strip("_").replace("_", " "), "missing", str(error), exit_code=error.exit_code)
 
 
-def _cluster(cluster: Asks, _config: RunConfig) -> Check:
+def _cluster(cluster: Cluster, _config: RunConfig) -> Check:
     version = cluster.version()
     text = "Kubernetes " + ".".join(str(part) for part in version)
     if version >= OLDEST_VERSION:
@@ -115,7 +97,7 @@ def _cluster(cluster: Asks, _config: RunConfig) -> Check:
     )
 
 
-def _namespace(cluster: Asks, config: RunConfig) -> Check:
+def _namespace(cluster: Cluster, config: RunConfig) -> Check:
     namespace = cluster.namespace
     status, found = cluster.look(f"/api/v1/namespaces/{namespace}")
     if status == HTTPStatus.NOT_FOUND:
@@ -129,7 +111,7 @@ def _namespace(cluster: Asks, config: RunConfig) -> Check:
     return Check("namespace", "ok", f"{namespace}{f', Pod Security {enforced}' if enforced else ''}")
 
 
-def _permissions(cluster: Asks, _config: RunConfig) -> Check:
+def _permissions(cluster: Cluster, _config: RunConfig) -> Check:
     asked = [(verb, resource) for resource, verbs in PERMISSIONS.items() for verb in verbs]
     with ThreadPoolExecutor(8) as pool:
         allowed = list(pool.map(lambda pair: cluster.may(*pair), asked))
@@ -140,13 +122,13 @@ def _permissions(cluster: Asks, _config: RunConfig) -> Check:
     return _wrong(_RIGHTS, text, "Bind the chart's Role to this account (docs/security.md lists it), or use another kubeconfig")
 
 
-def _run_name(cluster: Asks, config: RunConfig) -> Check:
+def _run_name(cluster: Cluster, config: RunConfig) -> Check:
     status, owner = cluster.look(f"/api/v1/namespaces/{cluster.namespace}/configmaps/{owner_name(config.run)}")
     taken = taken_name(owner, config) if status == HTTPStatus.OK else None
     return _wrong("run name", *taken) if taken else _seen("run name", config.run, [status])
 
 
-def _credentials(cluster: Asks, config: RunConfig) -> Check:
+def _credentials(cluster: Cluster, config: RunConfig) -> Check:
     name = config.kubernetes.credentials_secret
     if name is None:
         return Check("credentials", "ok", "no Secret named: pods use workload identity")
@@ -165,7 +147,7 @@ def _credentials(cluster: Asks, config: RunConfig) -> Check:
     return Check("credentials", "ok", f"Secret {name}")
 
 
-def _accounts(cluster: Asks, config: RunConfig) -> Check:
+def _accounts(cluster: Cluster, config: RunConfig) -> Check:
     wanted = {"job_service_account": config.kubernetes.job_service_account}
     if config.has_managed_serving:
         wanted["serving_service_account"] = config.kubernetes.serving_service_account
@@ -177,7 +159,7 @@ def _accounts(cluster: Asks, config: RunConfig) -> Check:
     return _seen("accounts", ", ".join(dict.fromkeys(wanted.values())), found.values())
 
 
-def _priority(cluster: Asks, config: RunConfig) -> Check:
+def _priority(cluster: Cluster, config: RunConfig) -> Check:
     pods = {"pods": config.kubernetes.pods, "serving": config.kubernetes.serving}
     pods |= {f"stages.{name}": pod for name, pod in config.kubernetes.stages.items()}
     named = {f"kubernetes.{key}.priority_class": pod.priority_class for key, pod in pods.items() if pod.priority_class}
@@ -188,7 +170,7 @@ def _priority(cluster: Asks, config: RunConfig) -> Check:
     return _seen("priority", ", ".join(dict.fromkeys(named.values())) or "the cluster's default", found.values())
 
 
-def _queue(cluster: Asks, config: RunConfig) -> Check:
+def _queue(cluster: Cluster, config: RunConfig) -> Check:
     name = config.kubernetes.queue
     if name is None:
         return Check("queue", "ok", "none: Jobs go to the scheduler at once")
@@ -206,7 +188,7 @@ def _queue(cluster: Asks, config: RunConfig) -> Check:
     return _seen("queue", f"Kueue's local queue {name}", [status])
 
 
-def _dry_run(cluster: Asks, config: RunConfig) -> Check:
+def _dry_run(cluster: Cluster, config: RunConfig) -> Check:
     """Let the API server say what it would not accept: quotas, admission policies, Pod Security, ill-formed volumes or affinities.
 
     A quota that is used up now is no error: what uses it may be the run's own stage, and a Job waits for it.
@@ -228,7 +210,7 @@ def _dry_run(cluster: Asks, config: RunConfig) -> Check:
     return Check("dry run", "ok", f"accepted {'with their pods' if pods_too else '(pods not tried, this account creates none)'}: {names}")
 
 
-def _full_quota(cluster: Asks, body: Object) -> str:
+def _full_quota(cluster: Cluster, body: Object) -> str:
     """Which quota has no room for an object's pod while others use it, "" for none. Raises ConfigError for a pod that never fits."""
     try:
         cluster.create("pods", _pod_of(body), dry_run=True)

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from itool.cluster.decide_serving import Serve, ServingState, StopServing
 from itool.cluster.objects import Object
 from itool.cluster.pods import serving_name
 from itool.cluster.serving_manifests import change_to, serving_deployment, serving_service
-from itool.cluster.serving_reader import Readable, ServingReader
+from itool.cluster.serving_reader import ServingReader
 from itool.cluster.wish import forget_proofs, write_wish
 from itool.config import RunConfig
 from itool.logs import get_logger
 
+if TYPE_CHECKING:
+    from itool.cluster.client import Cluster
+
 log = get_logger(__name__)
-
-
-class Deployments(Readable, Protocol):
-    """The part of `client.Cluster` that serving needs."""
-
-    def create(self, resource: str, body: Object) -> Object | None:
-        """Create an object; None when one of that name exists."""
-
-    def patch(self, resource: str, name: str, change: Object) -> Object | None:
-        """Merge a change into an object; None when there is none."""
 
 
 class Serving(Protocol):
@@ -47,7 +40,6 @@ class KubernetesServing(ServingReader):
     when there is none of its name.
     """
 
-    cluster: Deployments
     owner: Callable[[], Object] = field(kw_only=True)
     keep_service: Callable[[str, Callable[[RunConfig, Object], Object]], None] = field(kw_only=True)
 
@@ -85,12 +77,12 @@ class KubernetesServing(ServingReader):
         self._proofs = {pod: found for pod, found in self._proofs.items() if pod in keep}
 
 
-def has_vllm(cluster: Readable, run: str) -> bool:
+def has_vllm(cluster: Cluster, run: str) -> bool:
     """Whether a vLLM of the run is asked to run, whatever the run's settings say by now."""
     found = cluster.get("deployments", serving_name(run))
     return found is not None and found["spec"].get("replicas", 1) > 0
 
 
-def stop_vllm(cluster: Deployments, run: str) -> bool:
+def stop_vllm(cluster: Cluster, run: str) -> bool:
     """Scale a run's vLLM to 0; False where none is asked to run."""
     return has_vllm(cluster, run) and cluster.patch("deployments", serving_name(run), {"spec": {"replicas": 0}}) is not None

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from itool.artifacts.commit import read_file, read_manifest
 from itool.artifacts.store import Store
@@ -25,19 +25,13 @@ from itool.config import RunConfig
 from itool.errors import NEVER_AGAIN, ArtifactError
 from itool.policy.model_folder import usable_context
 
+if TYPE_CHECKING:
+    from itool.cluster.client import Cluster
+
 LOOK_AGAIN_SECONDS = 15.0
 """So often the Deployment is read although nobody but this controller should change it."""
 
 PROOF_SECONDS = 1.0
-
-
-class Readable(Protocol):
-    """The part of `client.Cluster` that reading needs."""
-
-    namespace: str
-
-    def get(self, resource: str, name: str) -> Object | None:
-        """One object; None when there is none."""
 
 
 @dataclass
@@ -46,7 +40,7 @@ class ServingReader:
 
     config: RunConfig
     store: Store
-    cluster: Readable
+    cluster: Cluster
     pods: Callable[[], Sequence[Object]]
     clock: Callable[[], float] = time.time
     _wish: Wish | None = None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from itool.artifacts.store import Store
 from itool.cluster.api_answers import ClusterDown
@@ -18,18 +18,11 @@ from itool.cluster.pod_states import pod_state
 from itool.config import RunConfig
 from itool.operations.attempt_logs import AttemptKey, AttemptLog, Wanted, stored_logs
 
+if TYPE_CHECKING:
+    from itool.cluster.client import Cluster
+
 LOOK_AGAIN_SECONDS = 1.0
 HEADING = re.compile(rb"^== pod (?P<pod>\S+)", re.MULTILINE)
-
-
-class Logs(Protocol):
-    """The part of `client.Cluster` that reading logs needs."""
-
-    def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[list[Object], str]:
-        """Objects that fit the selectors."""
-
-    def pod_log(self, name: str, container: str, *, follow: bool = False) -> Iterable[bytes]:
-        """Chunks of a container's log."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +40,7 @@ class ClusterLogs:
 
     config: RunConfig
     store: Store
-    cluster: Logs
+    cluster: Cluster
     wanted: Wanted
     sleep: Callable[[float], None] = time.sleep
     _given: set[str] = field(default_factory=set)

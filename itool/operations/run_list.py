@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from itool.artifacts.resolve import Resolution, resolve
 from itool.artifacts.store import Store
@@ -14,9 +14,12 @@ from itool.errors import ItoolError
 from itool.evaluate.intervals import latest_of_the_best
 from itool.names import Method
 from itool.operations.overview import RunObjects, stage_rows
-from itool.operations.run_objects import Reads, read_objects
+from itool.operations.run_objects import read_objects
 from itool.operations.run_status import State, run_state
 from itool.stages import StageId
+
+if TYPE_CHECKING:
+    from itool.cluster.client import Cluster
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class RunLine:
     problem: str | None = None
 
 
-def run_line(config: RunConfig, store: Store, open_cluster: Callable[[], Reads]) -> RunLine:
+def run_line(config: RunConfig, store: Store, open_cluster: Callable[[], Cluster]) -> RunLine:
     """How a run stands. The cluster is opened only where its Jobs decide the state: the run is not done, and nobody holds it."""
     resolutions, holder = resolve(store, config), open_lease(store, config.run).holder()
     done = sum(found.done for found in resolutions.values())

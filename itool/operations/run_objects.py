@@ -6,9 +6,9 @@ Works from a laptop or in a pod, with or without a living controller; three list
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from itool.artifacts.store import Store
 from itool.cluster.decide_serving import ServingState
@@ -17,27 +17,20 @@ from itool.cluster.manifests import STAGE_CONTAINER
 from itool.cluster.objects import JOB_LABEL, RUN_LABEL, Object
 from itool.cluster.pod_states import pod_state
 from itool.cluster.progress import Progress, last_progress
-from itool.cluster.serving_reader import Readable, ServingReader
+from itool.cluster.serving_reader import ServingReader
 from itool.cluster.wish import Proof, read_proof
 from itool.config import RunConfig
 from itool.errors import ItoolError
 from itool.operations.overview import RunObjects, of_component
 
+if TYPE_CHECKING:
+    from itool.cluster.client import Cluster
+
 MOST_LOOKED_AT = 8
 TAIL_LINES = 30
 
 
-class Reads(Readable, Protocol):
-    """The part of `client.Cluster` that looking at a run needs."""
-
-    def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[Sequence[Object], str]:
-        """Objects that fit the selectors."""
-
-    def pod_log(self, name: str, container: str, *, tail_lines: int | None = None) -> Iterable[bytes]:
-        """Chunks of a container's log."""
-
-
-def read_objects(cluster: Reads, store: Store, config: RunConfig) -> RunObjects:
+def read_objects(cluster: Cluster, store: Store, config: RunConfig) -> RunObjects:
     """What there is now. Jobs before pods, so that the pods of every Job that is seen are seen too; all that the store says at once."""
     labels = f"{RUN_LABEL}={config.run}"
     jobs, _ = cluster.list("jobs", labels)
@@ -59,7 +52,7 @@ def read_objects(cluster: Reads, store: Store, config: RunConfig) -> RunObjects:
     )
 
 
-def _serving(cluster: Reads, store: Store, config: RunConfig, pods: Sequence[Object]) -> ServingState | None:
+def _serving(cluster: Cluster, store: Store, config: RunConfig, pods: Sequence[Object]) -> ServingState | None:
     """As the controller sees it; None while the store cannot be asked."""
     try:
         return ServingReader(config, store, cluster, lambda: pods).state()
@@ -67,7 +60,7 @@ def _serving(cluster: Reads, store: Store, config: RunConfig, pods: Sequence[Obj
         return None
 
 
-def _progress_of(cluster: Reads, pod: str) -> Progress | None:
+def _progress_of(cluster: Cluster, pod: str) -> Progress | None:
     """How far a stage pod says it is; None when it does not say, or its log cannot be read now."""
     try:
         return last_progress(b"".join(cluster.pod_log(pod, STAGE_CONTAINER, tail_lines=TAIL_LINES)))
@@ -75,13 +68,13 @@ def _progress_of(cluster: Reads, pod: str) -> Progress | None:
         return None
 
 
-def _events(cluster: Reads, jobs: Sequence[Object], pods: Sequence[Object]) -> list[Object]:
+def _events(cluster: Cluster, jobs: Sequence[Object], pods: Sequence[Object]) -> list[Object]:
     """Events of what is in trouble: by name while these are few, else the namespace's warnings."""
     names = [pod["metadata"]["name"] for pod in pods if _is_in_trouble(pod)]
     with_pods = {pod["metadata"]["labels"].get(JOB_LABEL) for pod in pods}
     names += [job["metadata"]["name"] for job in jobs if job["metadata"]["name"] not in with_pods and not is_over(job)]
     if len(names) > MOST_LOOKED_AT:
-        return list(cluster.list("events", fields="type=Warning")[0])
+        return cluster.list("events", fields="type=Warning")[0]
     return [event for name in names for event in cluster.list("events", fields=f"involvedObject.name={name}")[0]]
 
 

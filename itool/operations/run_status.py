@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from itool.artifacts.resolve import Observed, Resolution, observe, resolve_observed
 from itool.artifacts.store import Store
@@ -15,8 +15,11 @@ from itool.config import RunConfig
 from itool.errors import ItoolError
 from itool.operations.attempt_logs import last_word
 from itool.operations.overview import PodRow, RunObjects, StageRow, component_rows, job_rows, stage_rows
-from itool.operations.run_objects import Reads, read_objects
+from itool.operations.run_objects import read_objects
 from itool.stages import StageId
+
+if TYPE_CHECKING:
+    from itool.cluster.client import Cluster
 
 State = Literal["done", "running", "failed", "stopped", "unknown"]
 Source = Literal["artifacts", "lock", "cluster"]
@@ -52,7 +55,7 @@ class StatusReader:
 
     config: RunConfig
     store: Store
-    cluster: Reads | None = None
+    cluster: Cluster | None = None
     error: ItoolError | None = None
     _known: Observed | None = None
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from itool.artifacts.manifest import Manifest
 from itool.artifacts.resolve import Resolution
 from itool.artifacts.store import FolderStore
+from itool.cluster.client import Cluster
 from itool.cluster.controller import Controller
 from itool.cluster.leases import FolderLease
 from itool.cluster.session import open_lease
 from itool.config import RunConfig
 from itool.operations.run_list import RunLine, best_so_far, run_line
-from itool.operations.run_objects import Reads
 from itool.operations.run_status import StatusReader
 from itool.stages import StageId
 from tests.cluster.in_memory_runner import InMemoryRunner
@@ -21,7 +21,7 @@ from tests.cluster.in_memory_runner import InMemoryRunner
 WHEN = datetime(2026, 11, 21, tzinfo=UTC)
 
 
-def no_cluster() -> Reads:
+def no_cluster() -> Cluster:
     raise AssertionError("nothing of this run lies in a cluster")
 
 
