@@ -50,7 +50,7 @@ class PlainDisplay:
         now = time.monotonic()
         if now - self._said.setdefault(task, now) >= PLAIN_INTERVAL_SECONDS:
             self._said[task] = now
-            self.say(f"{task.label}: {progress.done:.0f}/{progress.total:.0f} {progress.unit} {figures(progress)}".rstrip())
+            self.say(f"{task.label}: {progress.text} {figures(progress)}".rstrip())
 
     def ended(self, task: Task, attempt: Attempt) -> None:
         """How it went, how long it took, and how much memory."""
@@ -86,7 +86,7 @@ class BarDisplay(PlainDisplay):
         """Move the bar; an attempt that another controller started gets its bar here."""
         if task not in self._bars:
             self._begin(task)
-        text = f"{progress.done:.0f}/{progress.total:.0f} {progress.unit}  {figures(progress)}"
+        text = f"{progress.text}  {figures(progress)}"
         self.progress.update(self._bars[task], completed=progress.done, total=progress.total, figures=text)
 
     def ended(self, task: Task, attempt: Attempt) -> None:

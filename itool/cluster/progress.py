@@ -21,6 +21,11 @@ class Progress:
     unit: str
     figures: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def text(self) -> str:
+        """`12/40 updates`."""
+        return f"{self.done:.0f}/{self.total:.0f} {self.unit}".rstrip()
+
 
 class Watcher(Protocol):
     """Who looks on: a progress display, plain log lines, or a test."""

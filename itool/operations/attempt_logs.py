@@ -9,7 +9,7 @@ from pathlib import Path
 from itool.artifacts.store import FolderStore, Store
 from itool.cluster.last_words import last_words
 from itool.cluster.log_names import LOGS_FOLDER, log_key, logs_prefix, parse_log_name
-from itool.cluster.progress import last_progress
+from itool.cluster.progress import Progress, last_progress
 from itool.cluster.session import local_state
 from itool.config import RunConfig
 
@@ -82,7 +82,7 @@ def last_word(config: RunConfig, store: Store, stage: str, iteration: int) -> La
         return None
     outputs = [log.read(store, config.run) for log in logs]
     found = [progress for output in outputs if (progress := last_progress(output))]
-    text = f"{sum(progress.done for progress in found):.0f}/{sum(progress.total for progress in found):.0f}" if found else None
+    text = Progress(sum(each.done for each in found), sum(each.total for each in found), found[-1].unit).text if found else None
     return LastWord(max(log.attempt for log in logs), text, last_words(outputs[-1]))
 
 

@@ -187,7 +187,7 @@ def _pod_row(state: PodState, objects: RunObjects) -> PodRow:
         shard=state.shard,
         node=state.node,
         age_seconds=max((state.ended_at or objects.at) - since, 0.0),
-        progress=progress_text(progress) if progress and state.phase == "running" else None,
+        progress=progress.text if progress and state.phase == "running" else None,
         ready=state.ready,
         adapter=(proof.adapter or None) if proof else None,
     )
@@ -196,11 +196,6 @@ def _pod_row(state: PodState, objects: RunObjects) -> PodRow:
 def _podless_row(state: JobState, at: float) -> PodRow:
     """A Job that has no pod, under its own name: suspended, refused a pod, or over, with its pods gone."""
     return PodRow(pod=state.name, state=state.phase, reason=state.reason, age_seconds=max((state.ended_at or at) - state.started_at, 0.0))
-
-
-def progress_text(progress: Progress) -> str:
-    """`12/40 updates`."""
-    return f"{progress.done:.0f}/{progress.total:.0f} {progress.unit}".rstrip()
 
 
 def _earlier(states: Sequence[PodState]) -> str:

@@ -75,7 +75,7 @@ def test_stages_that_run_side_by_side_both_run(tmp_path: Path) -> None:
         lease.release()
     assert status.state == "running"
     running = [(row.stage, row.attempt, row.progress) for row in status.stages if row.state == "running"]
-    assert running == [("i0/evaluate", 1, "30/40"), ("i1/score", 2, "7/40")]
+    assert running == [("i0/evaluate", 1, "30/40 examples"), ("i1/score", 2, "7/40 examples")]
     stopped = StatusReader(config, store).read()
     assert [row.attempt for row in stopped.stages if row.attempt] == [1, 2]
     assert stopped.state == "stopped"
