@@ -265,6 +265,10 @@ def log_name(pod: Object) -> LogName:
     return LogName(int(labels[ITERATION_LABEL]), labels[STAGE_LABEL], shard, int(labels[ATTEMPT_LABEL]))
 
 
+HEADING = re.compile(rb"^== pod (?P<pod>\S+)", re.MULTILINE)
+"""How a kept log names the pod whose text follows; `heading_start` writes it."""
+
+
 def heading_start(pod: str) -> str:
     """How the line above a pod's log begins."""
     return f"== pod {pod}"

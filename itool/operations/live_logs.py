@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from itool.cluster.job_facts import is_over
 from itool.cluster.log_names import log_key
 from itool.cluster.manifests import STAGE_CONTAINER
 from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, ITERATION_LABEL, RUN_LABEL, STAGE_LABEL, Object
+from itool.cluster.pod_logs import HEADING
 from itool.cluster.pod_states import pod_state
 from itool.config import RunConfig
 from itool.operations.attempt_logs import AttemptKey, AttemptLog, Wanted, stored_logs
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from itool.cluster.client import Cluster
 
 LOOK_AGAIN_SECONDS = 1.0
-HEADING = re.compile(rb"^== pod (?P<pod>\S+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
