@@ -119,7 +119,7 @@ def _show_local(settings: RunConfig, store: Store, wanted: Wanted, printer: Prin
     """Files of this machine or the store, read on from where they were; False when there is none."""
     from itool.operations.attempt_logs import find_logs  # noqa: PLC0415
 
-    offsets: dict[str, int] = {}
+    offsets: dict[AttemptKey, int] = {}
     open_logs: list[AttemptLog] = []
     while True:
         active = follow and _is_held(settings, store)
@@ -127,12 +127,12 @@ def _show_local(settings: RunConfig, store: Store, wanted: Wanted, printer: Prin
         printer.announce(len(found))
         for log in open_logs:
             if log not in found:  # a newer attempt has taken its place
-                printer.write(log.name, log.key, b"", last=True)
+                printer.write(str(log.name), log.key, b"", last=True)
         open_logs = found
         for log in found:
-            data = log.read(store, settings.run, offsets.get(log.name, 0))
-            offsets[log.name] = offsets.get(log.name, 0) + len(data)
-            printer.write(log.name, log.key, data, last=not active)
+            data = log.read(store, settings.run, offsets.get(log.key, 0))
+            offsets[log.key] = offsets.get(log.key, 0) + len(data)
+            printer.write(str(log.name), log.key, data, last=not active)
         if not active:
             return bool(found)
         time.sleep(LOOK_AGAIN_SECONDS / 5)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from itool.artifacts.store import FolderStore, Store
 from itool.cluster.last_words import last_words
-from itool.cluster.log_names import LOGS_FOLDER, log_key, logs_prefix, parse_log_name
+from itool.cluster.log_names import LOGS_FOLDER, LogName, log_key, logs_prefix, parse_log_name
 from itool.cluster.progress import Progress, last_progress
 from itool.cluster.session import local_state
 from itool.config import RunConfig
@@ -17,21 +17,17 @@ AttemptKey = tuple[int, int, int]
 """Iteration, shard, attempt of a stage."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class AttemptLog:
     """One attempt's log: a local file, or an object when `path` is None."""
 
-    iteration: int
-    stage: str
-    shard: int
-    attempt: int
-    name: str
+    name: LogName
     path: Path | None = None
 
     @property
     def key(self) -> AttemptKey:
         """Iteration, shard, attempt."""
-        return self.iteration, self.shard, self.attempt
+        return self.name.iteration, self.name.shard or 0, self.name.attempt
 
     def read(self, store: Store, run: str, offset: int = 0) -> bytes:
         """Its bytes from `offset` on."""
@@ -71,7 +67,7 @@ class Wanted:
 
 def find_logs(config: RunConfig, store: Store, wanted: Wanted) -> list[AttemptLog]:
     """The log files that are asked for."""
-    logs = {log.key: log for log in stored_logs(config, store) if log.stage == wanted.stage}
+    logs = {log.key: log for log in stored_logs(config, store) if log.name.stage == wanted.stage}
     return [logs[key] for key in wanted.choose(logs)]
 
 
@@ -83,7 +79,7 @@ def last_word(config: RunConfig, store: Store, stage: str, iteration: int) -> La
     outputs = [log.read(store, config.run) for log in logs]
     found = [progress for output in outputs if (progress := last_progress(output))]
     text = Progress(sum(each.done for each in found), sum(each.total for each in found), found[-1].unit).text if found else None
-    return LastWord(max(log.attempt for log in logs), text, last_words(outputs[-1]))
+    return LastWord(max(log.name.attempt for log in logs), text, last_words(outputs[-1]))
 
 
 def stored_logs(config: RunConfig, store: Store) -> list[AttemptLog]:
@@ -95,8 +91,4 @@ def stored_logs(config: RunConfig, store: Store) -> list[AttemptLog]:
 
 
 def _parse(files: dict[str, Path] | dict[str, Path | None]) -> list[AttemptLog]:
-    found = []
-    for name, path in files.items():
-        if parsed := parse_log_name(name):
-            found.append(AttemptLog(parsed.iteration, parsed.stage, parsed.shard or 0, parsed.attempt, name, path))
-    return found
+    return [AttemptLog(parsed, path) for name, path in files.items() if (parsed := parse_log_name(name))]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from itool.artifacts.store import Store
 from itool.cluster.api_answers import ClusterDown
 from itool.cluster.job_facts import is_over
-from itool.cluster.log_names import log_key
+from itool.cluster.log_names import LogName, log_key
 from itool.cluster.manifests import STAGE_CONTAINER
 from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, ITERATION_LABEL, RUN_LABEL, STAGE_LABEL, Object
 from itool.cluster.pod_logs import HEADING
@@ -43,12 +43,12 @@ class ClusterLogs:
     wanted: Wanted
     sleep: Callable[[float], None] = time.sleep
     _given: set[str] = field(default_factory=set)
-    _files: dict[str, tuple[int, list[PodText]]] = field(default_factory=dict)
+    _files: dict[LogName, tuple[int, list[PodText]]] = field(default_factory=dict)
 
     def new_texts(self) -> list[PodText]:
         """Texts of pods that have started since the last look, by shard and then oldest first."""
         pods = self._pods()
-        files = {log.key: log for log in stored_logs(self.config, self.store) if log.stage == self.wanted.stage}
+        files = {log.key: log for log in stored_logs(self.config, self.store) if log.name.stage == self.wanted.stage}
         texts = []
         for key in self.wanted.choose([*files, *(text.key for text in pods)]):
             stored = self._stored(files[key]) if key in files else []
@@ -99,7 +99,7 @@ class ClusterLogs:
         size = self.store.size(log_key(self.config.run, log.name)) or 0
         if self._files.get(log.name, (-1, []))[0] != size:
             data = log.read(self.store, self.config.run)
-            starts = [(match.start(), match["pod"].decode()) for match in HEADING.finditer(data)] or [(0, log.name)]
+            starts = [(match.start(), match["pod"].decode()) for match in HEADING.finditer(data)] or [(0, str(log.name))]
             ends = [start for start, _ in starts[1:]] + [len(data)]
             texts = [PodText(log.key, pod, data[start:end]) for (start, pod), end in zip(starts, ends, strict=True)]
             self._files[log.name] = (size, texts)
