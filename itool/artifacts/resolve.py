@@ -61,7 +61,7 @@ class Resolution:
 
 
 @dataclass(frozen=True)
-class Observed:
+class StoreListing:
     """What lies in the store for a run: object sizes by key, readable manifests by prefix, unreadable ones with reason and remedy.
 
     `files` are the fingerprints of the local files that `prepare` reads.
@@ -90,7 +90,7 @@ def resolve_one(store: Store, config: RunConfig, stage: StageId, key: str) -> di
     if stage.name == "report":
         return _resolve_begun(config, observe(store, config), stage, key)
     sources = inputs_of(config, stage)
-    observed = observe(store, config, known=Observed(), stages=set(sources.values()))
+    observed = observe(store, config, known=StoreListing(), stages=set(sources.values()))
     settings = _settings_of(config, stage.name, observed, [])
     for found in itertools.product(*(_on_hand(config, source, observed) for source in sources.values())):
         refs = {role: manifest.ref() for role, (_, manifest) in zip(sources, found, strict=True)}
@@ -101,7 +101,7 @@ def resolve_one(store: Store, config: RunConfig, stage: StageId, key: str) -> di
     return None
 
 
-def _resolve_begun(config: RunConfig, observed: Observed, stage: StageId, key: str) -> dict[StageId, Resolution] | None:
+def _resolve_begun(config: RunConfig, observed: StoreListing, stage: StageId, key: str) -> dict[StageId, Resolution] | None:
     """The run in which this stage has this key, also when local files have changed since it was begun."""
     prepared = [manifest for manifest in observed.manifests.values() if manifest.stage == "prepare"]
     for files in ({file: manifest.settings.get(file) for file in observed.files} for manifest in prepared):
@@ -111,7 +111,7 @@ def _resolve_begun(config: RunConfig, observed: Observed, stage: StageId, key: s
     return None
 
 
-def _on_hand(config: RunConfig, stage: StageId, observed: Observed) -> list[tuple[str, Manifest]]:
+def _on_hand(config: RunConfig, stage: StageId, observed: StoreListing) -> list[tuple[str, Manifest]]:
     """A stage's whole artifacts, whatever they were made from: folder and manifest."""
     return [
         (prefix, manifest)
@@ -121,7 +121,9 @@ def _on_hand(config: RunConfig, stage: StageId, observed: Observed) -> list[tupl
     ]
 
 
-def observe(store: Store, config: RunConfig, *, known: Observed | None = None, stages: Collection[StageId] | None = None) -> Observed:
+def observe(
+    store: Store, config: RunConfig, *, known: StoreListing | None = None, stages: Collection[StageId] | None = None
+) -> StoreListing:
     """Read what lies in the store for this run and the run that it reuses. Manifests that `known` holds are not read again.
 
     With `stages` only these are looked at again and all else is taken from `known`: a long run is not listed anew after each of its stages.
@@ -145,7 +147,7 @@ def observe(store: Store, config: RunConfig, *, known: Observed | None = None, s
             manifests[prefix] = found
         else:
             broken[prefix] = found
-    return Observed(sizes, manifests, broken, file_fingerprints(config))
+    return StoreListing(sizes, manifests, broken, file_fingerprints(config))
 
 
 def _list(store: Store, folders: list[str], known: Mapping[str, int]) -> dict[str, int]:
@@ -193,7 +195,7 @@ def manifest_prefixes(sizes: Mapping[str, int]) -> list[str]:
 
 
 def resolve_observed(
-    config: RunConfig, observed: Observed, *, settled: Mapping[StageId, Resolution] | None = None
+    config: RunConfig, observed: StoreListing, *, settled: Mapping[StageId, Resolution] | None = None
 ) -> dict[StageId, Resolution]:
     """Pure: the state of every stage of the run, in running order (so that a stage's inputs come before it).
 
@@ -220,8 +222,8 @@ def resolve_observed(
 
 
 def forget_done(
-    config: RunConfig, observed: Observed, resolutions: Mapping[StageId, Resolution]
-) -> tuple[Observed, dict[StageId, Resolution]]:
+    config: RunConfig, observed: StoreListing, resolutions: Mapping[StageId, Resolution]
+) -> tuple[StoreListing, dict[StageId, Resolution]]:
     """Both without what nobody asks of a finished stage again: of it remains where it stands and how others name it.
 
     So that a controller of hundreds of iterations does not hold all that they wrote.
@@ -246,7 +248,7 @@ def damage(manifest: Manifest, prefix: str, sizes: Mapping[str, int]) -> str | N
     return None
 
 
-def _settings_of(config: RunConfig, name: StageName, observed: Observed, siblings: list[Manifest]) -> dict[str, Any]:
+def _settings_of(config: RunConfig, name: StageName, observed: StoreListing, siblings: list[Manifest]) -> dict[str, Any]:
     """The settings of a stage, for `prepare` with the fingerprints of its files.
 
     A file that is not here (any more), as in another working directory, counts as the one that was read last: nothing says otherwise.
@@ -268,7 +270,7 @@ def _resolve_stage(
     config: RunConfig,
     stage: StageId,
     inputs: dict[str, Resolution],
-    observed: Observed,
+    observed: StoreListing,
     *,
     settings: dict[str, Any],
     siblings: list[Manifest],
@@ -303,7 +305,7 @@ def _runs(config: RunConfig) -> list[str]:
 
 
 def _find(
-    run: str, stage: StageId, key: str, refs: dict[str, ArtifactRef], observed: Observed, *, root: str, reused: bool
+    run: str, stage: StageId, key: str, refs: dict[str, ArtifactRef], observed: StoreListing, *, root: str, reused: bool
 ) -> Resolution | None:
     """The artifact with this key in a run's folder: done, damaged, or None when there is none."""
     prefix = artifact_prefix(run, stage, key)

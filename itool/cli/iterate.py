@@ -51,8 +51,7 @@ def iterate(
     """
     from itool.cli.display import open_display  # noqa: PLC0415 - every import below costs time that --help does not have
     from itool.cli.report import result_text  # noqa: PLC0415
-    from itool.cluster.session import NotStarted  # noqa: PLC0415
-    from itool.cluster.session import iterate as iterate_here  # noqa: PLC0415
+    from itool.cluster import session  # noqa: PLC0415
     from itool.errors import Interrupted  # noqa: PLC0415
     from itool.operations.reports import find_report  # noqa: PLC0415
 
@@ -60,8 +59,8 @@ def iterate(
     started = time.monotonic()
     try:
         with open_display(settings) as display:
-            resolutions = iterate_here(settings, display, wait_lease_seconds=wait_lease)
-    except NotStarted:
+            resolutions = session.iterate(settings, display, wait_lease_seconds=wait_lease)
+    except session.NotStarted:
         raise
     except Interrupted:
         raise _interrupted(settings) from None

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from itool.cli.options import BackendOption, ConfigOption, Output, OutputOption, RootOption, RunArgument, existing_config
-from itool.cli.options import print_json as print_document
+from itool.cli.options import BackendOption, ConfigOption, Output, OutputOption, RootOption, RunArgument, existing_config, print_json
 from itool.cli.tables import columns, duration
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def status(
         found = reader.read()
         text = as_text(found, with_problem=watch) if output is Output.text else ""
         if output is Output.json:
-            print_document(as_document(found))
+            print_json(as_document(found))
         elif text != shown:
             typer.echo((CLEAR_SCREEN if watch and sys.stdout.isatty() else "") + text)
         shown = text

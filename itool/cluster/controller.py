@@ -65,7 +65,7 @@ class Controller:
     poll_seconds: float = 0.05
     clock: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
-    _known: artifacts.Observed | None = None
+    _known: artifacts.StoreListing | None = None
     _resolutions: dict[StageId, Resolution] | None = None
     _seen: frozenset[tuple[Task, int]] = frozenset()
     _asked_at: float = float("-inf")

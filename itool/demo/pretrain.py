@@ -35,10 +35,10 @@ from itool.demo.task import drafts
 from itool.demo.vocabulary import CONTEXT_TOKENS, train_tokenizer
 from itool.muon import Muon
 
-Sequence = tuple[list[int], int]
+EncodedExample = tuple[list[int], int]
 """Token ids of prompt and response, and the length of the prompt."""
 
-STAGES = ((0.12, 2, 1), (0.3, 4, 2), (1.0, 6, 3))
+PHASES = ((0.12, 2, 1), (0.3, 4, 2), (1.0, 6, 3))
 """Up to which share of the tokens, how many candidate tools and how many calls an example has at most."""
 
 
@@ -146,7 +146,7 @@ def _schedule(updates: int, progress: float, recipe: Recipe) -> float:
     return min(1.0, (updates + 1) / 60)
 
 
-def _response_loss(model: LlamaForCausalLM, batch: list[Sequence], pad_id: int) -> torch.Tensor:
+def _response_loss(model: LlamaForCausalLM, batch: list[EncodedExample], pad_id: int) -> torch.Tensor:
     """Mean cross-entropy of the response tokens. Padding stands on the right, where causal attention never looks."""
     length = max(len(ids) for ids, _ in batch)
     inputs = torch.tensor([ids + [pad_id] * (length - len(ids)) for ids, _ in batch])
@@ -156,7 +156,7 @@ def _response_loss(model: LlamaForCausalLM, batch: list[Sequence], pad_id: int) 
     return cross_entropy(model.lm_head(hidden.flatten(0, 1)[places]), targets)
 
 
-def _batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, openness: float) -> Iterator[list[Sequence]]:
+def _batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, openness: float) -> Iterator[list[EncodedExample]]:
     """The stream of training batches: copying first, then examples sorted by length within a pool."""
     rng = random.Random(f"itool-pretrain:{recipe.seed}")
     exercises = [_copy_exercise(rng, tokenizer) for _ in range(recipe.copy_exercises)]
@@ -165,7 +165,7 @@ def _batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, openness: float
     yield from copying
     tokens = 0
     while tokens < recipe.tokens:
-        pool = _encode([_stage_draft(rng, tokens / recipe.tokens, openness) for _ in range(recipe.pool)], tokenizer)
+        pool = _encode([_phase_draft(rng, tokens / recipe.tokens, openness) for _ in range(recipe.pool)], tokenizer)
         groups = _group_by_length(pool, recipe.batch_tokens)
         rng.shuffle(groups)
         for group in groups:
@@ -173,15 +173,15 @@ def _batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, openness: float
             yield group
 
 
-def _stage_draft(rng: random.Random, progress: float, openness: float) -> Draft:
-    """A draft of the current stage; one in five is already of the last. Open names come last, when all stages are behind."""
+def _phase_draft(rng: random.Random, progress: float, openness: float) -> Draft:
+    """A draft of the current phase; one in five is already of the last. Open names come last, when all phases are behind."""
     if openness:
         return draft_example(rng, openness=openness)
-    _, largest, calls = STAGES[-1] if rng.random() < 0.2 else next(stage for stage in STAGES if progress <= stage[0] or stage is STAGES[-1])
+    _, largest, calls = PHASES[-1] if rng.random() < 0.2 else next(phase for phase in PHASES if progress <= phase[0] or phase is PHASES[-1])
     return draft_example(rng, largest=largest, most_calls=calls)
 
 
-def _copy_exercise(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> Sequence:
+def _copy_exercise(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> EncodedExample:
     """Random tokens to repeat, or pairs of keys and values of which some are asked for."""
     user, assistant, end = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
     first = len(SPECIAL_TOKENS)
@@ -201,15 +201,15 @@ def _copy_exercise(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> Se
     return [*prompt, *answer, end], len(prompt)
 
 
-def _encode(examples: list[Draft], tokenizer: PreTrainedTokenizerFast) -> list[Sequence]:
+def _encode(examples: list[Draft], tokenizer: PreTrainedTokenizerFast) -> list[EncodedExample]:
     prompts = tokenizer([render_prompt(draft.offers, draft.query) for draft in examples], add_special_tokens=False)["input_ids"]
     responses = tokenizer([draft.response + END for draft in examples], add_special_tokens=False)["input_ids"]
     return [(prompt + response, len(prompt)) for prompt, response in zip(prompts, responses, strict=True)]
 
 
-def _group_by_length(pool: list[Sequence], batch_tokens: int) -> list[list[Sequence]]:
+def _group_by_length(pool: list[EncodedExample], batch_tokens: int) -> list[list[EncodedExample]]:
     """Cut the pool, sorted by length, into batches whose padded size stays below `batch_tokens`."""
-    groups: list[list[Sequence]] = []
+    groups: list[list[EncodedExample]] = []
     for sequence in sorted(pool, key=lambda item: len(item[0])):
         if not groups or len(sequence[0]) * (len(groups[-1]) + 1) > batch_tokens:
             groups.append([])

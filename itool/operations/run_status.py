@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from itool.artifacts.resolve import Observed, Resolution, observe, resolve_observed
+from itool.artifacts.resolve import Resolution, StoreListing, observe, resolve_observed
 from itool.artifacts.store import Store
 from itool.cluster.decide import stages_in_turn
 from itool.cluster.session import open_lease
@@ -57,7 +57,7 @@ class StatusReader:
     store: Store
     cluster: Cluster | None = None
     error: ItoolError | None = None
-    _known: Observed | None = None
+    _known: StoreListing | None = None
 
     def read(self) -> RunStatus:
         """The run as it stands. What could not be read is left out; `error` then says why, and the status names it.

@@ -14,7 +14,7 @@ import pytest
 from itool.artifacts.catalogue import remove_artifact
 from itool.artifacts.local_files import file_fingerprints
 from itool.artifacts.manifest import FileEntry, Manifest, artifact_prefix, manifest_key
-from itool.artifacts.resolve import Observed, Resolution, forget_done, observe, resolve, resolve_observed, resolve_one, shard_prefix
+from itool.artifacts.resolve import Resolution, StoreListing, forget_done, observe, resolve, resolve_observed, resolve_one, shard_prefix
 from itool.artifacts.store import FolderStore
 from itool.config import RunConfig, merge_config, parse_config
 from itool.names import StageName
@@ -39,8 +39,8 @@ class World:
         self.clock = WHEN
 
     @property
-    def observed(self) -> Observed:
-        return Observed(self.sizes, self.manifests, files=self.files)
+    def observed(self) -> StoreListing:
+        return StoreListing(self.sizes, self.manifests, files=self.files)
 
     def resolve(self, config: RunConfig) -> dict[StageId, Resolution]:
         return resolve_observed(config, self.observed)
@@ -360,7 +360,7 @@ def test_what_is_done_can_be_forgotten_without_changing_what_follows() -> None:
         world.finish(config, stage)
         new = {key: size for key, size in world.sizes.items() if key.startswith(f"{config.run}/{stage}/")}
         made = {prefix: manifest for prefix, manifest in world.manifests.items() if manifest.id == stage}
-        known = Observed({**known.sizes, **new}, {**known.manifests, **made})
+        known = StoreListing({**known.sizes, **new}, {**known.manifests, **made})
         known, settled = forget_done(config, known, resolve_observed(config, known, settled=settled))
         for name, found in world.resolve(config).items():
             assert settled[name].state == found.state
