@@ -31,7 +31,7 @@ SAMPLING_CONTROLS = ("best_of_n", "rejection_sampling")
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of the table: a method, possibly with settings of its own (`simpo=dpo.loss=simpo,dpo.length_normalised=false`)."""
+    """One row of the table: a method, possibly with settings of its own (`simpo:mcts_dpo:dpo.loss=simpo,dpo.length_normalised=false`)."""
 
     name: str
     method: str

@@ -1,7 +1,8 @@
 """The run's configuration: one YAML file, one section per concern, every value checked before anything starts.
 
-The same file is `itoolctl --config`, the chart's `run:` value and what lies beside the artifacts. `load_config` is the only way in: it
-merges the file with `--set a.b=c`, refuses unknown keys and impossible values in one line, and returns a frozen `RunConfig`.
+The same file is `itoolctl --config`, the chart's `run:` value and what lies beside the artifacts. Both ways in, `load_config` for
+a file with `--set a.b=c` and `parse_config` for a mapping, refuse unknown keys and impossible values in one line and return a frozen
+`RunConfig`.
 Which stage reads which field stands in `stages.py`; a field that no stage lists (`runtime`, `store`, `kubernetes`) never causes a re-run.
 """
 

@@ -3,7 +3,7 @@
     Example -> Score -> SearchTree -> PreferencePair -> Prediction
 
 *Example* is a training record, *sample* one draw of a model, *step* a piece of a response. Token ids are ids of the base model's
-tokenizer; probabilities are natural, not logarithmic, unless a name ends in `logps` or `logprob`.
+tokenizer; probabilities are natural, not logarithmic.
 """
 
 from __future__ import annotations

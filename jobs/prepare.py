@@ -11,7 +11,7 @@ from itool.artifacts.stage import Stage, remedy_for, run_stage
 from itool.config import RunConfig
 from itool.data.chat import end_of_turn_id, load_tokenizer, token_counts
 from itool.data.difficulty import assign_difficulty
-from itool.data.sources import Loaded, load_examples
+from itool.data.sources.load import Loaded, load_examples
 from itool.data.split import split_examples
 from itool.demo.task import generate
 from itool.errors import InputError

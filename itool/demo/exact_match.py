@@ -1,6 +1,6 @@
 """Whether an answer means the same as the ground truth, for the metric that pre-training logs.
 
-The pipeline scores with `itool.data.toolcall`; this module stays below it, so that the base can be reproduced from this package alone.
+The pipeline scores with `itool.data.toolcall`, which this package does not import.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from itool.config import DataConfig
 from itool.data.difficulty import assign_difficulty, average_ranks
-from itool.data.sources import load_examples
+from itool.data.sources.load import load_examples
 from itool.data.split import Split, split_examples, unit_hash
 from itool.demo.task import generate
 from itool.records import Example, Message, Tool, ToolCall

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from itool.config import DataConfig
-from itool.data.sources import Loaded, load_examples
+from itool.data.sources.load import Loaded, load_examples
 from itool.data.toolcall import parse_calls
 from itool.errors import InputError
 from itool.records import Example

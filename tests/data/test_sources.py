@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from itool.config import DataConfig
-from itool.data.sources import Loaded, load_examples
+from itool.data.sources.load import Loaded, load_examples
 from itool.data.sources.schema import normalise_parameters, type_to_schema
 from itool.errors import InputError
 
