@@ -135,9 +135,9 @@ STAGES: dict[StageName, StageSpec] = {
 }
 
 
-def loop_stages(config: RunConfig) -> tuple[StageName, ...]:
+def loop_stages(method: Method) -> tuple[StageName, ...]:
     """The stages of one iteration, in order. Continued SFT, the control, searches nothing."""
-    return _loop_stages(config.method)
+    return ("dpo", "evaluate") if method == "sft_continued" else ("score", "generate", "dpo", "evaluate")
 
 
 def stage_ids(config: RunConfig) -> list[StageId]:
@@ -147,19 +147,15 @@ def stage_ids(config: RunConfig) -> list[StageId]:
 
 def stage_names(method: Method) -> tuple[StageName, ...]:
     """The stages that a run of a method has."""
-    loop = _loop_stages(method)
+    loop = loop_stages(method)
     return tuple(name for name in STAGES if name in ("prepare", "warmup", "evaluate", "report") or name in loop)
-
-
-def _loop_stages(method: Method) -> tuple[StageName, ...]:
-    return ("dpo", "evaluate") if method == "sft_continued" else ("score", "generate", "dpo", "evaluate")
 
 
 @lru_cache
 def _stage_ids(method: Method, iterations: int) -> tuple[StageId, ...]:
     """Kept, as a controller asks in every round and a run may be long."""
     before = (StageId(0, "prepare"), StageId(0, "warmup"), StageId(0, "evaluate"))
-    loop = (StageId(iteration, name) for iteration in range(1, iterations + 1) for name in _loop_stages(method))
+    loop = (StageId(iteration, name) for iteration in range(1, iterations + 1) for name in loop_stages(method))
     return (*before, *loop, StageId(iterations, "report"))
 
 

@@ -224,9 +224,9 @@ def _full_quota(cluster: Cluster, body: Object) -> str:
 
 def dry_run_objects(config: RunConfig, namespace: str) -> Iterator[tuple[str, str, Object]]:
     """What a run creates: a Job of every stage, and vLLM's Deployment. Label, resource, object."""
-    names = dict.fromkeys(["prepare", "warmup", *loop_stages(config), "evaluate", "report"])
+    names = dict.fromkeys(["prepare", "warmup", *loop_stages(config.method), "evaluate", "report"])
     for name in names:
-        stage = StageId(int(name in loop_stages(config)), name)
+        stage = StageId(int(name in loop_stages(config.method)), name)
         yield name, "jobs", stage_job(config, stage, "0" * 16, 0, config_map="dry-run", owner=NOBODY)
     if config.has_managed_serving:
         model = StoredArtifact(prefix="dry-run", digest="0" * 64)

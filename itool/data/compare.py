@@ -23,11 +23,10 @@ class Comparison:
     """The best order-free assignment of predicted to expected calls of the same name, and what remains of either side.
 
     `pairs` holds (index in predicted, index in expected). Arguments are counted over pairs: `matched` have the expected value, `wrong`
-    another one, `missing` were expected only, `extra` predicted only. `exact_calls` are pairs without any difference.
+    another one, `missing` were expected only, `extra` predicted only.
     """
 
     pairs: tuple[tuple[int, int], ...]
-    exact_calls: int
     missing_calls: int
     extra_calls: int
     matched_arguments: int
@@ -50,8 +49,7 @@ class Comparison:
 def compare_calls(predicted: Sequence[Call], expected: Sequence[Call]) -> Comparison:
     """Assign predicted to expected calls: equal ones first, then so that most arguments agree (an exact assignment, not a greedy one)."""
     pairs = _pair_equal(predicted, expected)
-    exact_calls = len(pairs)
-    if exact_calls < len(predicted) and exact_calls < len(expected):
+    if len(pairs) < min(len(predicted), len(expected)):
         pairs += _pair_similar(predicted, expected, pairs)
     matched = wrong = missing = extra = 0
     for p, e in pairs:
@@ -64,7 +62,6 @@ def compare_calls(predicted: Sequence[Call], expected: Sequence[Call]) -> Compar
         extra += len(got) - len(shared)
     return Comparison(
         pairs=tuple(sorted(pairs)),
-        exact_calls=exact_calls,
         missing_calls=len(expected) - len(pairs),
         extra_calls=len(predicted) - len(pairs),
         matched_arguments=matched,

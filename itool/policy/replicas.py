@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import socket
-import time
 from array import array
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
@@ -76,9 +75,9 @@ class Replicas:
         *,
         patience_seconds: float,
         should_stop: Callable[[], bool],
-        resolve: Resolve | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        resolve: Resolve | None,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._url = httpx.URL(url)
         self._trouble = trouble
