@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -73,6 +73,21 @@ class _Scoring:
     @property
     def rows(self) -> int:
         return len(self.ids) - self.first
+
+
+class _Wanted(NamedTuple):
+    """Token ids to run through the model; logits are wanted after position `first` and later."""
+
+    ids: tuple[int, ...]
+    first: int
+
+
+class _Prefilled(NamedTuple):
+    """The cache of `ids`, and the logits that were wanted [len(ids) - first, V]."""
+
+    ids: tuple[int, ...]
+    cache: Tensor
+    logits: Tensor
 
 
 class EmbeddedPolicy:
@@ -197,18 +212,18 @@ class EmbeddedPolicy:
 
     def _start(self, taken: Sequence[tuple[_Sampling, range]]) -> bool:
         prompts = list(dict.fromkeys(request.prompt_ids for request, _ in taken))
-        results = {ids: (cache, logits) for (ids, _), cache, logits in self._prefill([(ids, len(ids) - 1) for ids in prompts])}
-        for ids, (cache, _) in results.items():
-            self._prefixes.add(ids, cache)
+        results = {found.ids: found for found in self._prefill([_Wanted(ids, len(ids) - 1) for ids in prompts])}
+        for ids, found in results.items():
+            self._prefixes.add(ids, found.cache)
         blocks = []
         for request, rows in taken:
             owner = next(self._owner_numbers)
             self._owners[owner] = (request, rows.start)
             request.owners.append(owner)
-            cache = results[request.prompt_ids][0]
+            cache = results[request.prompt_ids].cache
             blocks.append(RowBlock(owner, cache, stream_keys(request.seed, rows), request.max_tokens, request.temperature))
         cohort = Cohort(self._model, blocks)
-        first = torch.cat([results[request.prompt_ids][1] for request, _ in taken])
+        first = torch.cat([results[request.prompt_ids].logits for request, _ in taken])
         ended = self._draw(first[torch.from_numpy(cohort.groups).to(first.device)], [cohort])
         if cohort.rows:
             self._cohorts.append(cohort)
@@ -241,30 +256,31 @@ class EmbeddedPolicy:
     def _answer_scoring(self) -> bool:
         waiting = [request for request in self._scoring if not request.future.done()]
         self._scoring.clear()
-        answers = self._prefill([(request.ids, request.first) for request in waiting])
-        for request, (_, cache, logits) in zip(waiting, answers, strict=True):
-            _check_finite(logits)
+        answers = self._prefill([_Wanted(request.ids, request.first) for request in waiting])
+        for request, found in zip(waiting, answers, strict=True):
+            _check_finite(found.logits)
             if request.remember:
-                self._prefixes.add(request.ids, cache)
-            request.future.set_result(logits)
+                self._prefixes.add(request.ids, found.cache)
+            request.future.set_result(found.logits)
         return bool(waiting)
 
-    def _prefill(self, sequences: Sequence[tuple[tuple[int, ...], int]]) -> Iterator[tuple[tuple[tuple[int, ...], int], Tensor, Tensor]]:
-        """For each (ids, first): itself, the cache of `ids`, and the logits [len(ids) - first, V] after position `first` and later."""
+    def _prefill(self, sequences: Sequence[_Wanted]) -> Iterator[_Prefilled]:
+        """One answer per sequence, in their order, in forwards of bounded size."""
         most_rows = max(LOGITS_ELEMENTS // self._model.vocabulary, 1)
-        chunk: list[tuple[tuple[int, ...], int]] = []
+        chunk: list[_Wanted] = []
         tokens = rows = 0
-        for ids, first in sequences:
+        for wanted in sequences:
+            ids, first = wanted
             if chunk and (tokens + len(ids) > PREFILL_TOKENS or rows + len(ids) - first > most_rows):
                 yield from self._prefill_chunk(chunk)
                 chunk, tokens, rows = [], 0, 0
-            chunk.append((ids, first))
+            chunk.append(wanted)
             tokens += len(ids)
             rows += len(ids) - first
         if chunk:
             yield from self._prefill_chunk(chunk)
 
-    def _prefill_chunk(self, chunk: Sequence[tuple[tuple[int, ...], int]]) -> Iterator[tuple[tuple[tuple[int, ...], int], Tensor, Tensor]]:
+    def _prefill_chunk(self, chunk: Sequence[_Wanted]) -> Iterator[_Prefilled]:
         spans: list[Span] = []
         wanted: list[int] = []
         start = 0
@@ -277,8 +293,8 @@ class EmbeddedPolicy:
             wanted.extend(range(start + first - past, start + len(ids) - past))
             start += len(ids) - past
         logits = self._model.prefill(spans, wanted).split_with_sizes([len(ids) - first for ids, first in chunk])
-        for sequence, span, rows in zip(chunk, spans, logits, strict=True):
-            yield sequence, span.cache, rows
+        for (ids, _), span, rows in zip(chunk, spans, logits, strict=True):
+            yield _Prefilled(ids, span.cache, rows)
 
     def _fail_waiting(self, worker: asyncio.Task[None]) -> None:
         """The worker ended: tell everyone who waits why."""

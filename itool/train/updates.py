@@ -2,6 +2,12 @@
 
 TRL and transformers keep model placement, gradient clipping, the optimiser's steps and the callbacks. Ours are the rows (token ids that
 nobody touches), the forward pass (response positions only), accumulation over length buckets, checkpoints and the end by interruption.
+
+Who calls what, top to bottom:
+    TRL's __init__    _prepare_dataset, create_accelerator_and_postprocess, _send_telemetry
+    train()           get_train_dataloader, _wrap_model, on_train_begin
+    every update      get_batch_samples, training_step (with it update_loss), floating_point_ops, _clip_grad_norm,
+                      the optimiser's and the schedule's step, on_step_end
 """
 
 from __future__ import annotations
