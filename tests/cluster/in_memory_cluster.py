@@ -12,7 +12,7 @@ import json
 import math
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -167,7 +167,7 @@ class InMemoryCluster:
     def _active(self, job: Object) -> set[int]:
         return {_index(pod) for pod in self._pods_of(job) if pod["status"]["phase"] in ("Pending", "Running")}
 
-    def _pods_of(self, job: Object) -> list[Object]:
+    def _pods_of(self, job: Object) -> Sequence[Object]:
         pods = self.objects["pods"]
         return [pods[name] for name in self._pods[job["metadata"]["name"]] if name in pods]
 

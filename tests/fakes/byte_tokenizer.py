@@ -28,7 +28,8 @@ class OpaqueTokenizer:
         self._inner = inner
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
-        return self._inner.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        text: str = self._inner.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        return text
 
 
 @cache
