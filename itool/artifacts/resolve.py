@@ -36,11 +36,11 @@ _READERS = 8
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Resolution:
     """What is known about one stage. `key`, `prefix` and `inputs` are None or empty while it waits.
 
-    `manifest` and `artifact`, as other manifests name it, are there when it is done.
+    `manifest` and `digest`, of the artifact's content, are there when it is done.
     """
 
     stage: StageId
@@ -52,12 +52,20 @@ class Resolution:
     inputs: Mapping[str, ArtifactRef] = field(default_factory=dict)
     shards: int = 1
     shards_done: tuple[int, ...] = ()
-    artifact: ArtifactRef | None = None
+    digest: str | None = None
 
     @property
     def done(self) -> bool:
         """Whether the artifact is there: nothing remains to be run."""
         return self.state == "done"
+
+    @property
+    def artifact(self) -> ArtifactRef | None:
+        """How other manifests name the artifact. Made when it is asked for: as a model it takes more memory than all else together."""
+        if self.prefix is None or self.key is None or self.digest is None:
+            return None
+        run = self.prefix.partition("/")[0]
+        return ArtifactRef(run=run, iteration=self.stage.iteration, stage=self.stage.name, key=self.key, digest=self.digest)
 
 
 @dataclass(frozen=True)
@@ -224,15 +232,17 @@ def resolve_observed(
 def forget_done(
     config: RunConfig, observed: StoreListing, resolutions: Mapping[StageId, Resolution]
 ) -> tuple[StoreListing, dict[StageId, Resolution]]:
-    """Both without what nobody asks of a finished stage again: of it remains where it stands and how others name it.
+    """Both without what no decision reads: of a finished stage remains where it stands and its content's digest.
 
-    So that a controller of hundreds of iterations does not hold all that they wrote.
+    A controller of hundreds of iterations then does not hold all that they wrote, nor what each stage reads (the report: all of them).
     """
     done = tuple(f"{run}/{stage}/" for run in _runs(config) for stage, found in resolutions.items() if found.done)
     sizes = {key: size for key, size in observed.sizes.items() if not key.startswith(done)}
     manifests = {key: manifest for key, manifest in observed.manifests.items() if not key.startswith(done)}
     broken = {key: problem for key, problem in observed.broken.items() if not key.startswith(done)}
-    short = {stage: replace(found, manifest=None, inputs={}) if found.done else found for stage, found in resolutions.items()}
+    short = {
+        stage: replace(found, manifest=None, inputs={}) if found.manifest or found.inputs else found for stage, found in resolutions.items()
+    }
     return replace(observed, sizes=sizes, manifests=manifests, broken=broken), short
 
 
@@ -278,7 +288,7 @@ def _resolve_stage(
     waiting = {role: source for role, source in inputs.items() if not source.done}
     if waiting:
         return Resolution(stage, "waiting", _waiting_reason(waiting, settings, siblings))
-    refs = {role: source.artifact for role, source in inputs.items() if source.artifact is not None}
+    refs = {role: artifact for role, source in inputs.items() if (artifact := source.artifact) is not None}
     key = artifact_key(config, stage, {role: ref.digest for role, ref in refs.items()}, settings=settings)
     for run in _runs(config):
         found = _find(run, stage, key, refs, observed, root=config.root, reused=run != config.run)
@@ -325,7 +335,7 @@ def _find(
 
 
 def _done(manifest: Manifest, prefix: str, reason: str, inputs: Mapping[str, ArtifactRef]) -> Resolution:
-    return Resolution(manifest.id, "done", reason, manifest.key, prefix, manifest, inputs, artifact=manifest.ref())
+    return Resolution(manifest.id, "done", reason, manifest.key, prefix, manifest, inputs, digest=manifest.digest)
 
 
 def _waiting_reason(waiting: dict[str, Resolution], settings: dict[str, Any], siblings: list[Manifest]) -> str:

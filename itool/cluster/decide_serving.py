@@ -135,8 +135,8 @@ def _competes(config: RunConfig, stage: StageId) -> bool:
 
 def _stored(resolution: Resolution) -> StoredArtifact:
     assert resolution.prefix is not None
-    assert resolution.artifact is not None
-    return StoredArtifact(prefix=resolution.prefix, digest=resolution.artifact.digest)
+    assert resolution.digest is not None
+    return StoredArtifact(prefix=resolution.prefix, digest=resolution.digest)
 
 
 def _count(number: int, noun: str) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from itool.artifacts.manifest import ArtifactRef
 from itool.artifacts.resolve import Resolution
 from itool.cluster.decide import Action, Fail, Finish, Observed, StartStage, Wait, next_actions
 from itool.cluster.decide_serving import Serve, ServingPod, ServingState, StopServing
@@ -38,15 +37,14 @@ CONFIG = configured()
 
 def done(stage: StageId) -> Resolution:
     digest = f"{stage_ids(CONFIG).index(stage):064x}"
-    artifact = ArtifactRef(run="demo", iteration=stage.iteration, stage=stage.name, key="key", digest=digest)
-    return Resolution(stage, "done", "up to date", "key", f"demo/{stage}/key", artifact=artifact)
+    return Resolution(stage, "done", "up to date", "key", f"demo/{stage}/key", digest=digest)
 
 
 def stored(stage: StageId) -> StoredArtifact:
     found = done(stage)
     assert found.prefix is not None
-    assert found.artifact is not None
-    return StoredArtifact(prefix=found.prefix, digest=found.artifact.digest)
+    assert found.digest is not None
+    return StoredArtifact(prefix=found.prefix, digest=found.digest)
 
 
 def wish(adapter: StageId, at: float = NOW) -> Wish:

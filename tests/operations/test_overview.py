@@ -178,8 +178,8 @@ def test_a_stage_that_waits_for_vllm_says_what_vllm_waits_for() -> None:
     model, adapter = StoredArtifact(prefix="r/i0/prepare/k", digest=DIGEST), StoredArtifact(prefix="r/i0/warmup/k", digest=DIGEST)
     wish = Wish(model=model, adapter=adapter)
     resolutions = {
-        prepare: Resolution(prepare, "done", "up to date", KEY, "r/i0/prepare/k", artifact=manifest("prepare").ref()),
-        WARMUP: Resolution(WARMUP, "done", "up to date", KEY, "r/i0/warmup/k", artifact=manifest("warmup").ref()),
+        prepare: Resolution(prepare, "done", "up to date", KEY, "r/i0/prepare/k", digest=DIGEST),
+        WARMUP: Resolution(WARMUP, "done", "up to date", KEY, "r/i0/warmup/k", digest=DIGEST),
         evaluate: Resolution(evaluate, "missing", "has not run yet", KEY),
     }
     pending = ServingPod("v1", "pending", NOW, "unschedulable: 1 Insufficient nvidia.com/gpu.")
