@@ -34,7 +34,7 @@ def test_an_environment_that_could_not_be_made_is_made_again(tmp_path: Path) -> 
 def test_the_list_of_targets_is_one_table() -> None:
     said = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     assert "$(" not in said
-    assert len({re.match(r"  [a-z0-9-]+ +", line).end() for line in said.splitlines()}) == 1  # type: ignore[union-attr]
+    assert len({re.match(r"  [a-z0-9-]+ +", line).end() for line in said.splitlines()}) == 1
 
 
 def test_ci_that_fails_leaves_nothing_running_in_the_background(tmp_path: Path) -> None:

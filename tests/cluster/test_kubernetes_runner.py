@@ -235,7 +235,7 @@ def test_a_queue_may_hold_a_job_back_for_as_long_as_it_likes() -> None:
     assert (attempt.phase, attempt.reason) == ("pending", "waits in Kueue's queue gpus")
     (name,) = cluster.created_jobs
     cluster.patch("jobs", name, {"spec": {"suspend": False}})
-    controller.runner.cache.look()  # type: ignore[attr-defined]
+    controller.runner.cache.look()
     controller.step()  # it is admitted, and its pod is not there yet
     rounds(controller, 3)
     assert verdict_on(cluster.objects["jobs"][name]) is None

@@ -124,7 +124,7 @@ def test_a_pod_that_is_tried_again_is_appended_once_even_by_another_controller()
 
 def test_the_progress_of_a_training_over_nodes_is_that_of_its_first_pod_whatever_the_others_write() -> None:
     written = {"a": b"", "b": b"".join(b"2026-01-01T00:00:%02dZ a warning of every rank\n" % second for second in range(40))}
-    logs = PodLogs(LogsByPod(written.__getitem__, []), MemoryStore(), "demo")  # type: ignore[arg-type]
+    logs = PodLogs(LogsByPod(written.__getitem__, []), MemoryStore(), "demo")
     nodes = [pod("a"), pod("b")]
     for index, one in enumerate(nodes):
         one["metadata"]["annotations"] = {"batch.kubernetes.io/job-completion-index": str(index)}

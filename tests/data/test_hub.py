@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from itool.config import DataConfig
-from itool.data.sources import load_examples
+from itool.data.sources.load import load_examples
 from itool.errors import DependencyError, InputError
 from tests.data.test_sources import USER, load, openai, openai_call, toolace
 
