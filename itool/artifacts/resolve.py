@@ -14,10 +14,9 @@ inputs alone, for a job that was told its key.
 from __future__ import annotations
 
 import itertools
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
@@ -171,15 +170,15 @@ def _each(ask: Callable[[str], T], names: list[str]) -> list[T]:
     """The answers in order. Several are asked side by side, as each is a round trip in S3; after a failure no further one is."""
     if len(names) < 2:
         return [ask(name) for name in names]
-    failed = threading.Event()
+    failures: list[ItoolError] = []
 
     def ask_unless_failed(name: str) -> T:
-        if failed.is_set():
-            raise CancelledError  # nobody sees it: what failed was asked earlier, and its error is raised first
+        if failures:
+            raise failures[0]
         try:
             return ask(name)
-        except ItoolError:
-            failed.set()
+        except ItoolError as error:
+            failures.append(error)
             raise
 
     with ThreadPoolExecutor(_READERS) as pool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from itool.artifacts.resolve import resolve
-from itool.cluster import pod_logs
 from itool.cluster.client import PERMISSIONS
 from itool.cluster.controller import Controller, StageFailed
 from itool.cluster.job_facts import trim_pod, verdict_on
@@ -23,17 +21,16 @@ from itool.cluster.run_events import RunEvents
 from itool.errors import DependencyError, Interrupted
 from itool.stages import StageId, stage_ids
 from tests.cluster.in_memory_cluster import InMemoryCluster, Killed
-from tests.cluster.runner_scenes import OPENED, made_cluster, made_config, open_controller, release_of, run
+from tests.cluster.runner_scenes import (
+    made_cluster,
+    made_config,
+    open_controller,
+    release_of,
+    run,
+    short_pauses_and_no_leftovers,  # noqa: F401
+)
 from tests.cluster.serving_scenes import serve_and_stop
 from tests.fakes.memory_store import MemoryStore
-
-
-@pytest.fixture(autouse=True)
-def _short_pauses_and_no_leftovers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(pod_logs, "PAUSE_SECONDS", 0.01)
-    yield
-    while OPENED:
-        OPENED.pop().pod_logs.close(0.0)
 
 
 def digests(cluster: InMemoryCluster) -> list[str]:

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from itool.artifacts.resolve import resolve
-from itool.cluster import pod_logs
 from itool.cluster.api_answers import ClusterDown
 from itool.cluster.kubernetes_runner import KubernetesRunner
 from itool.cluster.pods import owner_object
 from itool.errors import ConfigError, DependencyError
 from tests.cluster.in_memory_cluster import InMemoryCluster
-from tests.cluster.runner_scenes import OPENED, made_cluster, made_config, open_controller, release_of, run
+from tests.cluster.runner_scenes import (
+    made_cluster,
+    made_config,
+    open_controller,
+    release_of,
+    run,
+    short_pauses_and_no_leftovers,  # noqa: F401
+)
 from tests.fakes.memory_store import MemoryStore
-
-
-@pytest.fixture(autouse=True)
-def _short_pauses_and_no_leftovers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(pod_logs, "PAUSE_SECONDS", 0.01)
-    yield
-    while OPENED:
-        OPENED.pop().pod_logs.close(0.0)
 
 
 def test_everything_belongs_to_the_runs_owner(monkeypatch: pytest.MonkeyPatch) -> None:
