@@ -77,7 +77,7 @@ STAGES: dict[StageName, StageSpec] = {
             ),
             ("scores.jsonl",),
             gpu=True,
-            version=7,
+            version=6,
         ),
         StageSpec(
             "generate",

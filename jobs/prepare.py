@@ -16,12 +16,11 @@ from itool.data.split import split_examples
 from itool.demo.task import generate
 from itool.errors import InputError
 from itool.logs import get_logger
-from itool.names import PROMPT_TOO_LONG, RESPONSE_TOO_LONG
+from itool.names import PROMPT_TOO_LONG, RESPONSE_TOO_LONG, TEMPLATE_REFUSES
 from itool.records import Example
 from itool.train.materialise import materialise, name_end_of_turn
 
 DEMO_COUNT, DEMO_HELD_OUT_COUNT = 2700, 1000
-TEMPLATE_REFUSES = "template_refuses"
 _log = get_logger(__name__)
 
 

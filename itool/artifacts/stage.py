@@ -47,7 +47,7 @@ from itool.commands import resume
 from itool.config import RunConfig, load_config
 from itool.errors import ArtifactError, ConfigError, InputError, Interrupted, ItoolError, NumericalError
 from itool.logs import configure_logging, get_logger
-from itool.names import PROMPT_TOO_LONG, QUESTION_TOO_LONG, RESPONSE_TOO_LONG, StageName
+from itool.names import PROMPT_TOO_LONG, QUESTION_TOO_LONG, RESPONSE_TOO_LONG, TEMPLATE_REFUSES, StageName
 from itool.stages import STAGES, StageId, settings_of
 
 Body = Callable[["Stage"], None]
@@ -292,12 +292,13 @@ def _run(name: StageName, body: Body, config: RunConfig, arguments: JobArguments
 
 
 def remedy_for(reason: str, config: RunConfig) -> str | None:
-    """The setting by which an example was too long; None for what only other data can mend."""
+    """The setting by which an example cannot be used; None for what only other data can mend."""
     context, response = config.model.context_tokens, config.model.max_response_tokens
     return {
         PROMPT_TOO_LONG: f"Raise model.context_tokens = {context} or lower model.max_response_tokens = {response}",
         QUESTION_TOO_LONG: f"Raise model.context_tokens = {context}, or set search.confidence_weight to 0",
         RESPONSE_TOO_LONG: f"Raise model.max_response_tokens = {response}",
+        TEMPLATE_REFUSES: "Set model.chat_template to one that takes such data",
     }.get(reason)
 
 

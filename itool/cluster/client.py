@@ -14,6 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
 from http import HTTPStatus
 from pathlib import Path
 
@@ -299,6 +300,13 @@ def connect() -> Connection:
         return {setting["key"]: setting["value"] for setting in settings if setting["in"] == "header" and setting["value"]}
 
     return Connection(configuration.host, pool, headers, namespace)
+
+
+def quantity(text: str) -> Decimal:
+    """An amount as Kubernetes writes it, like `500m` or `2Gi`, as a number."""
+    from kubernetes.utils.quantity import parse_quantity  # noqa: PLC0415 - as above
+
+    return Decimal(parse_quantity(text))
 
 
 def in_cluster() -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from itool.cluster.api_answers import Denied
 from itool.cluster.check import Check
-from itool.cluster.client import PERMISSIONS, Cluster
+from itool.cluster.client import PERMISSIONS, Cluster, quantity
 from itool.cluster.manifests import stage_job
 from itool.cluster.objects import Object
 from itool.cluster.pods import owner_name, taken_name
@@ -36,8 +36,8 @@ KUEUE = "kueue.x-k8s.io"
 LOOK_AGAIN_SECONDS = 2.0
 _RIGHTS = "permissions"
 _UNSEEN = "cannot be looked at by this account"
-_EXCEEDED = re.compile(r"exceeded quota: \S+, requested: \S+, used: (?P<used>\S+), limited: \S+")
-"""How a quota refuses: it names the resources that are too many, and how many of them are in use."""
+_EXCEEDED = re.compile(r"exceeded quota: \S+, requested: (?P<requested>\S+), used: \S+, limited: (?P<limited>\S+)")
+"""How a quota refuses: it names the resources of which too much is asked for, as in `limited: pods=9,requests.nvidia.com/gpu=4`."""
 NOBODY: Object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "dry-run", "uid": "00000000-0000-0000-0000-000000000000"}}
 """Owner of what is never created."""
 
@@ -211,12 +211,15 @@ def _dry_run(cluster: Cluster, config: RunConfig) -> Check:
 
 
 def _full_quota(cluster: Cluster, body: Object) -> str:
-    """Which quota has no room for an object's pod while others use it, "" for none. Raises ConfigError for a pod that never fits."""
+    """Which quota has no room for an object's pod now, "" for none. Raises ConfigError for a pod that never fits."""
     try:
         cluster.create("pods", _pod_of(body), dry_run=True)
     except ConfigError as error:
         found = _EXCEEDED.search(str(error))
-        if found is None or any(used.endswith("=0") for used in found["used"].split(",")):
+        if found is None:
+            raise
+        requested, limited = (dict(amount.split("=", 1) for amount in found[part].split(",")) for part in ("requested", "limited"))
+        if any(quantity(amount) > quantity(limited[resource]) for resource, amount in requested.items()):
             raise
         return found[0]
     return ""

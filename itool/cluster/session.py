@@ -45,8 +45,8 @@ RIGHTS_SECONDS = 60.0
 class NotStarted(Interrupted):
     """Stopped before it held the run. `waiting` says for what, in a message's words."""
 
-    def __init__(self, waiting: str) -> None:
-        super().__init__(f"stopped while waiting for {waiting}; nothing was started", remedy="`itoolctl status` says how the run fares")
+    def __init__(self, waiting: str, *, remedy: str) -> None:
+        super().__init__(f"stopped while waiting for {waiting}; nothing was started", remedy=remedy)
 
 
 def iterate(config: RunConfig, watcher: Watcher | None = None, *, wait_lease_seconds: float = 0.0) -> dict[StageId, Resolution]:
@@ -123,7 +123,7 @@ def checked_cluster(config: RunConfig) -> Cluster:
             cluster = open_cluster(config.kubernetes.namespace)
             require(cluster, config, rights_within_seconds=RIGHTS_SECONDS if in_cluster() else 0.0)
     except KeyboardInterrupt:
-        raise NotStarted("the cluster's checks") from None
+        raise NotStarted("the cluster's checks", remedy="Start it again when you want it") from None
     return cluster
 
 
@@ -199,7 +199,7 @@ class StopRequest:
         """Sleep while somebody else holds the run, and raise NotStarted when somebody has asked to stop meanwhile."""
         time.sleep(seconds)
         if self():
-            raise NotStarted("the run's other controller, which is left alone")
+            raise NotStarted("the run's other controller, which is left alone", remedy="`itoolctl status` says how the run fares")
 
 
 @contextmanager

@@ -305,12 +305,12 @@ class EmbeddedPolicy:
 
 
 def _failure(worker: asyncio.Task[None] | None) -> BaseException | None:
-    """What the worker died of, as an error of the protocol; None when it was closed. No request is to blame for a fault of the engine."""
+    """What the worker died of, None when it was closed. No request is to blame for a fault of the engine, and a retry may meet it again."""
     error = None if worker is None or worker.cancelled() else worker.exception()
     if error is None or isinstance(error, ItoolError):
         return error
     remedy = "Start the stage again; where memory ran out, with a smaller policy.batch_sequences"
-    failure = DependencyError(f"the embedded policy failed: {type(error).__name__}: {error}", remedy=remedy)
+    failure = ItoolError(f"the embedded policy failed: {type(error).__name__}: {error}", remedy=remedy)
     failure.__cause__ = error
     return failure
 

@@ -30,7 +30,8 @@ class Policy(Protocol):
     """A language model with at most one adapter, behind an engine.
 
     Every question raises InputError when its tokens are none of the model's or exceed its context, NumericalError when the model's logits
-    are not finite, DependencyError when the engine is gone, Interrupted when it is waited for and the stage is to stop.
+    are not finite, DependencyError when the engine is gone, ItoolError when it failed,
+    Interrupted when it is waited for and the stage is to stop.
     """
 
     async def sample(self, prompt_ids: Sequence[int], *, count: int, max_tokens: int, temperature: float, seed: int) -> list[Sample]:

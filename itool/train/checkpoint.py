@@ -44,7 +44,7 @@ def read_checkpoint(
     try:
         document = json.loads((folder / _LOG).read_text(encoding="utf-8"))
         state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+    except (FileNotFoundError, ValueError, pickle.UnpicklingError) as error:
         _log.warning("checkpoint skipped", reason=f"it cannot be read: {error}")
         return None
     if document.pop("identity", None) != identity:

@@ -83,7 +83,7 @@ def test_version_is_that_of_the_manifests(itoolctl: Itoolctl) -> None:
     assert itoolctl("--version").stdout.strip() == code_version()
 
 
-def test_the_stages_fit_a_terminal(within: Within) -> None:
+def test_the_stages_are_listed_in_lines_of_at_most_120_characters(within: Within) -> None:
     ended_with, output, _ = within("stages")
     assert ended_with == 0
     header, *rows = output.splitlines()

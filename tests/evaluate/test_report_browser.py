@@ -215,6 +215,7 @@ def test_a_row_stays_where_it_is_when_it_is_clicked(page, tmp_path):
 def test_space_on_a_step_without_children_leaves_the_page_where_it_is(page, tmp_path):
     show_a_large_tree(page, tmp_path)
     page.switch_to.active_element.send_keys("\ue015")  # arrow down
+    page.execute_async_script(AFTER_FRAMES)
     before = page.execute_script("return scrollY")
     page.switch_to.active_element.send_keys(" ")
     time.sleep(0.3)  # a scroll takes a moment

@@ -64,7 +64,7 @@ def test_equal_lengths_share_one_forward_pass_and_very_different_ones_do_not():
     assert len(bucket([10] * 8 + [400] * 8, 8192, pass_cost_tokens=20_000)) == 1
 
 
-def test_a_pass_without_gradients_costs_less_so_that_scoring_pads_less(tiny_base):
+def test_a_pass_without_gradients_costs_less(tiny_base):
     model = load_model(tiny_base)
     assert pass_cost_tokens(model, gradients=False) < pass_cost_tokens(model)
 
