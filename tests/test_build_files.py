@@ -32,7 +32,7 @@ def test_an_environment_that_could_not_be_made_is_made_again(tmp_path: Path) -> 
 
 
 def test_the_list_of_targets_is_one_table() -> None:
-    said = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(["make", "--no-print-directory", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     assert "$(" not in said
     assert len({re.match(r"  [a-z0-9-]+ +", line).end() for line in said.splitlines()}) == 1
 
