@@ -10,6 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -181,13 +182,14 @@ def bucket(lengths: Sequence[int], batch_tokens: int, *, pass_cost_tokens: int =
     Sorted by length, cut where padding saved outweighs one more forward pass. A sequence longer than `batch_tokens` stands alone.
     """
     order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
-    best, cut = [0.0], [0]
+    best, cut = np.zeros(len(order) + 1, dtype=np.int64), [0]
+    indices = np.arange(len(order))
     for end in range(1, len(order) + 1):
         longest = lengths[order[end - 1]]
-        starts = range(max(0, end - max(1, batch_tokens // max(longest, 1))), end)
-        cost, start = min((best[start] + (end - start) * longest + pass_cost_tokens, start) for start in starts)
-        best.append(cost)
-        cut.append(start)
+        starts = slice(max(0, end - max(1, batch_tokens // max(longest, 1))), end)
+        costs = best[starts] + (end - indices[starts]) * longest + pass_cost_tokens
+        cut.append(starts.start + int(costs.argmin()))
+        best[end] = costs.min()
     groups, end = [], len(order)
     while end:
         groups.append(order[cut[end] : end])

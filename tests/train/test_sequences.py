@@ -1,3 +1,5 @@
+import itertools
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,6 +58,24 @@ def test_buckets_hold_every_sequence_once_within_the_limit(lengths, limit):
     groups = bucket(lengths, limit)
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     assert all(len(group) == 1 or len(group) * max(lengths[index] for index in group) <= limit for group in groups)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(1, 120), st.integers(0, 60))
+def test_no_other_cuts_cost_less(lengths, limit, pass_cost):
+    def cost(groups):
+        return sum(len(group) * max(group) + pass_cost for group in groups)
+
+    def allowed(groups):
+        return all(len(group) == 1 or len(group) * max(group) <= limit for group in groups)
+
+    ordered = sorted(lengths)
+    cuts = itertools.product([False, True], repeat=len(ordered) - 1)
+    ways = [
+        [ordered[start:end] for start, end in itertools.pairwise([0, *(i + 1 for i, here in enumerate(way) if here), len(ordered)])]
+        for way in cuts
+    ]
+    groups = bucket(lengths, limit, pass_cost_tokens=pass_cost)
+    assert cost([[lengths[index] for index in group] for group in groups]) == min(cost(way) for way in ways if allowed(way))
 
 
 def test_equal_lengths_share_one_forward_pass_and_very_different_ones_do_not():
