@@ -87,7 +87,8 @@ def start_server(folders: Folders, log_path: Path) -> LocalVllmServer:
         patch.setenv("OMP_NUM_THREADS", "1")
         server = LocalVllmServer(folder, log_path, model=SERVED, policy=PolicyConfig())
     if has_gpu():
-        server.arguments += ["--gpu-memory-utilization", "0.3"]  # some tests start a second one beside the session's
+        # Some tests start a second one beside the session's, and a server that measures what is free fails when others come and go.
+        server.arguments += ["--gpu-memory-utilization", "0.1", "--kv-cache-memory-bytes", str(2**31)]
     return server
 
 
