@@ -109,7 +109,7 @@ class Batch:
         """The same batch on another device."""
         if device.type == "cpu":
             return self
-        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved = {name: value.pin_memory().to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return Batch(**{**vars(self), **moved})
 
 
