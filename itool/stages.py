@@ -129,7 +129,7 @@ STAGES: dict[StageName, StageSpec] = {
             ("run", "method", "iterations"),
             ("report.json", "report.html"),
             gpu=False,
-            version=5,
+            version=6,
         ),
     )
 }
