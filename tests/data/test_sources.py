@@ -77,6 +77,11 @@ def test_toolace_mirrors_name_their_turns_otherwise(tmp_path: Path) -> None:
     assert [e.stratum for e in load("toolace", tmp_path, [row]).examples] == ["calls", "text"]
 
 
+def test_an_empty_list_as_toolace_writes_it_is_an_answer_without_calls(tmp_path: Path) -> None:
+    (example,) = load("toolace", tmp_path, [toolace(("user", "q"), ("assistant", "[]"))]).examples
+    assert (example.stratum, example.response) == ("text", "[]")
+
+
 def test_toolace_counts_what_it_cannot_use(tmp_path: Path) -> None:
     rows = [
         toolace(("user", "q"), ("assistant", "Fine.")),
