@@ -304,6 +304,8 @@ def test_an_openai_conversation_ends_at_a_call_without_a_literal(tmp_path: Path)
         ("toolace", {"system": "", "conversations": [{"from": ["user"]}]}, r"data.jsonl:2: a turn is from \['user'\]"),
         ("toolbench", {"conversations": [{"from": {}}]}, "data.jsonl:2: a turn is from {}"),
         ("openai", openai(USER, CALL, id=""), "data.jsonl:2: field 'id' is empty"),
+        ("openai", openai(USER, {"role": "assistant", "function_call": {"name": "f"}}), "data.jsonl:2: message 2 has a 'function_call'"),
+        ("openai", {"messages": [USER], "functions": [{"name": "f"}]}, "data.jsonl:2: field 'functions' is the older form"),
         ("openai", openai(USER, CALL, id="a\ud83d"), r"data.jsonl:2: the text holds '\\ud83d', half of a character"),
         ("toolace", toolace(("user", "\ud83d"), ("assistant", "a")), r"data.jsonl:2: the text holds '\\ud83d', half of a character"),
         ("xlam", xlam(1, [{"name": "live_giveaways", "arguments": {"type": "\ud83d"}}]), "data.jsonl:2: .*surrogate"),
