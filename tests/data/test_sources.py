@@ -139,6 +139,7 @@ def xlam(number: int, answers: Any, **fields: Any) -> dict[str, Any]:
                 "type": {"description": "kind", "type": "str", "default": "game"},
                 "ids": {"description": "", "type": "List[int], optional"},
                 "limit": {"description": "how many", "type": "int"},
+                "page": {"type": "int, default 1"},
             },
         }
     ]
@@ -155,6 +156,7 @@ def test_xlam_types_become_a_schema(tmp_path: Path) -> None:
             "type": {"type": "string", "description": "kind", "default": "game"},
             "ids": {"type": "array", "items": {"type": "integer"}},
             "limit": {"type": "integer", "description": "how many"},
+            "page": {"type": "integer"},
         },
         "required": ["limit"],
     }
