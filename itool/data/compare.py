@@ -20,7 +20,7 @@ class Call(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The best order-free assignment of predicted to expected calls of the same name, and what remains of either side.
+    """An assignment of predicted to expected calls of the same name, and what remains of either side.
 
     `pairs` holds (index in predicted, index in expected). Arguments are counted over pairs: `matched` have the expected value, `wrong`
     another one, `missing` were expected only, `extra` predicted only.
@@ -47,7 +47,10 @@ class Comparison:
 
 
 def compare_calls(predicted: Sequence[Call], expected: Sequence[Call]) -> Comparison:
-    """Assign predicted to expected calls: equal ones first, then so that most arguments agree (an exact assignment, not a greedy one)."""
+    """Assign predicted to expected calls: equal ones first, then at the least distance in sum (an exact assignment, not a greedy one).
+
+    Where one tool is called several times, distances may tie and the order of the calls decide: docs/decisions/0010-outcome.md.
+    """
     pairs = _pair_equal(predicted, expected)
     if len(pairs) < min(len(predicted), len(expected)):
         pairs += _pair_similar(predicted, expected, pairs)
@@ -119,7 +122,7 @@ def _pair_similar(predicted: Sequence[Call], expected: Sequence[Call], taken: Se
 
 
 def _distance(predicted: Call, expected: Call) -> int:
-    """How far apart two calls of one tool are: an argument that agrees outweighs one that is too many."""
+    """How far apart two calls of one tool are: wrong, superfluous and missing arguments, less those that agree."""
     got, wanted = predicted.arguments, expected.arguments
     agree = sum(1 for key in got.keys() & wanted.keys() if values_equal(got[key], wanted[key]))
     return len(got.keys() | wanted.keys()) - 2 * agree
