@@ -140,6 +140,7 @@ def xlam(number: int, answers: Any, **fields: Any) -> dict[str, Any]:
                 "ids": {"description": "", "type": "List[int], optional"},
                 "limit": {"description": "how many", "type": "int"},
                 "page": {"type": "int, default 1"},
+                "counts": {"type": "defaultdict"},
             },
         }
     ]
@@ -157,8 +158,9 @@ def test_xlam_types_become_a_schema(tmp_path: Path) -> None:
             "ids": {"type": "array", "items": {"type": "integer"}},
             "limit": {"type": "integer", "description": "how many"},
             "page": {"type": "integer"},
+            "counts": {},
         },
-        "required": ["limit"],
+        "required": ["limit", "counts"],
     }
 
 
