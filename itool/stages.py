@@ -96,7 +96,7 @@ STAGES: dict[StageName, StageSpec] = {
             ("pairs.jsonl", "trees.jsonl", "samples.jsonl"),
             gpu=True,
             sharded=True,
-            version=4,
+            version=5,
         ),
         StageSpec(
             "dpo",
