@@ -59,7 +59,7 @@ STAGES: dict[StageName, StageSpec] = {
             ),
             ("warmup.jsonl", "buffer.jsonl", "validation.jsonl", "held_out.jsonl", "model/"),
             gpu=False,
-            version=4,
+            version=5,
         ),
         StageSpec("warmup", "SFT from easy to hard -> adapter 0", ("seed", "model", "warmup"), ("adapter/", "training.jsonl"), gpu=True),
         StageSpec(
@@ -96,7 +96,7 @@ STAGES: dict[StageName, StageSpec] = {
             ("pairs.jsonl", "trees.jsonl", "samples.jsonl"),
             gpu=True,
             sharded=True,
-            version=4,
+            version=5,
         ),
         StageSpec(
             "dpo",
@@ -129,7 +129,7 @@ STAGES: dict[StageName, StageSpec] = {
             ("run", "method", "iterations"),
             ("report.json", "report.html"),
             gpu=False,
-            version=5,
+            version=6,
         ),
     )
 }

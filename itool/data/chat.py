@@ -37,6 +37,7 @@ EVALUATION_OPTIONS = ("A", "B")
 TEMPLATE_DATE = datetime(2024, 7, 26, tzinfo=UTC)
 """Today, for a template that writes the date: a prompt is the same on every day. Llama 3 writes this one where it is told none."""
 
+_RELOAD = "Take the tokenizer's files from the model's source again, or install what the message asks for"
 _PROBE_TEXT = "itool probe"
 _PROBE = Tool(name="itool_probe", description="itool_probe")
 
@@ -66,7 +67,7 @@ def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = _tokenizer_class(model_dir).from_pretrained(str(model_dir), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise InputError(f"the tokenizer of base model {model_dir} cannot be loaded: {error}") from error
+        raise InputError(f"the tokenizer of base model {model_dir} cannot be loaded: {error}", remedy=_RELOAD) from error
     if not tokenizer.chat_template:
         raise InputError(
             f"base model {model_dir} has no chat template", remedy="Set model.chat_template to a Jinja file, or use an instruct model"
@@ -91,7 +92,7 @@ def _check_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"tokenizer file {path} is not JSON: {error}") from None
+        raise InputError(f"tokenizer file {path} is not JSON: {error}", remedy=_RELOAD) from None
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:

@@ -47,7 +47,10 @@ class Comparison:
 
 
 def compare_calls(predicted: Sequence[Call], expected: Sequence[Call]) -> Comparison:
-    """Assign predicted to expected calls: equal ones first, then so that most arguments agree (an exact assignment, not a greedy one)."""
+    """Assign predicted to expected calls: equal ones first, then so that most arguments agree (an exact assignment, not a greedy one).
+
+    What assignments of equal agreement differ in, an argument being wrong in one and superfluous in the other, O(s) does not see.
+    """
     pairs = _pair_equal(predicted, expected)
     if len(pairs) < min(len(predicted), len(expected)):
         pairs += _pair_similar(predicted, expected, pairs)
@@ -110,19 +113,18 @@ def _pair_similar(predicted: Sequence[Call], expected: Sequence[Call], taken: Se
         rows = [e for e, call in enumerate(expected) if call.name == name and e not in used_expected]
         columns = [p for p, call in enumerate(predicted) if call.name == name and p not in used_predicted]
         if len(rows) <= len(columns):
-            costs = [[_distance(predicted[p], expected[e]) for p in columns] for e in rows]
+            costs = [[_cost(predicted[p], expected[e]) for p in columns] for e in rows]
             pairs += [(columns[column], rows[row]) for row, column in enumerate(assign(costs))]
         else:
-            costs = [[_distance(predicted[p], expected[e]) for e in rows] for p in columns]
+            costs = [[_cost(predicted[p], expected[e]) for e in rows] for p in columns]
             pairs += [(columns[row], rows[column]) for row, column in enumerate(assign(costs))]
     return pairs
 
 
-def _distance(predicted: Call, expected: Call) -> int:
-    """How far apart two calls of one tool are: an argument that agrees outweighs one that is too many."""
+def _cost(predicted: Call, expected: Call) -> int:
+    """Of pairing two calls of one tool: less by each argument that agrees. As many are paired as can be, so nothing else weighs."""
     got, wanted = predicted.arguments, expected.arguments
-    agree = sum(1 for key in got.keys() & wanted.keys() if values_equal(got[key], wanted[key]))
-    return len(got.keys() | wanted.keys()) - 2 * agree
+    return -sum(1 for key in got.keys() & wanted.keys() if values_equal(got[key], wanted[key]))
 
 
 def assign(costs: Sequence[Sequence[float]]) -> list[int]:

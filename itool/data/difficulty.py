@@ -26,7 +26,7 @@ def assign_difficulty(examples: Sequence[Example]) -> list[Example]:
 
 
 def measure_difficulty(example: Example) -> tuple[int, int, int]:
-    """Number of candidate tools, characters of the toolset as compact JSON, number of calls."""
+    """Number of candidate tools, characters of their names, descriptions and parameters (these as compact JSON), number of calls."""
     length = sum(len(tool.name) + len(tool.description) + len(render_value(tool.parameters, compact=True)) for tool in example.tools)
     return len(example.tools), length, len(example.calls)
 

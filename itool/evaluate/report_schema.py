@@ -106,9 +106,9 @@ class PairReport(Part):
 
     count: int
     injected: int
-    mean_gap: float
-    mean_chosen_visits: float
-    mean_rejected_visits: float
+    mean_gap: float | None = Field(description="Q chosen minus Q rejected; null without pairs, as the visits below")
+    mean_chosen_visits: float | None
+    mean_rejected_visits: float | None
     gap: Histogram
     dropped: dict[str, int] = Field(description="states of the trees that gave no pair, by reason")
 

@@ -93,7 +93,8 @@ def check_adapter(path: Path) -> None:
     """Raise InputError unless the folder holds a LoRA adapter as PEFT writes it."""
     settings = read_json(path / "adapter_config.json", what="adapter folder")
     if settings.get("peft_type") != "LORA":
-        raise InputError(f"adapter folder {path} holds a {settings.get('peft_type')} adapter; only LORA is supported")
+        what = f"adapter folder {path} holds a {settings.get('peft_type')} adapter; only LORA is supported"
+        raise InputError(what, remedy="Run the training stage again")
     if not (path / "adapter_model.safetensors").is_file():
         raise InputError(f"adapter folder {path} has no adapter_model.safetensors", remedy="Run the training stage again")
 

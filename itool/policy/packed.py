@@ -128,7 +128,8 @@ def load_packed_model(model_dir: Path, adapter_dir: Path | None, *, dtype: str, 
             model_dir, dtype=getattr(torch, dtype), attn_implementation=ATTENTION, local_files_only=True
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"model folder {model_dir} cannot be loaded: {_first_line(error)}") from error
+        what = f"model folder {model_dir} cannot be loaded: {_first_line(error)}"
+        raise InputError(what, remedy="Run prepare again or check model.path") from error
     _check_attention(model.config, context_tokens)
     if adapter_dir is not None:
         model = _with_adapter(model, adapter_dir, merge=dtype == "float32")
@@ -142,7 +143,8 @@ def _with_adapter(model: Any, adapter_dir: Path, *, merge: bool) -> Any:
     try:
         adapted = PeftModel.from_pretrained(model, str(adapter_dir), autocast_adapter_dtype=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"adapter {adapter_dir} does not fit its base model: {_first_line(error)}") from error
+        what = f"adapter {adapter_dir} does not fit its base model: {_first_line(error)}"
+        raise InputError(what, remedy="Run the training stage again") from error
     if merge:
         return adapted.merge_and_unload()
     inner = adapted.base_model.model

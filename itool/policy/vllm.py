@@ -211,7 +211,7 @@ class VllmPolicy:
         models = await self._request("GET", "/v1/models", None, _read_models)
         bases = [name for name, parent in models.items() if parent is None]
         if not bases:
-            raise DependencyError(f"the vLLM server at {self._url} serves no base model")
+            raise DependencyError(f"the vLLM server at {self._url} serves no base model", remedy="Start it with the run's base model")
         return bases[0], [name for name, parent in models.items() if parent is not None]
 
     async def _use_adapter(self, adapter_dir: Path, loaded: Sequence[str]) -> None:
@@ -221,7 +221,8 @@ class VllmPolicy:
         body = {"lora_name": self.served_name, "lora_path": str(adapter_dir.absolute())}
         refused = await self._change_adapters("/v1/load_lora_adapter", body)
         if self.served_name not in (await self._served_models())[1]:
-            raise refused or DependencyError(f"the vLLM server at {self._url} does not list adapter {self.served_name} after loading it")
+            problem = f"the vLLM server at {self._url} does not list adapter {self.served_name} after loading it"
+            raise refused or DependencyError(problem, remedy="Read the server's log")
         _log.info("adapter loaded", adapter=self.served_name)
 
     async def _canary(self) -> None:

@@ -93,6 +93,7 @@ def join_workers(*, timeout_seconds: float) -> Workers:
     """The workers that torchrun's environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) names; this process alone without it.
 
     `timeout_seconds` bounds every later wait, too. Tensors in main memory travel through gloo, those on GPUs through NCCL.
+    Raises ConfigError when the environment is incomplete, DependencyError when the others do not come.
     """
     if worker_count() == 1:
         return ALONE

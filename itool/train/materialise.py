@@ -148,7 +148,7 @@ def _replace_chat_template(source: Path, target: Path) -> None:
     try:
         template = source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"model.chat_template {source} cannot be read: {error}") from None
+        raise InputError(f"model.chat_template {source} cannot be read: {error}", remedy="Set it to a Jinja file in UTF-8") from None
     (target / TEMPLATE_FILE).write_text(template, encoding="utf-8")
     for named in target.glob(NAMED_TEMPLATES):
         named.unlink()
@@ -178,7 +178,7 @@ def name_end_of_turn(folder: Path, token_id: int) -> None:
 
 
 def check_model_folder(folder: Path, *, context_tokens: int, origin: str, template_comes: bool = False) -> None:
-    """Refuse a folder that a later stage could not use. `template_comes` says that `model.chat_template` will supply the template."""
+    """Raise InputError for a folder that a later stage could not use. `template_comes`: `model.chat_template` will supply the template."""
     name = f"base model {origin}" + (f" ({folder})" if str(folder) != origin else "")
     if not (folder / "config.json").is_file():
         raise InputError(f"{name} has no config.json", remedy="Give a folder in Hugging Face layout")

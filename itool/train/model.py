@@ -35,6 +35,7 @@ GPU_PASS_COST, GPU_FORWARD_COST = 3e12, 3e11
 """Parameters times tokens that a GPU could compute in the time it takes to launch a pass, with gradients and without."""
 CPU_FORWARD_COST_TOKENS = 96
 """What a forward pass without gradients costs on a CPU, in padded tokens, at 1 M parameters as at 135 M (measured: docs/experiments.md)."""
+TRAIN_AGAIN = "Run the training stage again"
 _SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
@@ -57,7 +58,10 @@ def load_model(model_dir: Path, *, dtype: Dtype = "float32") -> Any:
 
 
 def new_adapter(model: Any, config: ModelConfig, *, seed: int) -> PeftModel:
-    """A fresh LoRA adapter on all linear layers of the blocks; A is random from `seed`, B zero, so the model is unchanged at first."""
+    """A fresh LoRA adapter on all linear layers of the blocks; A is random from `seed`, B zero, so the model is unchanged at first.
+
+    Raises InputError when the model has none of these layers.
+    """
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
@@ -70,16 +74,18 @@ def new_adapter(model: Any, config: ModelConfig, *, seed: int) -> PeftModel:
         try:
             return get_peft_model(model, lora)
         except ValueError as error:
-            raise InputError(f"the base model has none of the layers {', '.join(LINEAR_LAYERS)}: {error}") from None
+            raise InputError(
+                f"the base model has none of the layers {', '.join(LINEAR_LAYERS)}: {error}", remedy="Use another base"
+            ) from None
 
 
 def load_adapter(model: Any, adapter_dir: Path, *, trainable: bool = False) -> PeftModel:
-    """The model with a saved adapter on it. Raises InputError when the adapter is missing, damaged, or none of this model."""
+    """The model with a saved adapter on it. Raises InputError when it is incomplete, ArtifactError when it is damaged or does not fit."""
     check_adapter(adapter_dir)
     try:
         return PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ArtifactError(f"adapter {adapter_dir} does not fit the base model: {error}") from None
+        raise ArtifactError(f"adapter {adapter_dir} does not fit the base model: {error}", remedy=TRAIN_AGAIN) from None
 
 
 def load_policy(model_dir: Path, adapter_dir: Path | None, *, dtype: Dtype = "float32") -> Any:
@@ -116,7 +122,7 @@ def load_adapter_weights(model: PeftModel, adapter_dir: Path, *, name: str = "de
     try:
         set_peft_model_state_dict(model, load_file(adapter_dir / ADAPTER_WEIGHTS), adapter_name=name)
     except (RuntimeError, SafetensorError) as error:
-        raise ArtifactError(f"adapter {adapter_dir} does not fit the model's adapter: {error}") from None
+        raise ArtifactError(f"adapter {adapter_dir} does not fit the model's adapter: {error}", remedy=TRAIN_AGAIN) from None
 
 
 def pass_cost_tokens(model: Any, *, gradients: bool = True) -> int:

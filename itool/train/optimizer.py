@@ -26,7 +26,9 @@ def build_schedule(optimizer: torch.optim.Optimizer, settings: OptimizerConfig, 
 
 
 def schedule_factor(update: int, updates: int, settings: OptimizerConfig) -> float:
-    """Share of the learning rate at an update (0-based). No update runs at 0: the first warms up from 1/w, the last decays to 1/(n-w)."""
+    """Share of the learning rate at an update (0-based). No update runs at 0: warming up begins at 1/w of the rate, w the updates that it
+    takes, and the last update is the one before a decay reaches 0.
+    """
     warmup = math.ceil(settings.warmup_fraction * updates)
     if update < warmup:
         return (update + 1) / warmup

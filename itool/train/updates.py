@@ -238,7 +238,7 @@ def run_updates(trainer: Any, settings: OptimizerConfig, hooks: TrainingHooks, *
 
 
 def check_fits(model: Any, rows: Sequence[TokenSequence | StepPair]) -> None:
-    """Refuse what the caller should have dropped: an empty training set, or rows beyond the model's context."""
+    """Raise InputError for what the caller should have dropped: an empty training set, or rows beyond the model's context."""
     if not rows:
         raise InputError("there is nothing to train on", remedy="Check the dropped examples of the stages before")
     limit = model.config.max_position_embeddings

@@ -10,6 +10,7 @@ from itool.data.compare import assign, compare_calls, values_equal
 from itool.data.judge import judge
 from itool.data.toolcall import render_calls
 from itool.records import Example, Message, Tool, ToolCall
+from itool.search.reward import agreement
 
 
 def call(name: str, **arguments: object) -> ToolCall:
@@ -85,6 +86,11 @@ def test_an_argument_that_agrees_outweighs_one_that_is_too_many() -> None:
     assert compare_calls(predicted, [call("f", a=1, b=2, c=3)]).pairs == ((1, 0),)
 
 
+def test_what_is_missing_or_too_many_never_outweighs_an_argument_that_agrees() -> None:
+    result = compare_calls([call("f"), call("f", b=1, c=1, d=1)], [call("f", b=1)])
+    assert (result.pairs, result.matched_arguments) == (((1, 0),), 1)
+
+
 def test_duplicates_need_an_assignment_that_greedy_matching_misses() -> None:
     predicted = [call("f", a=1, b=0), call("f", a=1, b=2)]
     expected = [call("f", a=1, b=2), call("f", a=9, b=0)]
@@ -108,8 +114,10 @@ def test_the_assignment_is_the_cheapest(costs: list[list[int]]) -> None:
 
 
 CALL_LISTS = st.lists(
-    st.builds(ToolCall, name=st.sampled_from("fg"), arguments=st.dictionaries(st.sampled_from("ab"), st.sampled_from([1, 1.0, True, "1"]))),
-    max_size=5,
+    st.builds(
+        ToolCall, name=st.sampled_from("fg"), arguments=st.dictionaries(st.sampled_from("abcd"), st.sampled_from([1, 1.0, True, "1"]))
+    ),
+    max_size=4,
 )
 
 
@@ -119,4 +127,5 @@ def test_order_never_matters(predicted: list[ToolCall], expected: list[ToolCall]
     rng.shuffle(shuffled)
     one, other = compare_calls(predicted, expected), compare_calls(shuffled, expected)
     assert (one.error, one.matched_arguments) == (other.error, other.matched_arguments)
+    assert agreement(predicted, expected) == agreement(shuffled, expected)
     assert compare_calls(shuffled, predicted).error is None

@@ -78,7 +78,7 @@ def test_tools_are_not_withheld_where_no_other_is_offered(tmp_path: Path) -> Non
 def test_seal_tools_faults(tmp_path: Path) -> None:
     assert load_seal(tmp_path, [seal("a", "tool1"), seal("b", "nobody"), seal("c")]).dropped == {"unknown_tool": 1, "no_answer": 1}
     (tmp_path / "tool.jsonl").unlink()
-    with pytest.raises(InputError, match=r"tool pool .*tool.jsonl does not exist"):
+    with pytest.raises(InputError, match=r"tool pool .*tool.jsonl does not exist\. Set .*, or correct data.path = .*data.jsonl"):
         load("seal_tools", tmp_path, [seal("a", "tool1")])
     with pytest.raises(InputError, match=r"tool pool .* is a folder, not a file\. Set data.tool_pool_path"):
         load("seal_tools", tmp_path, [seal("a", "tool1")], tool_pool_path=str(tmp_path))

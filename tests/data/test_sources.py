@@ -77,6 +77,11 @@ def test_toolace_mirrors_name_their_turns_otherwise(tmp_path: Path) -> None:
     assert [e.stratum for e in load("toolace", tmp_path, [row]).examples] == ["calls", "text"]
 
 
+def test_an_empty_list_as_toolace_writes_it_is_an_answer_without_calls(tmp_path: Path) -> None:
+    (example,) = load("toolace", tmp_path, [toolace(("user", "q"), ("assistant", "[]"))]).examples
+    assert (example.stratum, example.response) == ("text", "[]")
+
+
 def test_toolace_counts_what_it_cannot_use(tmp_path: Path) -> None:
     rows = [
         toolace(("user", "q"), ("assistant", "Fine.")),
@@ -134,6 +139,8 @@ def xlam(number: int, answers: Any, **fields: Any) -> dict[str, Any]:
                 "type": {"description": "kind", "type": "str", "default": "game"},
                 "ids": {"description": "", "type": "List[int], optional"},
                 "limit": {"description": "how many", "type": "int"},
+                "page": {"type": "int, default 1"},
+                "counts": {"type": "defaultdict"},
             },
         }
     ]
@@ -150,8 +157,10 @@ def test_xlam_types_become_a_schema(tmp_path: Path) -> None:
             "type": {"type": "string", "description": "kind", "default": "game"},
             "ids": {"type": "array", "items": {"type": "integer"}},
             "limit": {"type": "integer", "description": "how many"},
+            "page": {"type": "integer"},
+            "counts": {},
         },
-        "required": ["limit"],
+        "required": ["limit", "counts"],
     }
 
 
@@ -299,6 +308,8 @@ def test_an_openai_conversation_ends_at_a_call_without_a_literal(tmp_path: Path)
         ("toolace", {"system": "", "conversations": [{"from": ["user"]}]}, r"data.jsonl:2: a turn is from \['user'\]"),
         ("toolbench", {"conversations": [{"from": {}}]}, "data.jsonl:2: a turn is from {}"),
         ("openai", openai(USER, CALL, id=""), "data.jsonl:2: field 'id' is empty"),
+        ("openai", openai(USER, {"role": "assistant", "function_call": {"name": "f"}}), "data.jsonl:2: message 2 has a 'function_call'"),
+        ("openai", {"messages": [USER], "functions": [{"name": "f"}]}, "data.jsonl:2: field 'functions' is the older form"),
         ("openai", openai(USER, CALL, id="a\ud83d"), r"data.jsonl:2: the text holds '\\ud83d', half of a character"),
         ("toolace", toolace(("user", "\ud83d"), ("assistant", "a")), r"data.jsonl:2: the text holds '\\ud83d', half of a character"),
         ("xlam", xlam(1, [{"name": "live_giveaways", "arguments": {"type": "\ud83d"}}]), "data.jsonl:2: .*surrogate"),

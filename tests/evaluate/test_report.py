@@ -95,6 +95,11 @@ def test_a_run_without_preference_pairs_still_says_what_its_search_found():
     assert first.pass_rate == sum(tree.correct_samples for tree in trees) / sum(tree.samples for tree in trees)
 
 
+def test_a_search_that_gave_no_pair_has_no_mean_gap(inputs):
+    statistics = build_report(dataclasses.replace(inputs, pairs={1: []})).iterations[0].pair_statistics
+    assert (statistics.count, statistics.mean_gap, statistics.mean_chosen_visits, statistics.mean_rejected_visits) == (0, None, None, None)
+
+
 def test_equal_gaps_share_a_bin_whatever_the_last_bits_of_their_sums(inputs):
     pair = inputs.pairs[1][0]
     values = [(0.9, 0.8), (0.1, 0.0)]  # 0.09999999999999998 and 0.1, where a bin begins

@@ -45,8 +45,8 @@ def load_examples(config: DataConfig) -> Loaded:
     """Read training data and, when it is configured, held-out data of the same format.
 
     Raises InputError with file and line for broken data, for an id that stands for two examples, and when nothing is usable;
-    DependencyError when the hub does not answer. `count` and `held_out_count` pick examples by the hash of their ids, so that a sorted
-    file gives a fair sample; they are applied after `dropped` was counted.
+    DependencyError when the hub does not answer; ConfigError for the demo, which has nothing to read. `count` and `held_out_count` pick
+    examples by the hash of their ids, so that a sorted file gives a fair sample; they are applied after `dropped` was counted.
     """
     if config.source == "demo" or config.path is None:
         raise ConfigError("data.source demo is generated, not loaded", remedy="Use itool.demo.task.generate")

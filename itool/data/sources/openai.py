@@ -30,6 +30,7 @@ def convert(rows: Iterator[Row]) -> Iterator[Converted]:
 
 def _convert_row(row: Row) -> Iterator[Converted]:
     turns = [row.expect(turn, dict, f"message {number}") for number, turn in enumerate(row.get("messages", list), start=1)]
+    _refuse_older_form(row, turns)
     tools = read_tools(row, row.expect(row.value.get("tools") or [], list, "field 'tools'"))
     named = row.value.get("id") is not None
     if row.value.get("id") == "":
@@ -39,6 +40,15 @@ def _convert_row(row: Row) -> Iterator[Converted]:
     if not answers:
         yield Dropped("no_answer")
     yield from _convert_turns(row, turns, tools, conversation, named=named, single=len(answers) == 1)
+
+
+def _refuse_older_form(row: Row, turns: list[dict[str, Any]]) -> None:
+    """What stood for `tools` and `tool_calls` before these. Left unread, calls would turn into empty answers without a sign."""
+    if row.value.get("functions") and not row.value.get("tools"):
+        row.refuse("field 'functions' is the older form; write the tools as 'tools'")
+    for number, turn in enumerate(turns, start=1):
+        if turn.get("function_call") and not turn.get("tool_calls"):
+            row.refuse(f"message {number} has a 'function_call', the older form; write it as 'tool_calls'")
 
 
 def _convert_turns(

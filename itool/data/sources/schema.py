@@ -65,8 +65,8 @@ def type_to_schema(text: str) -> dict[str, Any]:
 
 
 def is_optional_type(text: str) -> bool:
-    """Whether a type name says that its argument may be left out."""
-    return "optional" in text.lower()
+    """Whether a type name says that its argument may be left out, as `str, optional` and `int, default 5` do."""
+    return "optional" in text.lower() or re.search(r",\s*default", text) is not None
 
 
 def _union(parts: list[str]) -> dict[str, Any]:

@@ -44,7 +44,8 @@ def find_pool(config: DataConfig) -> str:
     pool = config.pool_file
     if not pool.is_file():
         problem = "is a folder, not a file" if pool.is_dir() else "does not exist"
-        raise InputError(f"tool pool {pool} {problem}", remedy="Set data.tool_pool_path to Seal-Tools' tool.jsonl")
+        beside = "" if config.tool_pool_path else f", or correct data.path = {config.path}, beside which it is looked for"
+        raise InputError(f"tool pool {pool} {problem}", remedy=f"Set data.tool_pool_path to Seal-Tools' tool.jsonl{beside}")
     return str(pool)
 
 
