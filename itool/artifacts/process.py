@@ -160,7 +160,7 @@ def as_itool_error(error: BaseException, place: str = "the staging folder", use:
     if isinstance(error, ItoolError):
         return error
     if isinstance(error, KeyboardInterrupt):
-        return Interrupted("stopped at once by a second Ctrl-C", remedy="Run the same command again to resume")
+        return Interrupted("stopped at once, without a checkpoint", remedy="Run the same command again to resume")
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
         return storage_error(error, Path(place), use)
     if (number := _wrapped_errno(str(error))) is not None:

@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
 import time
@@ -258,16 +259,18 @@ def run_stage(name: StageName, body: Body, argv: list[str] | None = None) -> int
     """The main function of a job: run a stage unless it is done, commit its result, return the exit code of errors.py.
 
     With `argv` None this is the process's own main (its age counts as start-up time); a forked process passes its arguments.
+    A stop signal that comes before the body begins ends it at once: process 1 of a container would otherwise never hear of it.
     """
     before = seconds_since_process_start() if argv is None else 0.0
     try:
-        configure_logging()
-        arguments = parse_arguments(name, argv)
-        config = load_config(arguments.config, arguments.overrides)
-        configure_logging(config.runtime.log_format, level=logging.ERROR if arguments.rank else logging.INFO)
-        if config.runtime.threads:  # a runner has set it already; torch reads it when it is imported
-            os.environ.setdefault("OMP_NUM_THREADS", str(config.runtime.threads))
-        _run(name, body, config, arguments, before)
+        with stop_signals(signal.default_int_handler):
+            configure_logging()
+            arguments = parse_arguments(name, argv)
+            config = load_config(arguments.config, arguments.overrides)
+            configure_logging(config.runtime.log_format, level=logging.ERROR if arguments.rank else logging.INFO)
+            if config.runtime.threads:  # a runner has set it already; torch reads it when it is imported
+                os.environ.setdefault("OMP_NUM_THREADS", str(config.runtime.threads))
+            _run(name, body, config, arguments, before)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the job's main: every error becomes an exit code and one line
         return exit_code_of(error)
     return 0
@@ -289,17 +292,6 @@ def _run(name: StageName, body: Body, config: RunConfig, arguments: JobArguments
         stage = Stage(store, config, resolution, inputs, work=work, arguments=arguments, stop=stop, before_seconds=before)
         with stop_signals(stop.handle):
             _attempt(store, stage, resolution, body)
-
-
-def remedy_for(reason: str, config: RunConfig) -> str | None:
-    """The setting by which an example cannot be used; None for what only other data can mend."""
-    context, response = config.model.context_tokens, config.model.max_response_tokens
-    return {
-        PROMPT_TOO_LONG: f"Raise model.context_tokens = {context} or lower model.max_response_tokens = {response}",
-        QUESTION_TOO_LONG: f"Raise model.context_tokens = {context}, or set search.confidence_weight to 0",
-        RESPONSE_TOO_LONG: f"Raise model.max_response_tokens = {response}",
-        TEMPLATE_REFUSES: "Set model.chat_template to one that takes such data",
-    }.get(reason)
 
 
 def _attempt(store: Store, stage: Stage, resolution: Resolution, body: Body) -> None:
@@ -381,3 +373,14 @@ def _remove_orphans(parent: Path) -> None:
         process = folder.name.split("-")[-2]
         if process.isdigit() and not Path(f"/proc/{process}").exists() and Path("/proc/self").exists():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def remedy_for(reason: str, config: RunConfig) -> str | None:
+    """The setting by which an example cannot be used; None for what only other data can mend."""
+    context, response = config.model.context_tokens, config.model.max_response_tokens
+    return {
+        PROMPT_TOO_LONG: f"Raise model.context_tokens = {context} or lower model.max_response_tokens = {response}",
+        QUESTION_TOO_LONG: f"Raise model.context_tokens = {context}, or set search.confidence_weight to 0",
+        RESPONSE_TOO_LONG: f"Raise model.max_response_tokens = {response}",
+        TEMPLATE_REFUSES: "Set model.chat_template to one that takes such data",
+    }.get(reason)

@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from itool.artifacts import stage as stage_module
 from itool.artifacts.catalogue import find_artifact, find_remains, get_artifact, list_artifacts, remove_artifact, verify_artifact
 from itool.artifacts.manifest import manifest_key
+from itool.artifacts.resolve import resolve
 from itool.artifacts.stage import Body, Stage, stage_seed
 from itool.artifacts.store import FolderStore, Store
 from itool.errors import ConfigError, DependencyError, InputError, Interrupted, NumericalError
@@ -466,6 +468,20 @@ def test_a_stopped_stage_resumes_from_its_checkpoint(run: Run, tmp_path: Path, n
     assert manifest.metrics["resumed_at"] > 0
     assert manifest.tokens == 40
     assert not [key for key in run.store.list("") if "checkpoints" in key]
+
+
+def test_a_stop_signal_is_heard_before_the_work_begins(folder_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def be_stopped(*_: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return resolve(folder_run.store, folder_run.config)
+
+    monkeypatch.setattr(stage_module, "resolve", be_stopped)
+    former = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as for process 1 of a container
+    try:
+        assert folder_run.stage("prepare", prepare) == 75
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert folder_run.resolution(PREPARE).state == "missing"
 
 
 def test_a_killed_stage_leaves_no_artifact_and_its_folder_is_swept(folder_run: Run, tmp_path: Path) -> None:
