@@ -128,11 +128,9 @@ def peak_memory_bytes() -> int | None:
 
 
 def gpus_in_use() -> int:
-    """How many GPUs the stage computes on: one for each of several workers. Asks torch only if the stage has imported it."""
+    """How many GPUs the stage computes on: each worker on one, however many it sees. Asks torch only if the stage has imported it."""
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return 0
-    return worker_count() if worker_count() > 1 else int(torch.cuda.device_count())
+    return worker_count() if torch is not None and torch.cuda.is_initialized() else 0
 
 
 def exit_code_of(error: BaseException) -> int:
