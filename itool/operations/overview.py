@@ -76,7 +76,7 @@ class StageRow:
 
 
 def stage_rows(config: RunConfig, resolutions: Mapping[StageId, Resolution], objects: RunObjects) -> list[StageRow]:
-    """Every stage in running order. A stage that is done needs no Job any more; of the others the newest attempt's Job speaks.
+    """Every stage in running order. Of one that is done or damaged its artifact speaks, of the others the newest attempt's Job.
 
     A stage whose turn it is and that has no Job yet may wait for vLLM, where that was asked for; the controller's own rule says so.
     """
@@ -85,7 +85,7 @@ def stage_rows(config: RunConfig, resolutions: Mapping[StageId, Resolution], obj
     rows = []
     for stage, found in resolutions.items():
         own, row = jobs.get(found.key or "", []), _row(stage, found)
-        if own and not found.done:
+        if own and found.state not in ("done", "damaged"):
             row = reading.with_job(row, max(own, key=_attempt), found)
         elif stage in in_turn and found.key and objects.serving and (objects.serving.replicas or objects.serving.pods):
             waits_for = beside_stage(config, resolutions, objects.serving, stage, objects.at).waits_for
