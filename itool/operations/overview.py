@@ -12,7 +12,7 @@ from typing import Literal
 from itool.artifacts.resolve import Resolution, State
 from itool.cluster.decide import stages_in_turn
 from itool.cluster.decide_serving import ServingState, beside_stage
-from itool.cluster.job_facts import task_of, verdict_on
+from itool.cluster.job_facts import is_over, task_of, verdict_on
 from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, KEY_LABEL, Object
 from itool.cluster.pod_states import JobState, PodState, events_by_object, job_state, pod_state
 from itool.cluster.progress import Progress
@@ -122,6 +122,12 @@ def component_rows(component: Literal["serving", "controller"], objects: RunObje
     rows += [_podless_row(state, objects.at) for state in jobs if state.phase != "succeeded"]
     known = {pod.name: pod for pod in objects.serving.pods} if objects.serving else {}
     return [replace(row, state=known[row.pod].phase, reason=known[row.pod].reason) if row.pod in known else row for row in rows]
+
+
+def controller_comes(objects: RunObjects) -> bool:
+    """Whether a chart's controller works or will: its Job is neither over nor suspended, though there may be no pod between two."""
+    jobs = of_component("controller", objects.jobs)
+    return any(not is_over(job) and not job["spec"].get("suspend") for job in jobs)
 
 
 def of_component(component: str, objects: Sequence[Object]) -> list[Object]:
