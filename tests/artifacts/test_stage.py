@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from itool.artifacts import stage as stage_module
-from itool.artifacts.catalogue import find_artifact, find_remains, get_artifact, list_artifacts, remove_artifact, verify_artifact
+from itool.artifacts.catalogue import copy_artifact, find_artifact, find_remains, list_artifacts, remove_artifact, verify_artifact
 from itool.artifacts.manifest import manifest_key
 from itool.artifacts.resolve import resolve
 from itool.artifacts.stage import Body, Stage, stage_seed
@@ -381,10 +381,12 @@ def test_artifacts_are_listed_found_and_copied_out(run: Run, tmp_path: Path) -> 
     assert find_artifact(run.store, "demo/i0/prepare") == entry.prefix == find_artifact(run.store, entry.prefix[:-3])
     with pytest.raises(InputError, match="no artifact"):
         find_artifact(run.store, "demo/i0/prep")
-    get_artifact(run.store, entry.prefix, tmp_path / "out", ["model/"])
+    list(copy_artifact(run.store, entry.prefix, tmp_path / "out", ["model/"]))
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["weights"]
     with pytest.raises(InputError, match="has no 'x'"):
-        get_artifact(run.store, entry.prefix, tmp_path / "out", ["x"])
+        next(copy_artifact(run.store, entry.prefix, tmp_path / "out", ["x"]))
+    assert next(copy_artifact(run.store, entry.prefix, tmp_path / "all")) == tmp_path / "all/model/weights"
+    assert not (tmp_path / "all/warmup.jsonl").exists()  # a large artifact shows how far it is
 
 
 def test_nobody_is_told_to_remove_what_a_newer_version_wrote(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
