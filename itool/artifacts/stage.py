@@ -78,6 +78,7 @@ class Stage:
         self.shards = arguments.shards
         self.rank = arguments.rank
         self.key = resolution.key
+        self.prefix = resolution.prefix
         self.output = work / "output"
         self.scratch = work / "scratch"
         self._resolution = resolution
@@ -85,7 +86,7 @@ class Stage:
         self._inputs = inputs
         files = file_fingerprints(config) if self.id.name == "prepare" else {}
         self._settings = settings_of(config, self.id.name) | {name: found for name, found in files.items() if found is not None}
-        self._checkpoints = Checkpoints(store, shard_prefix(resolution.prefix, self.shard, self.shards), secrets.token_hex(4))
+        self._checkpoints = Checkpoints(store, self.own_prefix, secrets.token_hex(4))
         self._counts = Counts()
         self._metrics: dict[str, Any] = {}
         self._tokens = 0
@@ -99,6 +100,11 @@ class Stage:
         self._earlier_gpu_seconds = 0.0
         self.output.mkdir(parents=True)
         self.scratch.mkdir(parents=True)
+
+    @property
+    def own_prefix(self) -> str:
+        """Folder of what this attempt writes: of its shard, of the artifact itself where there is only one."""
+        return shard_prefix(self.prefix, self.shard, self.shards)
 
     @property
     def seed(self) -> int:
@@ -291,24 +297,22 @@ def _run(name: StageName, body: Body, config: RunConfig, arguments: JobArguments
         stop = StopFlag()
         stage = Stage(store, config, resolution, inputs, work=work, arguments=arguments, stop=stop, before_seconds=before)
         with stop_signals(stop.handle):
-            _attempt(store, stage, resolution, body)
+            _attempt(store, stage, body)
 
 
-def _attempt(store: Store, stage: Stage, resolution: Resolution, body: Body) -> None:
+def _attempt(store: Store, stage: Stage, body: Body) -> None:
     """Run the body and commit what it wrote, rank 0's only; a shard that is done already goes straight to joining."""
-    prefix = str(resolution.prefix)
-    own = shard_prefix(prefix, stage.shard, stage.shards)
     _log.info("stage started", stage=str(stage.id), run=stage.config.run, key=stage.key, shard=stage.shard, shards=stage.shards)
-    manifest = read_manifest(store, own) if stage.shards > 1 else None
+    manifest = read_manifest(store, stage.own_prefix) if stage.shards > 1 else None
     if manifest is None:
         body(stage)
         if stage.rank:
             return
         stage.check_dropped()
         _only_jsonl(stage)
-        manifest = commit(store, own, stage.output, stage.draft())
+        manifest = commit(store, stage.own_prefix, stage.output, stage.draft())
     if stage.shards > 1:
-        manifest = join_shards(store, prefix, stage.shards, stage.scratch) or manifest
+        manifest = join_shards(store, stage.prefix, stage.shards, stage.scratch) or manifest
     _log.info(
         "stage finished",
         stage=str(stage.id),
