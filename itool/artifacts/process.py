@@ -110,6 +110,17 @@ def stop_signals(handle: Callable[[int, FrameType | None], None]) -> Iterator[No
             signal.signal(number, handler)
 
 
+def end_on_sigterm_as_process_1() -> None:
+    """In a container, end with 75 when asked to, until somebody handles SIGTERM: the kernel drops it where process 1 has no handler."""
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, _end_at_once)
+
+
+def _end_at_once(_number: int, _frame: FrameType | None) -> NoReturn:
+    sys.stderr.write("interrupted: stopped before it began. Run the same command again\n")
+    sys.exit(Interrupted.exit_code)
+
+
 def seconds_since_process_start() -> float:
     """Age of this process, imports included; a fork starts anew. 0 where the system does not say."""
     try:
