@@ -38,6 +38,7 @@ def prepare(stage: Stage) -> None:
     def fitting(examples: Sequence[Example]) -> list[Example]:
         kept = []
         for done, example in enumerate(examples, start=1):
+            stage.raise_if_stopped()
             try:
                 prompt_tokens, response_tokens = token_counts(tokenizer, example)
             except InputError as error:

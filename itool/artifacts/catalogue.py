@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,23 +87,21 @@ def verify_artifact(store: Store, prefix: str) -> list[str]:
     return problems
 
 
-def get_artifact(store: Store, prefix: str, target: Path, names: list[str] | None = None) -> list[Path]:
-    """Copy an artifact's files (all, or those named; a name that ends in `/` is a folder) below a local folder, verified.
+def copy_artifact(store: Store, prefix: str, target: Path, names: list[str] | None = None) -> Iterator[Path]:
+    """Copy an artifact's files (all, or those named; a name that ends in `/` is a folder) below a local folder, verified, one by one.
 
-    Raises InputError when a named file is not there, ArtifactError when one was altered.
+    Gives each when it is there. Raises InputError before all when a named file does not exist, ArtifactError when one was altered.
     """
     manifest = read_manifest(store, prefix)
     if manifest is None:
         raise no_such_artifact(store, prefix)
+    wanted = [path for path in manifest.files if not names or any(_is_named(path, name) for name in names)]
     for name in names or []:
-        if not any(path == name or (name.endswith("/") and path.startswith(name)) for path in manifest.files):
+        if not any(_is_named(path, name) for path in wanted):
             raise InputError(f"artifact {prefix} has no {name!r}; it has {', '.join(manifest.files)}")
-    copied = []
-    for path, entry in manifest.files.items():
-        if not names or any(path == name or (name.endswith("/") and path.startswith(name)) for name in names):
-            fetch(store, manifest.file_key(prefix, path), entry.sha256, target / path)
-            copied.append(target / path)
-    return copied
+    for path in wanted:
+        fetch(store, manifest.file_key(prefix, path), manifest.files[path].sha256, target / path)
+        yield target / path
 
 
 def remove_artifact(store: Store, prefix: str) -> int:
@@ -112,6 +110,10 @@ def remove_artifact(store: Store, prefix: str) -> int:
     store.delete(manifest_key(prefix))
     delete_tree(store, prefix)
     return len(keys)
+
+
+def _is_named(path: str, name: str) -> bool:
+    return path == name or (name.endswith("/") and path.startswith(name))
 
 
 def _only(found: list[str], store: Store, name: str) -> str:

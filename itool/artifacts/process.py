@@ -110,6 +110,17 @@ def stop_signals(handle: Callable[[int, FrameType | None], None]) -> Iterator[No
             signal.signal(number, handler)
 
 
+def end_on_sigterm_as_process_1() -> None:
+    """In a container, end with 75 when asked to, until somebody handles SIGTERM: the kernel drops it where process 1 has no handler."""
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, _end_at_once)
+
+
+def _end_at_once(_number: int, _frame: FrameType | None) -> NoReturn:
+    sys.stderr.write("interrupted: stopped before it began. Run the same command again\n")
+    sys.exit(Interrupted.exit_code)
+
+
 def seconds_since_process_start() -> float:
     """Age of this process, imports included; a fork starts anew. 0 where the system does not say."""
     try:
@@ -128,11 +139,9 @@ def peak_memory_bytes() -> int | None:
 
 
 def gpus_in_use() -> int:
-    """How many GPUs the stage computes on: one for each of several workers. Asks torch only if the stage has imported it."""
+    """How many GPUs the stage computes on: each worker on one, however many it sees. Asks torch only if the stage has imported it."""
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return 0
-    return worker_count() if worker_count() > 1 else int(torch.cuda.device_count())
+    return worker_count() if torch is not None and torch.cuda.is_initialized() else 0
 
 
 def exit_code_of(error: BaseException) -> int:
@@ -160,7 +169,7 @@ def as_itool_error(error: BaseException, place: str = "the staging folder", use:
     if isinstance(error, ItoolError):
         return error
     if isinstance(error, KeyboardInterrupt):
-        return Interrupted("stopped at once by a second Ctrl-C", remedy="Run the same command again to resume")
+        return Interrupted("stopped at once, without a checkpoint", remedy="Run the same command again to resume")
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
         return storage_error(error, Path(place), use)
     if (number := _wrapped_errno(str(error))) is not None:

@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
 import time
@@ -77,6 +78,7 @@ class Stage:
         self.shards = arguments.shards
         self.rank = arguments.rank
         self.key = resolution.key
+        self.prefix = resolution.prefix
         self.output = work / "output"
         self.scratch = work / "scratch"
         self._resolution = resolution
@@ -84,7 +86,7 @@ class Stage:
         self._inputs = inputs
         files = file_fingerprints(config) if self.id.name == "prepare" else {}
         self._settings = settings_of(config, self.id.name) | {name: found for name, found in files.items() if found is not None}
-        self._checkpoints = Checkpoints(store, shard_prefix(resolution.prefix, self.shard, self.shards), secrets.token_hex(4))
+        self._checkpoints = Checkpoints(store, self.own_prefix, secrets.token_hex(4))
         self._counts = Counts()
         self._metrics: dict[str, Any] = {}
         self._tokens = 0
@@ -98,6 +100,11 @@ class Stage:
         self._earlier_gpu_seconds = 0.0
         self.output.mkdir(parents=True)
         self.scratch.mkdir(parents=True)
+
+    @property
+    def own_prefix(self) -> str:
+        """Folder of what this attempt writes: of its shard, of the artifact itself where there is only one."""
+        return shard_prefix(self.prefix, self.shard, self.shards)
 
     @property
     def seed(self) -> int:
@@ -258,16 +265,18 @@ def run_stage(name: StageName, body: Body, argv: list[str] | None = None) -> int
     """The main function of a job: run a stage unless it is done, commit its result, return the exit code of errors.py.
 
     With `argv` None this is the process's own main (its age counts as start-up time); a forked process passes its arguments.
+    A stop signal that comes before the body begins ends it at once: process 1 of a container would otherwise never hear of it.
     """
     before = seconds_since_process_start() if argv is None else 0.0
     try:
-        configure_logging()
-        arguments = parse_arguments(name, argv)
-        config = load_config(arguments.config, arguments.overrides)
-        configure_logging(config.runtime.log_format, level=logging.ERROR if arguments.rank else logging.INFO)
-        if config.runtime.threads:  # a runner has set it already; torch reads it when it is imported
-            os.environ.setdefault("OMP_NUM_THREADS", str(config.runtime.threads))
-        _run(name, body, config, arguments, before)
+        with stop_signals(signal.default_int_handler):
+            configure_logging()
+            arguments = parse_arguments(name, argv)
+            config = load_config(arguments.config, arguments.overrides)
+            configure_logging(config.runtime.log_format, level=logging.ERROR if arguments.rank else logging.INFO)
+            if config.runtime.threads:  # a runner has set it already; torch reads it when it is imported
+                os.environ.setdefault("OMP_NUM_THREADS", str(config.runtime.threads))
+            _run(name, body, config, arguments, before)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the job's main: every error becomes an exit code and one line
         return exit_code_of(error)
     return 0
@@ -288,35 +297,22 @@ def _run(name: StageName, body: Body, config: RunConfig, arguments: JobArguments
         stop = StopFlag()
         stage = Stage(store, config, resolution, inputs, work=work, arguments=arguments, stop=stop, before_seconds=before)
         with stop_signals(stop.handle):
-            _attempt(store, stage, resolution, body)
+            _attempt(store, stage, body)
 
 
-def remedy_for(reason: str, config: RunConfig) -> str | None:
-    """The setting by which an example cannot be used; None for what only other data can mend."""
-    context, response = config.model.context_tokens, config.model.max_response_tokens
-    return {
-        PROMPT_TOO_LONG: f"Raise model.context_tokens = {context} or lower model.max_response_tokens = {response}",
-        QUESTION_TOO_LONG: f"Raise model.context_tokens = {context}, or set search.confidence_weight to 0",
-        RESPONSE_TOO_LONG: f"Raise model.max_response_tokens = {response}",
-        TEMPLATE_REFUSES: "Set model.chat_template to one that takes such data",
-    }.get(reason)
-
-
-def _attempt(store: Store, stage: Stage, resolution: Resolution, body: Body) -> None:
+def _attempt(store: Store, stage: Stage, body: Body) -> None:
     """Run the body and commit what it wrote, rank 0's only; a shard that is done already goes straight to joining."""
-    prefix = str(resolution.prefix)
-    own = shard_prefix(prefix, stage.shard, stage.shards)
     _log.info("stage started", stage=str(stage.id), run=stage.config.run, key=stage.key, shard=stage.shard, shards=stage.shards)
-    manifest = read_manifest(store, own) if stage.shards > 1 else None
+    manifest = read_manifest(store, stage.own_prefix) if stage.shards > 1 else None
     if manifest is None:
         body(stage)
         if stage.rank:
             return
         stage.check_dropped()
         _only_jsonl(stage)
-        manifest = commit(store, own, stage.output, stage.draft())
+        manifest = commit(store, stage.own_prefix, stage.output, stage.draft())
     if stage.shards > 1:
-        manifest = join_shards(store, prefix, stage.shards, stage.scratch) or manifest
+        manifest = join_shards(store, stage.prefix, stage.shards, stage.scratch) or manifest
     _log.info(
         "stage finished",
         stage=str(stage.id),
@@ -381,3 +377,14 @@ def _remove_orphans(parent: Path) -> None:
         process = folder.name.split("-")[-2]
         if process.isdigit() and not Path(f"/proc/{process}").exists() and Path("/proc/self").exists():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def remedy_for(reason: str, config: RunConfig) -> str | None:
+    """The setting by which an example cannot be used; None for what only other data can mend."""
+    context, response = config.model.context_tokens, config.model.max_response_tokens
+    return {
+        PROMPT_TOO_LONG: f"Raise model.context_tokens = {context} or lower model.max_response_tokens = {response}",
+        QUESTION_TOO_LONG: f"Raise model.context_tokens = {context}, or set search.confidence_weight to 0",
+        RESPONSE_TOO_LONG: f"Raise model.max_response_tokens = {response}",
+        TEMPLATE_REFUSES: "Set model.chat_template to one that takes such data",
+    }.get(reason)

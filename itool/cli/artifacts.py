@@ -5,6 +5,7 @@ A name is `run/i1/dpo`, with the start of the key where there are several.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -78,6 +79,9 @@ def verify(
     output: OutputOption = Output.text,
 ) -> None:
     """Read every file and compare size and SHA-256 with the manifests. Exit code 65 when something is missing or altered."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import track  # noqa: PLC0415
+
     from itool.artifacts.catalogue import find_artifact, verify_artifact  # noqa: PLC0415
     from itool.artifacts.manifest import NewerArtifact  # noqa: PLC0415
     from itool.commands import removal  # noqa: PLC0415
@@ -88,7 +92,7 @@ def verify(
     if not prefixes:
         raise InputError(f"there is no artifact in {store.root}{'/' if run else ''}{run}", remedy="Give another --root")
     problems, newer = {}, []
-    for prefix in prefixes:
+    for prefix in track(prefixes, "reading", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()):
         try:
             problems[prefix] = verify_artifact(store, prefix)
         except NewerArtifact as error:
@@ -118,10 +122,10 @@ def get(
     root: RootOption = None,
 ) -> None:
     """Copy an artifact's files, verified, to a local folder."""
-    from itool.artifacts.catalogue import find_artifact, get_artifact  # noqa: PLC0415
+    from itool.artifacts.catalogue import copy_artifact, find_artifact  # noqa: PLC0415
 
     store = open_root(root)
-    for path in get_artifact(store, find_artifact(store, name), target, files):
+    for path in copy_artifact(store, find_artifact(store, name), target, files):
         typer.echo(path)
 
 

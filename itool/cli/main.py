@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from itool.cli import artifacts, cancel, compare, doctor, iterate, logs, plan, report, runs, stages, status
+from itool.cli import artifacts, cancel, compare, doctor, iterate, logs, plan, report, runs, stages, status, wait
 from itool.errors import ItoolError, StorageError
 
 WRONG_USAGE = 2
@@ -58,6 +58,7 @@ def configure(
 app.command("iterate")(iterate.iterate)
 app.command("plan")(plan.plan)
 app.command("status")(status.status)
+app.command("wait")(wait.wait)
 app.command("runs")(runs.runs)
 app.command("cancel")(cancel.cancel)
 app.command("logs")(logs.logs)
@@ -71,6 +72,10 @@ app.command("doctor")(doctor.doctor)
 
 def main() -> None:
     """Run the command line; every error becomes one line and its documented exit code."""
+    if os.getpid() == 1:
+        from itool.artifacts.process import end_on_sigterm_as_process_1  # noqa: PLC0415 - only a container needs it
+
+        end_on_sigterm_as_process_1()
     try:
         code = app(prog_name="itoolctl", standalone_mode=False)
         sys.stdout.flush()

@@ -24,7 +24,7 @@ from itool.cluster.wish import StoredArtifact
 from itool.config import RunConfig
 from itool.errors import ConfigError, DependencyError, ItoolError
 from itool.logs import get_logger
-from itool.stages import StageId, loop_stages
+from itool.stages import StageId, loop_stages, stage_names
 
 log = get_logger(__name__)
 
@@ -227,8 +227,7 @@ def _full_quota(cluster: Cluster, body: Object) -> str:
 
 def dry_run_objects(config: RunConfig, namespace: str) -> Iterator[tuple[str, str, Object]]:
     """What a run creates: a Job of every stage, and vLLM's Deployment. Label, resource, object."""
-    names = dict.fromkeys(["prepare", "warmup", *loop_stages(config.method), "evaluate", "report"])
-    for name in names:
+    for name in stage_names(config.method):
         stage = StageId(int(name in loop_stages(config.method)), name)
         yield name, "jobs", stage_job(config, stage, "0" * 16, 0, config_map="dry-run", owner=NOBODY)
     if config.has_managed_serving:

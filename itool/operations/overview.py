@@ -12,7 +12,7 @@ from typing import Literal
 from itool.artifacts.resolve import Resolution, State
 from itool.cluster.decide import stages_in_turn
 from itool.cluster.decide_serving import ServingState, beside_stage
-from itool.cluster.job_facts import task_of, verdict_on
+from itool.cluster.job_facts import is_over, task_of, verdict_on
 from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, KEY_LABEL, Object
 from itool.cluster.pod_states import JobState, PodState, events_by_object, job_state, pod_state
 from itool.cluster.progress import Progress
@@ -76,7 +76,7 @@ class StageRow:
 
 
 def stage_rows(config: RunConfig, resolutions: Mapping[StageId, Resolution], objects: RunObjects) -> list[StageRow]:
-    """Every stage in running order. A stage that is done needs no Job any more; of the others the newest attempt's Job speaks.
+    """Every stage in running order. Of one that is done or damaged its artifact speaks, of the others the newest attempt's Job.
 
     A stage whose turn it is and that has no Job yet may wait for vLLM, where that was asked for; the controller's own rule says so.
     """
@@ -85,7 +85,7 @@ def stage_rows(config: RunConfig, resolutions: Mapping[StageId, Resolution], obj
     rows = []
     for stage, found in resolutions.items():
         own, row = jobs.get(found.key or "", []), _row(stage, found)
-        if own and not found.done:
+        if own and found.state not in ("done", "damaged"):
             row = reading.with_job(row, max(own, key=_attempt), found)
         elif stage in in_turn and found.key and objects.serving and (objects.serving.replicas or objects.serving.pods):
             waits_for = beside_stage(config, resolutions, objects.serving, stage, objects.at).waits_for
@@ -122,6 +122,12 @@ def component_rows(component: Literal["serving", "controller"], objects: RunObje
     rows += [_podless_row(state, objects.at) for state in jobs if state.phase != "succeeded"]
     known = {pod.name: pod for pod in objects.serving.pods} if objects.serving else {}
     return [replace(row, state=known[row.pod].phase, reason=known[row.pod].reason) if row.pod in known else row for row in rows]
+
+
+def controller_comes(objects: RunObjects) -> bool:
+    """Whether a chart's controller works or will: its Job is neither over nor suspended, though there may be no pod between two."""
+    jobs = of_component("controller", objects.jobs)
+    return any(not is_over(job) and not job["spec"].get("suspend") for job in jobs)
 
 
 def of_component(component: str, objects: Sequence[Object]) -> list[Object]:

@@ -14,7 +14,7 @@ from itool.cluster.session import open_lease
 from itool.config import RunConfig
 from itool.errors import ItoolError
 from itool.operations.attempt_logs import last_word
-from itool.operations.overview import PodRow, RunObjects, StageRow, component_rows, job_rows, stage_rows
+from itool.operations.overview import PodRow, RunObjects, StageRow, component_rows, controller_comes, job_rows, stage_rows
 from itool.operations.run_objects import read_objects
 from itool.stages import StageId
 
@@ -51,12 +51,16 @@ class RunStatus:
 
 @dataclass
 class StatusReader:
-    """Reads the same run again and again. `cluster` is None for a run on this machine. Manifests are read once."""
+    """Reads the same run again and again. `cluster` is None for a run on this machine. Manifests are read once.
+
+    `error` and `controller_comes` are of the last look.
+    """
 
     config: RunConfig
     store: Store
     cluster: Cluster | None = None
     error: ItoolError | None = None
+    controller_comes: bool = False
     _known: StoreListing | None = None
 
     def read(self) -> RunStatus:
@@ -74,6 +78,7 @@ class StatusReader:
         self.error = _joined(list(errors.values()))
         if isinstance(objects, ItoolError):
             objects = RunObjects(at=0.0)
+        self.controller_comes = controller_comes(objects)
         problem = str(self.error) if self.error else None
         status = RunStatus(self.config.run, self.config.runtime.backend, "unknown", unread=tuple(errors), problem=problem)
         if isinstance(resolutions, ItoolError):

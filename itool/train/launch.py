@@ -18,13 +18,6 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
-import torch.distributed.run as torchrun
-from accelerate.commands import launch as accelerate
-from torch.distributed import DistError
-from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous import RendezvousError
-
 from itool.artifacts.process import STOP_SIGNALS, exit_code_of
 from itool.errors import ConfigError, DependencyError, Interrupted
 
@@ -38,6 +31,11 @@ def launch(argv: list[str]) -> int:
         return exit_code_of(ConfigError(f"no known launcher in {' '.join(argv)!r}", remedy="Begin with torchrun or accelerate"))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_DAY_SECONDS))
     _end_when_stopped_before_workers_run()
+    from torch.distributed import DistError  # noqa: PLC0415 - torch takes seconds, in which process 1 of a container is to hear SIGTERM
+    from torch.distributed.elastic.multiprocessing import SignalException  # noqa: PLC0415
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: PLC0415
+    from torch.distributed.elastic.rendezvous import RendezvousError  # noqa: PLC0415
+
     try:
         start(argv[1:])
     except ChildFailedError as error:
@@ -50,10 +48,14 @@ def launch(argv: list[str]) -> int:
 
 
 def _torchrun(arguments: list[str]) -> None:
+    import torch.distributed.run as torchrun  # noqa: PLC0415 - as above
+
     torchrun.run(torchrun.parse_args(arguments))  # type: ignore[no-untyped-call] # torch's launcher ships no types
 
 
 def _accelerate(arguments: list[str]) -> None:
+    from accelerate.commands import launch as accelerate  # noqa: PLC0415 - as above
+
     accelerate.launch_command(accelerate.launch_command_parser().parse_args(arguments))
 
 

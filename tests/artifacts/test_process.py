@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from itool.artifacts.process import as_itool_error, parse_arguments
+from itool.artifacts.process import as_itool_error, gpus_in_use, parse_arguments
 from itool.errors import ConfigError, Interrupted, ItoolError, StorageError
 
 
@@ -52,3 +53,12 @@ def test_a_pod_of_an_indexed_job_does_the_shard_of_its_index(monkeypatch: pytest
     assert parse_arguments("dpo", []).shard == 0  # a pod of a training that spans nodes has an index too
     with pytest.raises(ConfigError, match="--shard 3 is not one of 2 shards"):
         parse_arguments("generate", ["--shards", "2"])
+
+
+def test_a_worker_computes_on_one_gpu_however_many_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = SimpleNamespace(is_initialized=lambda: True, device_count=lambda: 8)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert gpus_in_use() == 1
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert gpus_in_use() == 4

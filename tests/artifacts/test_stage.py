@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
-from itool.artifacts.catalogue import find_artifact, find_remains, get_artifact, list_artifacts, remove_artifact, verify_artifact
+from itool.artifacts import stage as stage_module
+from itool.artifacts.catalogue import copy_artifact, find_artifact, find_remains, list_artifacts, remove_artifact, verify_artifact
 from itool.artifacts.manifest import manifest_key
+from itool.artifacts.resolve import resolve
 from itool.artifacts.stage import Body, Stage, stage_seed
 from itool.artifacts.store import FolderStore, Store
 from itool.errors import ConfigError, DependencyError, InputError, Interrupted, NumericalError
@@ -379,10 +381,12 @@ def test_artifacts_are_listed_found_and_copied_out(run: Run, tmp_path: Path) -> 
     assert find_artifact(run.store, "demo/i0/prepare") == entry.prefix == find_artifact(run.store, entry.prefix[:-3])
     with pytest.raises(InputError, match="no artifact"):
         find_artifact(run.store, "demo/i0/prep")
-    get_artifact(run.store, entry.prefix, tmp_path / "out", ["model/"])
+    list(copy_artifact(run.store, entry.prefix, tmp_path / "out", ["model/"]))
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["weights"]
     with pytest.raises(InputError, match="has no 'x'"):
-        get_artifact(run.store, entry.prefix, tmp_path / "out", ["x"])
+        next(copy_artifact(run.store, entry.prefix, tmp_path / "out", ["x"]))
+    assert next(copy_artifact(run.store, entry.prefix, tmp_path / "all")) == tmp_path / "all/model/weights"
+    assert not (tmp_path / "all/warmup.jsonl").exists()  # a large artifact shows how far it is
 
 
 def test_nobody_is_told_to_remove_what_a_newer_version_wrote(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
@@ -466,6 +470,20 @@ def test_a_stopped_stage_resumes_from_its_checkpoint(run: Run, tmp_path: Path, n
     assert manifest.metrics["resumed_at"] > 0
     assert manifest.tokens == 40
     assert not [key for key in run.store.list("") if "checkpoints" in key]
+
+
+def test_a_stop_signal_is_heard_before_the_work_begins(folder_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def be_stopped(*_: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return resolve(folder_run.store, folder_run.config)
+
+    monkeypatch.setattr(stage_module, "resolve", be_stopped)
+    former = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as for process 1 of a container
+    try:
+        assert folder_run.stage("prepare", prepare) == 75
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert folder_run.resolution(PREPARE).state == "missing"
 
 
 def test_a_killed_stage_leaves_no_artifact_and_its_folder_is_swept(folder_run: Run, tmp_path: Path) -> None:

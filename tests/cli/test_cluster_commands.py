@@ -96,6 +96,16 @@ def test_status_folds_what_is_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert lines[-1] == ["i5", "..", "i9", "waiting", "21", "stages"]
 
 
+def test_status_names_what_is_damaged_though_the_job_that_made_it_ended_well(scene: Scene, capsys: Capture) -> None:
+    scene.work(100)
+    lost = next(key for key in scene.store.list("demo/i0/prepare") if not key.endswith("manifest.json"))
+    scene.store.delete(lost)
+    assert scene.itoolctl("status", "-o", "json") == 0
+    row = shown(capsys)["stages"][0]
+    assert row["state"] == "damaged"
+    assert row["reason"].startswith(f"{lost} is missing; remove it with `itoolctl artifacts rm demo/i0/prepare/")
+
+
 def test_status_gives_every_look_at_the_store_a_person_s_time(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[dict[str, float]] = []
 

@@ -75,7 +75,7 @@ def test_help_needs_no_torch_and_nothing_heavy(itoolctl: Itoolctl) -> None:
     code = f"{blocked} sys.argv=['itoolctl','--help']; from itool.cli.main import main; main()"
     done = subprocess.run([sys.executable, "-c", code], env=itoolctl.environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("iterate", "plan", "status", "logs", "report", "compare", "artifacts", "stages", "doctor", "cancel", "runs"):
+    for command in ("iterate", "plan", "status", "logs", "report", "compare", "artifacts", "stages", "doctor", "cancel", "runs", "wait"):
         assert f"  {command}" in done.stdout
 
 

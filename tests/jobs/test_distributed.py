@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from itool.artifacts.stage import Stage, run_stage
+from tests.fakes.waiting import wait_until
 from tests.jobs.conftest import REPOSITORY, copy_of, digests
 from tests.train.workers import free_port
 
@@ -42,15 +43,9 @@ def wait_for_progress(processes: list[subprocess.Popen[bytes]], *logs: Path) -> 
     raise AssertionError("the warm-up made no progress:\n" + "\n".join(log.read_text() for log in logs))
 
 
-def wait_for_handler(pid: int) -> None:
-    """Return when the process handles SIGTERM."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        caught = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
-        if int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1:
-            return
-        time.sleep(0.1)
-    raise AssertionError("SIGTERM is not handled")
+def wait_for_torch(pid: int) -> None:
+    """Return when the process has imported torch."""
+    wait_until(lambda: "libtorch_python" in Path(f"/proc/{pid}/maps").read_text(), seconds=60)
 
 
 def adapter(folder: Path) -> Path:
@@ -112,8 +107,8 @@ def test_a_node_that_waits_for_the_other_can_be_stopped_and_does_not_wait_for_ev
     assert given_up.wait(timeout=60) == 69
     assert "error: the other nodes did not come" in (tmp_path / "given-up").read_text()
     stopped = start(tmp_path, *node, "timeout=100", log="stopped")
-    wait_for_handler(stopped.pid)
-    time.sleep(1)
+    wait_for_torch(stopped.pid)
+    time.sleep(3)
     stopped.send_signal(signal.SIGTERM)
     assert stopped.wait(timeout=20) == 75
 

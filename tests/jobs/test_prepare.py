@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ from itool.artifacts.manifest import Manifest, manifest_key, parse_manifest
 from itool.artifacts.resolve import manifest_prefixes, resolve
 from itool.artifacts.store import FolderStore
 from itool.config import load_config
-from itool.data.chat import end_of_turn_id, load_tokenizer
+from itool.data.chat import end_of_turn_id, load_tokenizer, token_counts
 from itool.demo import base_model_path
 from itool.policy.model_folder import read_model_folder
+from itool.records import Example
 from itool.stages import StageId
 from jobs import prepare
 
@@ -58,6 +61,16 @@ def test_a_limit_neither_fails_clean_data_nor_hides_what_is_too_long(tmp_path: P
     flags = [f"{name.replace('__', '.')}={value}" for name, value in few.items()]
     assert prepare.main([flag for setting in [*flags, f"root={tmp_path}", "model.context_tokens=129"] for flag in ("--set", setting)]) == 65
     assert "dropped 20 of 20 records (prompt_too_long 20)" in capfd.readouterr().err.strip().splitlines()[-1]
+
+
+def test_it_stops_between_two_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def be_stopped(tokenizer: Any, example: Example) -> tuple[int, int]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return token_counts(tokenizer, example)
+
+    monkeypatch.setattr(prepare, "token_counts", be_stopped)
+    assert prepare.main(["--set", f"root={tmp_path}", "--set", "data.count=60", "--set", "data.held_out_count=10"]) == 75
+    assert FolderStore(tmp_path).list("") == {}
 
 
 def test_training_and_sampling_agree_on_the_end_of_a_turn(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
-"""Where a stage's start-up ends: when what comes next is its work."""
+"""Where a stage's start-up ends: when what comes next is its work; and that it can be stopped in it."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +65,11 @@ def test_a_training_works_when_the_trainer_has_loaded_the_model(tmp_path: Path, 
     monkeypatch.setattr(sft, "train_sft", train_sft)
     warmup.warmup(stage)
     assert stage.events == ["load", "working"]
+
+
+@pytest.mark.parametrize(
+    "begins", ["import jobs; be_stopped()", "from itool.cli import main; main.app = lambda **_: be_stopped(); main.main()"]
+)
+def test_process_1_of_a_container_hears_a_stop_signal_before_its_work_begins(begins: str) -> None:
+    pretends = "import os, signal; pid = os.getpid(); os.getpid = lambda: 1; be_stopped = lambda: os.kill(pid, signal.SIGTERM)"
+    assert subprocess.run([sys.executable, "-c", f"{pretends}; {begins}"], check=False).returncode == 75

@@ -1,5 +1,7 @@
 import math
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -206,6 +208,11 @@ def test_an_incomplete_environment_is_a_configuration_error(monkeypatch):
 def test_the_worker_that_failed_by_itself_gives_the_exit_code(codes, expected):
     failures = {rank: SimpleNamespace(exitcode=code, timestamp=7) for rank, code in enumerate(codes)}
     assert worst_exit_code(failures) == expected
+
+
+def test_a_launcher_can_hear_a_stop_signal_before_torch_is_imported():
+    imports = "import sys, itool.train.launch; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", imports], check=False).returncode == 0
 
 
 def test_an_unknown_launcher_is_a_configuration_error(capsys):
