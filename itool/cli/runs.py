@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from itool.cli.options import Output, OutputOption, RootOption, existing_config, note, print_json, run_names
-from itool.cli.tables import columns
+from itool.cli.tables import columns, terminal_width
 from itool.commands import DEFAULT_ROOT, itoolctl
 
 if TYPE_CHECKING:
@@ -34,13 +34,15 @@ def runs(root: RootOption = None, output: OutputOption = Output.text) -> None:
             line.method,
             f"{line.iterations_done}/{line.iterations}",
             f"{line.done}/{line.stages}",
-            None if line.best_accuracy is None else f"{100 * line.best_accuracy:.1f} % (iteration {line.best_iteration})",
+            None if line.best_accuracy is None else f"{100 * line.best_accuracy:.1f} % (i{line.best_iteration})",
             _who(line.controller),
         ]
         for line in lines
     ]
-    header = ["run", "state", "method", "iterations", "stages", "best accuracy", "works on it"]
-    typer.echo(columns(header, shown, right=["iterations", "stages"]))
+    header = ["run", "state", "method", "iterations", "stages", "best", "works on it"]
+    if not any(line.controller for line in lines):
+        header, shown = header[:-1], [row[:-1] for row in shown]
+    typer.echo(columns(header, shown, right=["iterations", "stages"], fold="works on it", width=terminal_width()))
     for line in lines:
         if line.problem:
             note(f"{line.run}: {line.problem}")
