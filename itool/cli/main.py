@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -71,6 +72,7 @@ app.command("doctor")(doctor.doctor)
 
 def main() -> None:
     """Run the command line; every error becomes one line and its documented exit code."""
+    _open_standard_streams()
     try:
         code = app(prog_name="itoolctl", standalone_mode=False)
         sys.stdout.flush()
@@ -105,6 +107,15 @@ def usage(error: Any) -> str:
     where = error.ctx.command_path if error.ctx else "itoolctl"
     text = f"{text}{f' (given: {given})' if given not in text else ''}"
     return f"{text}{'' if text.endswith('?') else '.'} See `{where} --help`"
+
+
+def _open_standard_streams() -> None:
+    """Let the null device stand in for a stream that the caller has closed: the next file to be opened would take its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def _end_quietly() -> NoReturn:

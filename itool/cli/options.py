@@ -114,12 +114,12 @@ def existing_config(
         return build_config(config, sets, run=run, root=root, backend=backend)
     from itool.config import check_run_name  # noqa: PLC0415
 
-    name = run or _only_run(root, hurried=hurried)
+    name = _only_run(root, hurried=hurried) if run is None else run
+    check_run_name(name)
     store = open_root(root, hurried=hurried)
     stored = _stored_document(name, store)
     if stored is None:
         raise no_such_run(name, root)
-    check_run_name(name)
     named = {"run": name, "root": root, "runtime.backend": backend}
     if known_keys_only:
         from itool.config import drop_unknown_keys  # noqa: PLC0415

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,9 @@ def test_the_shell_is_told_how_a_command_goes_on(itoolctl: Itoolctl) -> None:
         (["status", "--root", "my runs"], 65, "Start one with `itoolctl iterate --root 'my runs'`, or give --root"),
         (["status"], 65, "there is no run in runs"),
         (["status", "nothing"], 65, "there is no run nothing in runs"),
+        (["cancel", ""], 64, "run = '' is no DNS label"),
+        (["logs", "score", "--run", "demo "], 64, "run = 'demo ' is no DNS label"),
+        (["compare", "../demo", "demo"], 64, "run = '../demo' is no DNS label"),
         (["report", "nothing"], 65, "there is no run nothing in runs"),
         (["compare", "one"], 64, "compare needs at least two runs"),
         (["logs", "training"], 64, "'training' is no stage"),
@@ -111,6 +115,22 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(itoolctl: Itoolctl) -> No
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_stream_that_the_caller_has_closed_is_not_missed(itoolctl: Itoolctl, closed: int) -> None:
+    command = shlex.join([*itoolctl._command(("runs",))])
+    done = subprocess.run(
+        f"{command} {closed}{'<' if closed == 0 else '>'}&-",
+        shell=True,
+        cwd=itoolctl.folder,
+        env=itoolctl.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = "" if closed == 2 else "There is no run yet in runs. Start one with `itoolctl iterate`.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", said)
 
 
 def test_ctrl_c_while_another_controller_works_does_not_call_its_run_stopped(within: Within) -> None:
