@@ -61,6 +61,7 @@ def test_the_shell_is_told_how_a_command_goes_on(itoolctl: Itoolctl) -> None:
         (["iterate", "--root", ""], 64, "root is empty. Use a folder or s3://bucket/prefix"),
         (["artifacts", "ls", "--root", ""], 64, "root is empty."),
         (["plan", "--run", "Not_A_Label"], 64, "run = 'Not_A_Label' is no DNS label"),
+        (["plan", "--run", "demo", "--set", "root="], 64, "root = null: input should be a valid string"),
         (["plan", "--run", "nope"], 65, "there is no run nope in runs. Give --config to start it"),
         (["iterate", "--run", "nope", "--root", "my runs"], 65, "there is no run nope in my runs. Give --config to start it"),
         (["status", "--root", "my runs"], 65, "Start one with `itoolctl iterate --root 'my runs'`, or give --root"),
