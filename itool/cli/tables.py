@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 NARROWEST_TERMINAL = 80
-NARROWEST_FOLDED = 13
+NARROWEST_FOLDED = 24
 _COMMAND = re.compile(r"`[^`]*`")
 
 

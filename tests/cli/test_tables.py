@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
+from pathlib import Path
 
 import pytest
 
 from itool.cli.report import result_text
 from itool.cli.tables import columns, folded
+from itool.cluster.leases import FolderLease
 from tests.cli.command import Within
 from tests.evaluate.test_compare import result
 
@@ -55,6 +59,20 @@ def test_the_result_table_gives_the_groups_a_table_of_their_own_where_it_is_narr
     figures = {word for line in whole.splitlines() for word in line.split()}
     assert figures == {word for line in narrow.splitlines() for word in line.split()}, "nothing is lost"
     assert sum("<- kept" in line for line in narrow.splitlines()) == 1
+
+
+def test_runs_fit_80_columns_and_those_that_somebody_works_on_are_named_below(within: Within) -> None:
+    for name in ("demo", "demo-other-method"):
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "config.yaml").write_text(f"run: {name}\nmethod: rejection_sampling\n")
+    lease = FolderLease(Path("runs/demo/controller.lock"))
+    lease.acquire()
+    _, output, _ = within("runs")
+    lease.release()
+    lines = output.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[:2] for line in lines[1:3]] == [["demo", "running"], ["demo-other-method", "stopped"]]
+    assert lines[3:] == ["", f"demo: process {os.getpid()} on {socket.gethostname()} works on it"]
 
 
 @pytest.mark.parametrize(("columns_there", "widest"), [("20", 80), ("80", 80), ("160", 120)])
