@@ -398,12 +398,19 @@ def _read_document(path: Path) -> dict[str, Any]:
     except _RepeatedKey as error:
         raise ConfigError(f"configuration file {path}, {error}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"configuration file {path} is not YAML: {error}") from None
+        raise ConfigError(f"configuration file {path} is not YAML: {_yaml_problem(error)}") from None
     if document is None:
         return {}
     if not isinstance(document, dict):
         raise ConfigError(f"configuration file {path} holds a {type(document).__name__}, not a mapping of sections")
     return document
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """What is wrong and in which line, without the excerpt: its marker points at nothing in a message of one line."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return str(error)
+    return f"line {error.problem_mark.line + 1}: " + ", ".join(filter(None, (error.context, error.problem)))
 
 
 def read_yaml(text: str | bytes) -> Any:

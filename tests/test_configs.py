@@ -167,6 +167,22 @@ def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path) -> None:
     assert load_config(path).dpo.updates == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("dpo:\n\tbeta: 0.1\n", r"line 2: while scanning for the next token, found character '\t' that cannot start any token"),
+        ("seed: 1\n---\nseed: 2\n", "line 2: expected a single document in the stream, but found another document"),
+        ("date: 2026-11-31\n", "day is out of range for month"),
+    ],
+)
+def test_what_is_not_yaml_is_named_with_its_line(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        load_config(path)
+    assert str(raised.value) == f"configuration file {path} is not YAML: {problem}"
+
+
 def test_a_key_may_override_a_merged_one(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("""

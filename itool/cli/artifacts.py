@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from itool.cli.options import Output, OutputOption, RootOption, no_such_run, note, open_root, print_json
-from itool.cli.tables import columns, duration, size
+from itool.cli.tables import columns, duration, size, terminal_width
 
 if TYPE_CHECKING:
     from itool.artifacts.catalogue import CatalogueEntry
@@ -55,7 +55,7 @@ def ls(
         else [entry.prefix, None, None, None, entry.problem]
         for entry in entries
     ]
-    typer.echo(columns(["artifact", "digest", "size", "time", ""], rows, right=["size", "time"]))
+    typer.echo(columns(["artifact", "digest", "size", "time", ""], rows, right=["size", "time"], fold="", width=terminal_width()))
 
 
 @app.command("show")

@@ -16,6 +16,7 @@ def compare(
 ) -> None:
     """Set runs side by side with confidence intervals: methods, seeds, settings."""
     from itool.cli.compare_tables import comparison_text  # noqa: PLC0415
+    from itool.cli.tables import terminal_width  # noqa: PLC0415
     from itool.errors import ConfigError  # noqa: PLC0415
     from itool.evaluate.compare import compare_runs  # noqa: PLC0415
     from itool.operations.reports import find_report  # noqa: PLC0415
@@ -24,4 +25,4 @@ def compare(
         raise ConfigError("compare needs at least two runs", remedy="`itoolctl runs` lists them")
     found = {run: find_report(existing_config(run, root)) for run in runs}
     comparison = compare_runs([found[run].report for run in runs], outdated=[run for run in found if not found[run].current])
-    typer.echo(comparison.as_json() if output is Output.json else comparison_text(comparison))
+    typer.echo(comparison.as_json() if output is Output.json else comparison_text(comparison, terminal_width()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Sequence
 
 from rich import box
@@ -14,11 +13,14 @@ from itool.evaluate.compare import Comparison, SeedSpread
 from itool.evaluate.intervals import Interval
 from itool.records import DIFFICULTIES
 
+WHOLE = 1000
+"""Columns that no table fills."""
+
 
 def comparison_text(comparison: Comparison, width: int | None = None) -> str:
-    """Tables and notes (`width` columns, else as wide as the terminal is, at least 80)."""
+    """Tables and notes, in lines of at most `width` characters, of which they need 80."""
     text = io.StringIO()
-    console = Console(file=text, width=max(width or shutil.get_terminal_size().columns, 80))
+    console = Console(file=text, width=width or WHOLE)
     for table in _tables(comparison):
         console.print(table)
     for note in comparison.notes:
@@ -36,6 +38,7 @@ def _tables(comparison: Comparison) -> list[Table]:
 def _table(title: str, names: Sequence[str], figures: Sequence[str]) -> Table:
     """An empty table whose name columns fold and whose figures never do."""
     table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.min_width = min(len(title), 80)  # else the title would be folded
     for name in names:
         table.add_column(name, overflow="fold", min_width=8)
     for figure in figures:

@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from itool.cli.tables import duration, size
 from itool.cluster.decide import Action, Fail, StartStage, StopStage, Wait
@@ -143,12 +144,13 @@ def _number(value: Any) -> str:
 
 
 def _bars(console: Console) -> Progress:
+    """On a narrow terminal the bar gives way, not the figures and times."""
     return Progress(
         TextColumn("{task.description:<16}"),
         BarColumn(bar_width=28),
         TextColumn("{task.fields[figures]}", markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(compact=True),
+        TimeElapsedColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
         console=console,
         transient=True,
     )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from itool.cli.options import BackendOption, ConfigOption, Output, OutputOption, RootOption, SetOption, given_config, note, print_json
+from itool.cli.tables import folded, terminal_width
 from itool.cluster.check import Check
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def doctor(
 
 
 def _show(check: Check) -> None:
-    typer.echo(f"{check.state:<8} {check.name:<11} {check.line}")
+    line = f"{check.state:<8} {check.name:<11} {check.line}"
+    typer.echo("\n".join(folded(line, terminal_width(), indent=" " * 21)))
 
 
 def _checks(config: RunConfig, *, preflight: bool) -> Iterator[Check]:

@@ -51,6 +51,7 @@ def iterate(
     """
     from itool.cli.display import open_display  # noqa: PLC0415 - every import below costs time that --help does not have
     from itool.cli.report import result_text  # noqa: PLC0415
+    from itool.cli.tables import terminal_width  # noqa: PLC0415
     from itool.cluster import session  # noqa: PLC0415
     from itool.errors import Interrupted  # noqa: PLC0415
     from itool.operations.reports import find_report  # noqa: PLC0415
@@ -71,7 +72,7 @@ def iterate(
     if output is Output.json:
         typer.echo(found.text, nl=False)
         return
-    typer.echo(result_text(found.report))
+    typer.echo(result_text(found.report, terminal_width()))
     if display.attempts_ended:
         what = "stage processes" if settings.runtime.backend == "local" else "Jobs"
         typer.echo(f"this command: {display.attempts_ended} {what} in {seconds:.0f} s")

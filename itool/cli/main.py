@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -76,6 +77,7 @@ def main() -> None:
         from itool.artifacts.process import end_on_sigterm_as_process_1  # noqa: PLC0415 - only a container needs it
 
         end_on_sigterm_as_process_1()
+    _open_standard_streams()
     try:
         code = app(prog_name="itoolctl", standalone_mode=False)
         sys.stdout.flush()
@@ -110,6 +112,15 @@ def usage(error: Any) -> str:
     where = error.ctx.command_path if error.ctx else "itoolctl"
     text = f"{text}{f' (given: {given})' if given not in text else ''}"
     return f"{text}{'' if text.endswith('?') else '.'} See `{where} --help`"
+
+
+def _open_standard_streams() -> None:
+    """Let the null device stand in for a stream that the caller has closed: the next file to be opened would take its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def _end_quietly() -> NoReturn:

@@ -70,21 +70,21 @@ def build_config(
     Without a file, a run that exists already is continued with the configuration that lies beside its artifacts; a run of the default
     name that does not takes the defaults. Raises InputError for a named run without a file that does not exist.
     """
-    from itool.config import RunConfig, check_run_name, load_config, read_overrides  # noqa: PLC0415 - pydantic, only when a command runs
+    from itool.artifacts.store import open_store  # noqa: PLC0415
+    from itool.config import load_config, parse_config, read_overrides  # noqa: PLC0415 - pydantic, only when a command runs
 
     named = {"run": run, "root": root, "iterations": n, "method": method, "runtime.backend": backend}
     overrides = _overrides(sets, named)
     if config is not None:
         return load_config(config, overrides)
     asked = read_overrides(overrides)
-    name, place = str(asked.get("run", RunConfig.model_fields["run"].default)), str(asked.get("root", DEFAULT_ROOT))
-    check_run_name(name)
-    store = _open(place, asked)
-    stored = _stored_document(name, store)
+    place = parse_config({key: asked[key] for key in ("run", "root", "store") if key in asked})
+    store = open_store(place.root, place.store)
+    stored = _stored_document(place.run, store)
     if stored is not None:
-        return _continued(stored, store, name, place, overrides)
+        return _continued(stored, store, place.run, place.root, overrides)
     if run is not None:
-        raise no_such_run(name, place, start="give --config to start it")
+        raise no_such_run(place.run, place.root, start="give --config to start it")
     return load_config(None, overrides)
 
 
@@ -114,12 +114,12 @@ def existing_config(
         return build_config(config, sets, run=run, root=root, backend=backend)
     from itool.config import check_run_name  # noqa: PLC0415
 
-    name = run or _only_run(root, hurried=hurried)
+    name = _only_run(root, hurried=hurried) if run is None else run
+    check_run_name(name)
     store = open_root(root, hurried=hurried)
     stored = _stored_document(name, store)
     if stored is None:
         raise no_such_run(name, root)
-    check_run_name(name)
     named = {"run": name, "root": root, "runtime.backend": backend}
     if known_keys_only:
         from itool.config import drop_unknown_keys  # noqa: PLC0415
@@ -201,14 +201,6 @@ def _continued(stored: dict[str, Any], store: Store, run: str, root: str | None,
     except ConfigError as error:  # not the options' fault
         raise ConfigError(str(error), remedy=f"Use the itool that has written it. {OTHER_FILE}") from None
     return merge_config(stored, [f"root={json.dumps(root or DEFAULT_ROOT)}", *overrides], origin=origin)
-
-
-def _open(root: str, asked: dict[str, Any]) -> Store:
-    """The store of a root as overrides ask for it."""
-    from itool.artifacts.store import open_store  # noqa: PLC0415
-    from itool.config import parse_config  # noqa: PLC0415
-
-    return open_store(root, parse_config({"store": asked.get("store", {})}).store)
 
 
 def _stored_document(run: str, store: Store) -> dict[str, Any] | None:

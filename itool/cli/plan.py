@@ -22,7 +22,7 @@ from itool.cli.options import (
     build_config,
     print_json,
 )
-from itool.cli.tables import columns, duration
+from itool.cli.tables import columns, duration, folded, terminal_width
 from itool.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -64,8 +64,9 @@ def plan(
         print_json(_document(settings.run, resolutions, costs))
         return
     rows = [[str(stage), _action(found), found.reason, _expected(stage, found, costs)] for stage, found in resolutions.items()]
-    typer.echo(columns(["stage", "", "why", "expected"], rows))
-    typer.echo(_summary(resolutions, costs))
+    width = terminal_width()
+    typer.echo(columns(["stage", "", "why", "expected"], rows, fold="why", width=width))
+    typer.echo("\n".join(["", *folded(_summary(resolutions, costs), width)]))
 
 
 def measured_costs(manifests: Iterable[Manifest]) -> dict[str, Cost]:
@@ -94,10 +95,10 @@ def _summary(resolutions: Mapping[StageId, Resolution], costs: Mapping[str, Cost
     due = [stage for stage, found in resolutions.items() if _action(found) == "run"]
     damaged = [stage for stage, found in resolutions.items() if _action(found) == "stop"]
     if damaged:
-        return f"\nThe run would stop at {damaged[0]} with exit code {ArtifactError.exit_code}."
+        return f"The run would stop at {damaged[0]} with exit code {ArtifactError.exit_code}."
     if not due:
-        return f"\nNothing to run: all {len(resolutions)} stages are up to date."
-    text = f"\n{len(due)} of {len(resolutions)} stages to run, {len(resolutions) - len(due)} reused"
+        return f"Nothing to run: all {len(resolutions)} stages are up to date."
+    text = f"{len(due)} of {len(resolutions)} stages to run, {len(resolutions) - len(due)} reused"
     known = [costs[stage.name] for stage in due if stage.name in costs]
     if known:
         text += f"; about {duration(sum(cost.seconds for cost in known))}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from itool.cli.options import ConfigOption, Output, OutputOption, RootOption, RunArgument, SetOption, existing_config, note
-from itool.cli.tables import columns, duration
+from itool.cli.tables import columns, duration, folded, terminal_width
 from itool.commands import itoolctl
 
 if TYPE_CHECKING:
@@ -32,30 +32,42 @@ def report(
     if output is Output.json:
         typer.echo(found.text, nl=False)
         return
-    typer.echo(result_text(found.report))
+    typer.echo(result_text(found.report, terminal_width()))
     typer.echo(f"report: {found.html}")
 
 
-def result_text(report: Report) -> str:
-    """The one-screen table: baseline and iterations, per difficulty, no-call cases, what was kept, what was dropped, time and tokens."""
+def result_text(report: Report, width: int | None = None) -> str:
+    """The one-screen table: baseline and iterations, per difficulty, no-call cases, what was kept, what was dropped, time and tokens.
+
+    In lines of at most `width` characters, of which it needs 80.
+    """
     lines = [f"{report.run}: {report.method}, seed {report.seed}, exact match on held-out examples in %", ""]
-    lines += [_accuracy_table(report), "", *_conclusions(report)]
+    lines += [_accuracy_table(report, width), ""]
+    said = _conclusions(report)
     dropped = _dropped(report)
     if dropped:
-        lines.append(f"dropped: {dropped}")
+        said.append(f"dropped: {dropped}")
     seconds = sum(stage.seconds for stage in report.stages)
     startup = sum(stage.startup_seconds for stage in report.stages)
     tokens = sum(stage.tokens for stage in report.stages)
-    lines.append(f"stages: {len(report.stages)} in {duration(seconds)} ({duration(startup)} of it start-up), {tokens:,} tokens computed")
+    said.append(f"stages: {len(report.stages)} in {duration(seconds)} ({duration(startup)} of it start-up), {tokens:,} tokens computed")
+    lines += [line for text in said for line in folded(text, width, indent="  ")]
     return "\n".join(lines)
 
 
-def _accuracy_table(report: Report) -> str:
+def _accuracy_table(report: Report, width: int | None) -> str:
+    """One table, or where it is too wide two: the groups of examples in the second."""
     held_out = [evaluation for evaluation in report.evaluations if evaluation.dataset == "held_out"]
     difficulties = list(dict.fromkeys(name for evaluation in held_out for name in evaluation.by_difficulty))
-    header = ["", "all", "95 % interval", *difficulties, "no call", "validation", "examples", "pairs", "updates", ""]
+    groups = [*difficulties, "no call"]
+    header = ["", "all", "95 % interval", *groups, "validation", "examples", "pairs", "updates", " "]
     rows = [_accuracy_row(report, evaluation, difficulties) for evaluation in held_out]
-    return columns(header, rows, right=header[1:-1])
+    whole = columns(header, rows, right=header[1:-1])
+    if width is None or max(map(len, whole.splitlines())) <= width:
+        return whole
+    parts = ([name for name in header if name not in groups], ["", *groups])
+    tables = (columns(part, [[row[header.index(name)] for name in part] for row in rows], right=part[1:]) for part in parts)
+    return "\n\n".join(tables)
 
 
 def _accuracy_row(report: Report, evaluation: EvaluationReport, difficulties: list[str]) -> list[object]:

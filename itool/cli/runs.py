@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -34,13 +34,18 @@ def runs(root: RootOption = None, output: OutputOption = Output.text) -> None:
             line.method,
             f"{line.iterations_done}/{line.iterations}",
             f"{line.done}/{line.stages}",
-            None if line.best_accuracy is None else f"{100 * line.best_accuracy:.1f} % (iteration {line.best_iteration})",
-            _who(line.controller),
+            None if line.best_accuracy is None else f"{100 * line.best_accuracy:.1f} % (i{line.best_iteration})",
         ]
         for line in lines
     ]
-    header = ["run", "state", "method", "iterations", "stages", "best accuracy", "works on it"]
-    typer.echo(columns(header, shown, right=["iterations", "stages"]))
+    typer.echo(columns(["run", "state", "method", "iterations", "stages", "best"], shown, right=["iterations", "stages"]))
+    held = [
+        f"{line.run}: process {line.controller.get('pid')} on {line.controller.get('host')} works on it"
+        for line in lines
+        if line.controller
+    ]
+    if held:
+        typer.echo("\n".join(["", *held]))
     for line in lines:
         if line.problem:
             note(f"{line.run}: {line.problem}")
@@ -59,7 +64,3 @@ def _line(name: str, root: str | None) -> RunLine | None:
     except (ConfigError, InputError, StorageError) as error:
         note(f"{name} is left out: {error}")
         return None
-
-
-def _who(holder: dict[str, Any] | None) -> str:
-    return f"process {holder.get('pid')} on {holder.get('host')}" if holder else ""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from itool.cli.options import BackendOption, ConfigOption, Output, OutputOption, RootOption, RunArgument, existing_config, print_json
-from itool.cli.tables import columns, duration
+from itool.cli.tables import columns, duration, terminal_width
 
 if TYPE_CHECKING:
     from itool.config import RunConfig
@@ -46,7 +46,7 @@ def status(
     shown = ""
     while True:
         found = reader.read()
-        text = as_text(found, with_problem=watch) if output is Output.text else ""
+        text = as_text(found, with_problem=watch, width=terminal_width()) if output is Output.text else ""
         if output is Output.json:
             print_json(as_document(found))
         elif text != shown:
@@ -74,14 +74,15 @@ def as_document(found: RunStatus) -> dict[str, Any]:
     return {"schema": STATUS_VERSION} | asdict(found) | {"done": found.done, "total": len(found.stages)}
 
 
-def as_text(found: RunStatus, *, with_problem: bool = True) -> str:
+def as_text(found: RunStatus, *, with_problem: bool = True, width: int | None = None) -> str:
     """The status as a table and a line that sums it up; without the problem where the command ends with it."""
     rows = [cells for line in folded(found.stages) for cells in line]
     rows += [_pod_cells("vLLM", row) for row in found.serving or ()]
     rows += [_pod_cells("controller", row) for row in found.controller_pods if row.state != "succeeded"]
     used = [index for index, name in enumerate(HEADER) if name in ("stage", "state", "reason") or any(row[index] for row in rows)]
     header = [HEADER[index] for index in used]
-    table = columns(header, [[row[index] for index in used] for row in rows], right=["time", "attempt", "age"])
+    shown = [[row[index] for index in used] for row in rows]
+    table = columns(header, shown, right=["time", "attempt", "age"], fold="reason", width=width)
     holder = found.controller
     worker = f"process {holder.get('pid')} on {holder.get('host')} works on it" if holder else "nothing works on it"
     if "lock" in found.unread:

@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
+from itertools import zip_longest
+
+NARROWEST_TERMINAL = 80
+NARROWEST_FOLDED = 24
+_COMMAND = re.compile(r"`[^`]*`")
 
 
-def columns(header: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> str:
-    """A table as text. Columns named in `right` are aligned to the right; None is shown as nothing."""
+def terminal_width() -> int | None:
+    """Columns of the terminal on standard output, at least 80; None where that is none: lines then stay whole."""
+    return max(shutil.get_terminal_size().columns, NARROWEST_TERMINAL) if sys.stdout.isatty() else None
+
+
+def columns(
+    header: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = (), fold: str | None = None, width: int | None = None
+) -> str:
+    """A table as text. Columns named in `right` are aligned to the right; None is shown as nothing.
+
+    Where it is wider than `width`, the cells of the column `fold` go on below.
+    """
     cells = [list(header), *(["" if cell is None else str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[index]) for row in cells) for index in range(len(header))]
+    if width is not None and fold in header:
+        others = sum(widths) + 2 * (len(widths) - 1) - widths[header.index(fold)]
+        widths[header.index(fold)] = min(widths[header.index(fold)], max(width - others, NARROWEST_FOLDED))
     lines = []
     for row in cells:
-        parts = [cell.rjust(width) if name in right else cell.ljust(width) for cell, width, name in zip(row, widths, header, strict=True)]
-        lines.append("  ".join(parts).rstrip())
+        stacks = [folded(cell, room) if name == fold else [cell] for cell, room, name in zip(row, widths, header, strict=True)]
+        for parts in zip_longest(*stacks, fillvalue=""):
+            aligned = [
+                part.rjust(room) if name in right else part.ljust(room) for part, room, name in zip(parts, widths, header, strict=True)
+            ]
+            lines.append("  ".join(aligned).rstrip())
     return "\n".join(lines)
+
+
+def folded(text: str, width: int | None, *, indent: str = "") -> list[str]:
+    """Lines of at most `width` characters, all but the first indented. Words and `commands` stay whole, to be copied, if need be longer."""
+    if width is None or len(text) <= width:
+        return [text]
+    words = _COMMAND.sub(lambda command: command[0].replace(" ", "\0"), text)
+    lines = textwrap.wrap(words, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return [line.replace("\0", " ") for line in lines]
 
 
 def duration(seconds: float) -> str:

@@ -120,7 +120,9 @@ def load_packed_model(model_dir: Path, adapter_dir: Path | None, *, dtype: str, 
     ConfigError when the model's attention is not plain causal attention.
     """
     from transformers import AttentionInterface, AutoModelForCausalLM  # noqa: PLC0415 - seconds to import; --help must not pay them
+    from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
 
+    disable_progress_bar()  # two lines of noise among log lines
     AttentionInterface.register(ATTENTION, _attend)
     target = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from itool.logs import get_logger
 from itool.train.hooks import TrainingLog
-from itool.train.model import load_adapter_weights, save_adapter
+from itool.train.model import ADAPTER_WEIGHTS, save_adapter
 
 _STATE, _LOG = "training_state.pt", "training_log.json"
 _log = get_logger(__name__)
@@ -38,22 +42,29 @@ def read_checkpoint(
 ) -> tuple[TrainingLog, dict[str, Any]] | None:
     """Put model, optimiser and schedule back; returns the log and the random state for `restore_random_state`.
 
-    None, and nothing is touched, when it is no checkpoint of this training: another version of the code wrote it. Raises ArtifactError
-    when its adapter does not fit the model's.
+    None, and nothing is touched, when it is no checkpoint of this training: another version of the code wrote it.
     """
     try:
         document = json.loads((folder / _LOG).read_text(encoding="utf-8"))
         state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, ValueError, pickle.UnpicklingError) as error:
+        weights = load_file(folder / "adapter" / ADAPTER_WEIGHTS)
+    except (FileNotFoundError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
         _log.warning("checkpoint skipped", reason=f"it cannot be read: {error}")
         return None
     if document.pop("identity", None) != identity:
         _log.warning("checkpoint skipped", reason="it belongs to other data or settings")
         return None
-    load_adapter_weights(model, folder / "adapter")
+    if _shapes(weights) != _shapes(get_peft_model_state_dict(model)):
+        _log.warning("checkpoint skipped", reason="its adapter does not fit the model's")
+        return None
+    set_peft_model_state_dict(model, weights)
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     return TrainingLog(**document), state
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in weights.items()}
 
 
 def restore_random_state(state: dict[str, Any]) -> None:

@@ -113,8 +113,8 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     (folder / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
-def load_adapter_weights(model: PeftModel, adapter_dir: Path, *, name: str = "default") -> None:
-    """Overwrite the weights of the model's adapter with saved ones of the same shape.
+def load_adapter_weights(model: PeftModel, adapter_dir: Path, *, name: str) -> None:
+    """Overwrite the weights of the adapter `name` with saved ones of the same shape.
 
     Raises InputError when these are missing, ArtifactError when they do not fit.
     """

@@ -206,8 +206,8 @@ def row_numbers(plan: Sequence[Any]) -> Dataset:
 def run_updates(trainer: Any, settings: OptimizerConfig, hooks: TrainingHooks, *, output: Path, identity: str) -> TrainingLog:
     """Train to the end of the plan, from a checkpoint when there is one of this training, and save the adapter (rank 0's) under `output`.
 
-    Raises Interrupted after a checkpoint was saved, NumericalError when a loss or gradient is not finite, ArtifactError when the
-    checkpoint's adapter does not fit, DependencyError when another worker is gone.
+    Raises Interrupted after a checkpoint was saved, NumericalError when a loss or gradient is not finite, DependencyError when another
+    worker is gone.
     """
     model: PeftModel = trainer.model
     fold_small_adapters(model)

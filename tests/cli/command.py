@@ -1,13 +1,17 @@
-"""The command line as a process of its own."""
+"""The command line as a process of its own, and its errors."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.fakes.jobs_path import fake_jobs_environment
+
+Within = Callable[..., tuple[object, str, str]]
+"""Exit code, standard output and standard error of a command in this process."""
 
 
 class Itoolctl:
@@ -44,3 +48,9 @@ class Itoolctl:
     @staticmethod
     def _command(arguments: tuple[str, ...]) -> list[str]:
         return [sys.executable, "-m", "itool.cli.main", *arguments]
+
+
+def one_line(text: str) -> str:
+    assert text.count("\n") == 1, text
+    assert "Traceback" not in text
+    return text

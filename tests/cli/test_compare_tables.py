@@ -17,3 +17,11 @@ def test_the_tables_show_runs_and_arms_on_80_columns() -> None:
     assert "…" not in text, "no figure is cut"
     for row in comparison.runs:
         assert f"{100 * row.exact_match:.1f}" in text
+
+
+def test_without_a_width_every_run_is_one_line_under_a_title_of_one_line() -> None:
+    runs = [result("a-run-with-a-name-that-folds-on-a-terminal", "best_of_n", 1), result("a-short-one", "mcts_dpo", 1)]
+    lines = comparison_text(compare_runs(runs)).splitlines()
+    assert sum(runs[0].run in line for line in lines) == 3, "a row of each table, and the first run in a title"
+    seeds = [result(f"m{seed}", "mcts_dpo", seed) for seed in (1, 2)]
+    assert "Arms in points, mean over seeds ± standard deviation, 95 % t interval" in comparison_text(compare_runs(seeds), 80).splitlines()

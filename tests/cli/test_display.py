@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from itool.cli.display import BarDisplay, PlainDisplay, ending
+import io
+
+from rich.console import Console
+
+from itool.cli.display import BarDisplay, PlainDisplay, _bars, ending
 from itool.cluster.decide import StartStage, Wait
 from itool.cluster.progress import Progress
 from itool.cluster.runner import Attempt, Task
@@ -23,6 +27,17 @@ def test_a_stage_has_one_bar_from_its_start_to_its_end() -> None:
     assert bars(display) == [("i1-score", 3.0, 10.0)]
     display.ended(TASK, Attempt(1, "succeeded", 0))
     assert bars(display) == []
+
+
+def test_on_80_columns_the_bar_gives_way_and_no_figure_is_cut() -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, width=80)
+    display = BarDisplay(progress=_bars(console))
+    display.progressed(Task(StageId(1, "dpo"), "0" * 16), Progress(12, 24, "updates", {"rate": 1.2031, "loss": 0.3452}))
+    console.print(display.progress.get_renderable())
+    line = shown.getvalue()
+    assert "12/24 updates  1.203 updates/s  loss 0.3452 0:00:00" in line
+    assert "…" not in line
 
 
 def test_a_job_that_another_controller_started_has_a_bar_too() -> None:

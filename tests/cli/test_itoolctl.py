@@ -1,14 +1,12 @@
-"""The command line as a person or a script meets it: a real process, real exit codes, data on stdout and all else on stderr."""
+"""The command line as a person or a script meets it: real exit codes, data on stdout and all else on stderr."""
 
 from __future__ import annotations
 
 import json
 import os
-import resource
-import signal
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,58 +14,14 @@ import pytest
 from itool.artifacts.manifest import code_version
 from itool.artifacts.store import FolderStore
 from itool.cli import display, options  # noqa: F401 - imported before a command is given a second
-from itool.cli.main import main
 from itool.cluster.controller import Controller
 from itool.cluster.leases import FolderLease
 from itool.config import RunConfig
 from itool.stages import STAGES
-from tests.cli.command import Itoolctl
+from tests.cli.command import Itoolctl, Within, one_line
 from tests.cluster.in_memory_runner import InMemoryRunner
 from tests.fakes.counted_store import CountedStore
 from tests.fakes.ctrl_c import ctrl_c_when_heard
-from tests.fakes.vllm_server import FakeVllm
-from tests.fakes.waiting import wait_until
-
-Within = Callable[..., tuple[object, str, str]]
-COLD = ("--set", "runtime.warm_start=false")
-
-
-@pytest.fixture
-def itoolctl(tmp_path: Path) -> Itoolctl:
-    return Itoolctl(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Itoolctl:
-    """A finished run of one iteration. Tests must not change it."""
-    made = Itoolctl(tmp_path_factory.mktemp("finished"))
-    done = made("iterate", "--n", "1", "--set", "search.shards=2", *COLD)
-    assert done.returncode == 0, done.stderr
-    assert "iteration 1" in done.stdout
-    assert "<- kept" in done.stdout
-    assert "i1-generate-1: done in" in done.stderr
-    return made
-
-
-@pytest.fixture
-def within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Within:
-    """Runs a command that fails within this process, as most of its time would be the start of its own."""
-
-    def run(*arguments: str) -> tuple[object, str, str]:
-        monkeypatch.setattr(sys, "argv", ["itoolctl", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code, *capsys.readouterr()
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ITOOL_ROOT", raising=False)
-    return run
-
-
-def one_line(text: str) -> str:
-    assert text.count("\n") == 1, text
-    assert "Traceback" not in text
-    return text
 
 
 def test_help_needs_no_torch_and_nothing_heavy(itoolctl: Itoolctl) -> None:
@@ -107,11 +61,15 @@ def test_the_shell_is_told_how_a_command_goes_on(itoolctl: Itoolctl) -> None:
         (["iterate", "--root", ""], 64, "root is empty. Use a folder or s3://bucket/prefix"),
         (["artifacts", "ls", "--root", ""], 64, "root is empty."),
         (["plan", "--run", "Not_A_Label"], 64, "run = 'Not_A_Label' is no DNS label"),
+        (["plan", "--run", "demo", "--set", "root="], 64, "root = null: input should be a valid string"),
         (["plan", "--run", "nope"], 65, "there is no run nope in runs. Give --config to start it"),
         (["iterate", "--run", "nope", "--root", "my runs"], 65, "there is no run nope in my runs. Give --config to start it"),
         (["status", "--root", "my runs"], 65, "Start one with `itoolctl iterate --root 'my runs'`, or give --root"),
         (["status"], 65, "there is no run in runs"),
         (["status", "nothing"], 65, "there is no run nothing in runs"),
+        (["cancel", ""], 64, "run = '' is no DNS label"),
+        (["logs", "score", "--run", "demo "], 64, "run = 'demo ' is no DNS label"),
+        (["compare", "../demo", "demo"], 64, "run = '../demo' is no DNS label"),
         (["report", "nothing"], 65, "there is no run nothing in runs"),
         (["compare", "one"], 64, "compare needs at least two runs"),
         (["logs", "training"], 64, "'training' is no stage"),
@@ -158,6 +116,22 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(itoolctl: Itoolctl) -> No
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_stream_that_the_caller_has_closed_is_not_missed(itoolctl: Itoolctl, closed: int) -> None:
+    command = shlex.join([*itoolctl._command(("runs",))])
+    done = subprocess.run(
+        f"{command} {closed}{'<' if closed == 0 else '>'}&-",
+        shell=True,
+        cwd=itoolctl.folder,
+        env=itoolctl.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = "" if closed == 2 else "There is no run yet in runs. Start one with `itoolctl iterate`.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", said)
 
 
 def test_ctrl_c_while_another_controller_works_does_not_call_its_run_stopped(within: Within) -> None:
@@ -275,45 +249,6 @@ def test_a_wrong_option_is_exit_code_2(itoolctl: Itoolctl) -> None:
     assert itoolctl("iterate", "--nonsense").returncode == 2
 
 
-@pytest.mark.slow
-def test_a_finished_run_is_a_quick_no_op(finished: Itoolctl) -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = finished("iterate", "--run", "demo")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # of computing: a busy machine does not count
-    assert done.returncode == 0
-    assert "Nothing to do: all 8 stages of run demo are up to date" in done.stderr
-    assert seconds < 3.0
-
-
-@pytest.mark.slow
-def test_json_goes_to_stdout_alone(finished: Itoolctl) -> None:
-    assert json.loads(finished("iterate", "--run", "demo", "--output", "json").stdout)["best_iteration"] == 1
-    assert json.loads(finished("report", "-o", "json").stdout)["run"] == "demo"
-    status = json.loads(finished("status", "demo", "-o", "json").stdout)
-    assert {stage["state"] for stage in status["stages"]} == {"done"}
-    assert status["controller"] is None
-    [run] = json.loads(finished("runs", "-o", "json").stdout)
-    assert (run["run"], run["state"], run["iterations_done"], run["done"], run["stages"]) == ("demo", "done", 1, 8, 8)
-    assert (run["best_iteration"], run["best_accuracy"], run["controller"]) == (1, 0.6, None)
-    assert len(json.loads(finished("artifacts", "ls", "-o", "json").stdout)) == 8
-    assert json.loads(finished("stages", "-o", "json").stdout)[0]["name"] == "prepare"
-    assert "properties" in json.loads(finished("schema").stdout)
-    assert "serviceAccounts" in json.loads(finished("schema", "--chart").stdout)["properties"]
-
-
-@pytest.mark.slow
-def test_plan_says_which_stages_a_changed_setting_reruns(finished: Itoolctl) -> None:
-    done = finished("plan", "--run", "demo", "--set", "dpo.beta=0.2", "-o", "json")
-    due = {
-        f"i{stage['iteration']}/{stage['name']}": stage["reason"] for stage in json.loads(done.stdout)["stages"] if stage["action"] == "run"
-    }
-    assert list(due) == ["i1/dpo", "i1/evaluate", "i1/report"]
-    assert due["i1/dpo"] == "dpo.beta 0.1 -> 0.2"
-    assert "3 of 8 stages to run, 5 reused" in finished("plan", "--run", "demo", "--set", "dpo.beta=0.2").stdout
-    assert "Nothing to run" in finished("plan", "--run", "demo").stdout
-
-
 def test_without_a_file_the_stored_configuration_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     store = FolderStore(Path("runs"))
@@ -340,92 +275,6 @@ def test_plan_writes_nothing(itoolctl: Itoolctl) -> None:
     assert not (itoolctl.folder / "runs").exists()
 
 
-@pytest.mark.slow
-def test_logs_are_found_afterwards(finished: Itoolctl) -> None:
-    done = finished("logs", "score")
-    assert '"event": "stage finished"' in done.stdout
-    sharded = finished("logs", "i1/generate")
-    assert "== i1-generate-1-1.log" in sharded.stderr
-    none = finished("logs", "score", "--iteration", "7", "--shard", "2")
-    assert none.returncode == 65
-    assert one_line(none.stderr).startswith("itoolctl: run demo has no log of score, iteration 7, shard 2. ")
-
-
-@pytest.mark.slow
-def test_artifacts_are_verified_copied_and_a_flipped_byte_is_found(itoolctl: Itoolctl) -> None:
-    itoolctl("iterate", "--n", "0", *COLD)
-    assert "4 artifacts are whole" in itoolctl("artifacts", "verify").stderr
-    got = itoolctl("artifacts", "get", "demo/i0/warmup", "copy", "adapter/")
-    assert Path(itoolctl.folder, got.stdout.strip()).is_file()
-    [file] = itoolctl.folder.glob("runs/demo/i0/warmup/*/*/training.jsonl")
-    file.write_bytes(b"!" + file.read_bytes()[1:])
-    done = itoolctl("artifacts", "verify", "demo")
-    assert done.returncode == 65
-    assert "training.jsonl was altered" in done.stdout
-    name = done.stdout.partition(": ")[0]
-    assert f"1 problem in 1 of 4 artifacts. Remove with `itoolctl artifacts rm {name}`" in one_line(done.stderr)
-    found = json.loads(itoolctl("artifacts", "verify", "demo", "-o", "json").stdout)
-    assert [entry["artifact"] for entry in found if entry["problems"]] == [name]
-    assert len(found) == 4
-    assert itoolctl("artifacts", "rm", name).returncode == 0
-    assert itoolctl("iterate", "--run", "demo", *COLD).returncode == 0
-    assert "4 artifacts are whole" in itoolctl("artifacts", "verify").stderr
-
-
-@pytest.mark.slow
-def test_a_failing_stage_gives_its_exit_code_and_status_says_why(itoolctl: Itoolctl) -> None:
-    itoolctl.script(warmup=["exit 65"])
-    done = itoolctl("iterate", "--n", "0", *COLD)
-    assert done.returncode == 65
-    assert done.stderr.splitlines()[-1] == "itoolctl: i0/warmup failed: told to end with 65"
-    assert "told to end with 65" in itoolctl("status").stdout
-    itoolctl.script()
-    assert itoolctl("iterate", "--run", "demo").returncode == 0
-
-
-@pytest.mark.slow
-def test_ctrl_c_stops_after_a_checkpoint_and_says_how_to_resume(itoolctl: Itoolctl) -> None:
-    itoolctl.script(warmup=["hang", "ok"])
-    process = itoolctl.open("iterate", "--n", "0", *COLD)
-    wait_until(lambda: bool(itoolctl.stage_pids()))
-    status = json.loads(itoolctl("status", "-o", "json").stdout)
-    assert status["controller"]["pid"] == process.pid
-    assert [stage["state"] for stage in status["stages"]][:2] == ["done", "running"]
-    second = itoolctl("iterate", "--n", "0", *COLD)
-    assert second.returncode == 69
-    assert f"run demo is held by another controller (process {process.pid}" in second.stderr
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 75
-    assert "i0-warmup: stopped after " in stderr
-    assert stderr.splitlines()[-1] == f"itoolctl: run demo stopped. Resume with: itoolctl iterate --n 0 {' '.join(COLD)}"
-    assert itoolctl("iterate", "--n", "0", *COLD).returncode == 0
-
-
-@pytest.mark.slow
-def test_cancel_stops_a_run(itoolctl: Itoolctl) -> None:
-    itoolctl.script(prepare=["hang"])
-    process = itoolctl.open("iterate", "--n", "0", *COLD)
-    wait_until(lambda: bool(itoolctl.stage_pids()))
-    assert "Run demo has stopped" in itoolctl("cancel").stderr
-    process.communicate(timeout=60)
-    assert process.returncode == 75
-    assert "Nothing works on run demo" in itoolctl("cancel").stderr
-
-
-@pytest.mark.slow
-def test_a_killed_controller_leaves_no_stage_behind_and_the_next_one_finishes(itoolctl: Itoolctl) -> None:
-    itoolctl.script(warmup=["hang", "ok"])
-    process = itoolctl.open("iterate", "--n", "0", *COLD)
-    wait_until(lambda: bool(itoolctl.stage_pids()))
-    process.kill()
-    process.communicate()
-    done = itoolctl("iterate", "--n", "0", *COLD)
-    assert done.returncode == 0, done.stderr
-    [pid] = itoolctl.stage_pids()
-    assert not Path(f"/proc/{pid}").exists()
-
-
 def test_a_read_only_root_is_one_line(itoolctl: Itoolctl) -> None:
     (itoolctl.folder / "runs").write_text("a file stands here")
     done = itoolctl("iterate", "--n", "0")
@@ -439,66 +288,3 @@ def test_a_stored_configuration_that_is_broken_is_named(itoolctl: Itoolctl) -> N
     done = itoolctl("status")
     assert done.returncode == 65
     assert "config.yaml is not a configuration" in one_line(done.stderr)
-
-
-def test_doctor_names_a_remedy_for_what_is_missing(itoolctl: Itoolctl) -> None:
-    done = itoolctl("doctor", "--set", "model.path=./no-such-model", "-o", "json")
-    checks = {check["name"]: check for check in json.loads(done.stdout)}
-    assert done.returncode == 1
-    assert checks["base model"]["state"] == "missing"
-    expected = "model.path ./no-such-model is neither a folder, a .gguf file nor a hub id. Give one of these (owner/name), or demo"
-    assert checks["base model"]["finding"] == expected
-    assert (checks["store"]["state"], checks["store"]["exit_code"]) == ("ok", 0)
-    assert not (itoolctl.folder / "runs").exists()
-
-
-@pytest.mark.parametrize("path", ["models/smolm", "smolm", "models/file"])
-def test_doctor_misses_a_base_model_that_prepare_would_refuse(within: Within, path: str) -> None:
-    Path("models").mkdir()
-    Path("models/file").write_text("no model")
-    code, output, _ = within("doctor", "-o", "json", "--set", f"model.path={path}")
-    checks = {check["name"]: check for check in json.loads(output)}
-    assert (code, checks["base model"]["state"]) == (1, "missing")
-    assert checks["base model"]["finding"].startswith(f"model.path {path} is n")
-
-
-def test_doctor_asks_the_server_and_looks_at_the_data(within: Within, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("data.jsonl").write_text("{}")
-    url = ("--set", "policy.backend=vllm", "--set", "policy.url=http://127.0.0.1:9")
-    code, output, _ = within("doctor", "-o", "json", *url, "--set", "data.source=openai", "--set", "data.path=data.jsonl")
-    checks = {check["name"]: check for check in json.loads(output)}
-    assert (code, checks["vllm"]["state"], checks["data"]["state"]) == (69, "missing", "ok")
-    assert checks["vllm"]["finding"].startswith("policy.url = http://127.0.0.1:9 does not answer: ")
-    monkeypatch.setenv("HOME", str(Path.cwd()))
-    code, output, _ = within("doctor", "-o", "json", "--set", "data.source=openai", "--set", "data.path=~/data.jsonl")
-    assert (code, json.loads(output)[-1]["finding"]) == (0, str(Path("data.jsonl").absolute()))
-    code, output, _ = within("doctor", "-o", "json", "--set", "data.source=openai", "--set", "data.path=gone.jsonl")
-    assert (code, json.loads(output)[-1]["finding"]) == (1, f"data.path = gone.jsonl: {Path('gone.jsonl').absolute()} does not exist")
-    hub = ("--set", "data.source=xlam", "--set", "data.path=owner/name", "--set", "data.held_out_path=data.jsonl")
-    code, output, _ = within("doctor", "-o", "json", *hub)
-    assert (code, json.loads(output)[-1]["state"]) == (0, "note")
-
-
-def test_doctor_asks_a_server_of_the_cluster_without_a_proxy_as_the_policy_does(within: Within, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    monkeypatch.setenv("no_proxy", "")
-    server = FakeVllm().start()
-    url = ("--set", "policy.backend=vllm", "--set", f"policy.url=http://localhost:{server.port}/v1")
-    _, found, _ = within("doctor", "-o", "json", *url, "--set", "policy.adapters=wait")
-    _, proxied, _ = within("doctor", "-o", "json", *url)
-    server.stop()
-    states = [next(check["state"] for check in json.loads(output) if check["name"] == "vllm") for output in (found, proxied)]
-    assert states == ["ok", "missing"]
-
-
-@pytest.mark.slow
-def test_the_root_comes_from_the_environment(finished: Itoolctl, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "itool.cli.main", "runs"],
-        cwd=tmp_path,
-        env=finished.environment | {"ITOOL_ROOT": str(finished.folder / "runs")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.splitlines()[1].startswith("demo")

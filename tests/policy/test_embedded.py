@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers.utils.logging import enable_progress_bar
 
 from itool.config import ModelConfig, PolicyConfig
 from itool.errors import ConfigError, DependencyError, InputError, ItoolError, NumericalError
@@ -138,6 +139,12 @@ def test_in_bfloat16_the_adapter_stays_apart_and_still_counts(folders: Folders) 
     exact, rough = asyncio.run(scores(folders.adapter, MODEL)), asyncio.run(scores(folders.adapter, half))
     assert rough == pytest.approx(exact, abs=0.3)
     assert rough != pytest.approx(asyncio.run(scores(None, half)), abs=0.3)
+
+
+def test_loading_writes_nothing_between_the_log_lines(folders: Folders, capfd: pytest.CaptureFixture[str]) -> None:
+    enable_progress_bar()
+    open_embedded(folders, adapter=folders.adapter)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_an_adapter_of_another_model_is_an_input_error(folders: Folders, tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 import os
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from structlog.testing import capture_logs
 
 from itool.config import DpoConfig, OptimizerConfig, RunConfig, WarmupConfig
 from itool.errors import InputError, Interrupted, NumericalError
 from itool.muon import Muon
 from itool.stages import flatten, unread
 from itool.train.hooks import TrainingHooks
-from itool.train.model import load_model
+from itool.train.model import ADAPTER_WEIGHTS, load_model
 from itool.train.optimizer import build_optimizer, schedule_factor
 from itool.train.sequences import TokenSequence
 from itool.train.sft import plan_continuation, plan_curriculum, train_sft
@@ -99,7 +102,9 @@ def test_an_interrupted_training_ends_bit_identical_to_an_undisturbed_one(tiny_b
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-@pytest.mark.parametrize("other", [{"seed": 4}, {"settings": FAST.model_copy(update={"weight_decay": 0.5})}, "laid out otherwise"])
+@pytest.mark.parametrize(
+    "other", [{"seed": 4}, {"settings": FAST.model_copy(update={"weight_decay": 0.5})}, "no state", "no adapter", "another adapter"]
+)
 def test_beside_a_checkpoint_of_another_training_it_starts_anew(tiny_base, lora, sequences, tmp_path, other):
     def keep(folder, update):
         folder.rename(tmp_path / "checkpoint")
@@ -109,12 +114,20 @@ def test_beside_a_checkpoint_of_another_training_it_starts_anew(tiny_base, lora,
     hooks = TrainingHooks(should_stop=lambda: True, save_checkpoint=keep)
     with pytest.raises(Interrupted):
         train_sft(tiny_base, by_phase(sequences), hooks=hooks, **common)
-    if other == "laid out otherwise":
+    adapter = tmp_path / "checkpoint/adapter"
+    if other == "no state":
         (tmp_path / "checkpoint/training_state.pt").unlink()
-        other = {}
+    elif other == "no adapter":
+        shutil.rmtree(adapter)
+    elif other == "another adapter":
+        weights = load_file(adapter / ADAPTER_WEIGHTS)
+        save_file({name: tensor[:1].contiguous() for name, tensor in weights.items()}, adapter / ADAPTER_WEIGHTS)
+    other = other if isinstance(other, dict) else {}
     discarded = []
     hooks = TrainingHooks(resume_from=tmp_path / "checkpoint", discard_checkpoints=lambda: discarded.append(True))
-    log = train_sft(tiny_base, by_phase(sequences), hooks=hooks, **(common | other))
+    with capture_logs() as said:
+        log = train_sft(tiny_base, by_phase(sequences), hooks=hooks, **(common | other))
+    assert [line["event"] for line in said] == ["checkpoint skipped"]
     assert discarded == [True]
     assert log.metrics == train_sft(tiny_base, by_phase(sequences), **(common | other)).metrics
 

@@ -1,0 +1,86 @@
+"""Tables on a terminal of 80 columns, and whole lines where nobody looks."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from itool.cli.report import result_text
+from itool.cli.tables import columns, folded
+from itool.cluster.leases import FolderLease
+from tests.cli.command import Within
+from tests.evaluate.test_compare import result
+
+ROWS: list[list[str | None]] = [
+    ["i1/dpo", "run", "dpo.beta 0.1 -> 0.3; input adapter (i0/warmup) may change", "20 s"],
+    ["i1/report", "run", None, "1 s"],
+]
+HEADER = ["stage", "", "why", "time"]
+
+
+def test_a_table_that_is_too_wide_goes_on_below_in_the_column_that_may_fold() -> None:
+    lines = columns(HEADER, ROWS, right=["time"], fold="why", width=50).splitlines()
+    assert lines == [
+        "stage           why                           time",
+        "i1/dpo     run  dpo.beta 0.1 -> 0.3; input    20 s",
+        "                adapter (i0/warmup) may",
+        "                change",
+        "i1/report  run                                 1 s",
+    ]
+
+
+@pytest.mark.parametrize("width", [None, 100])
+def test_a_table_with_room_has_one_line_per_row(width: int | None) -> None:
+    text = columns(HEADER, ROWS, fold="why", width=width)
+    assert text == columns(HEADER, ROWS)
+    assert len(text.splitlines()) == 3
+
+
+def test_a_command_is_never_folded_and_can_be_copied() -> None:
+    text = "adapter is missing; remove it with `itoolctl artifacts rm demo/i2/dpo/25` and run again"
+    assert folded(text, 30, indent="  ") == [
+        "adapter is missing; remove it",
+        "  with",
+        "  `itoolctl artifacts rm demo/i2/dpo/25`",
+        "  and run again",
+    ]
+
+
+def test_the_result_table_gives_the_groups_a_table_of_their_own_where_it_is_narrow() -> None:
+    report = result("demo")
+    whole, narrow = result_text(report), result_text(report, 80)
+    assert result_text(report, 120) == whole
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert [line.split() for line in narrow.splitlines() if "easy" in line] == [["easy", "medium", "hard", "no", "call"]]
+    figures = {word for line in whole.splitlines() for word in line.split()}
+    assert figures == {word for line in narrow.splitlines() for word in line.split()}, "nothing is lost"
+    assert sum("<- kept" in line for line in narrow.splitlines()) == 1
+
+
+def test_runs_fit_80_columns_and_those_that_somebody_works_on_are_named_below(within: Within) -> None:
+    for name in ("demo", "demo-other-method"):
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "config.yaml").write_text(f"run: {name}\nmethod: rejection_sampling\n")
+    lease = FolderLease(Path("runs/demo/controller.lock"))
+    lease.acquire()
+    _, output, _ = within("runs")
+    lease.release()
+    lines = output.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[:2] for line in lines[1:3]] == [["demo", "running"], ["demo-other-method", "stopped"]]
+    assert lines[3:] == ["", f"demo: process {os.getpid()} on {socket.gethostname()} works on it"]
+
+
+@pytest.mark.parametrize(("columns_there", "widest"), [("20", 80), ("80", 80), ("160", 120)])
+def test_the_terminal_decides_from_80_columns_on(within: Within, monkeypatch: pytest.MonkeyPatch, columns_there: str, widest: int) -> None:
+    monkeypatch.setenv("COLUMNS", columns_there)
+    _, whole, _ = within("stages")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    _, shown, _ = within("stages")
+    assert max(map(len, shown.splitlines())) <= widest
+    assert (shown == whole) == (widest > 80)
+    assert shown.split() == whole.split()
