@@ -58,6 +58,17 @@ def test_status_shows_pods_and_reasons_without_a_controller(scene: Scene, capsys
     assert rows["i1/dpo"]["state"] == "waiting"
 
 
+def test_status_says_why_a_failed_pod_has_no_successor(scene: Scene, capsys: Capture) -> None:
+    scene.cluster.script["warmup"] = [137, "no pod"]
+    scene.work(14)
+    assert scene.itoolctl("status", "--output", "json") == 0
+    rows = {row["stage"]: row for row in json.loads(capsys.readouterr().out)["stages"]}
+    assert (rows["i0/warmup"]["state"], rows["i0/warmup"]["reason"]) == (
+        "pending",
+        "no pod can be created: pods are forbidden: exceeded quota",
+    )
+
+
 def test_status_is_a_table_with_the_line_that_sums_it_up(scene: Scene, capsys: Capture) -> None:
     scene.cluster.script["generate"] = ["hangs"] * 3
     scene.work(40)

@@ -18,6 +18,7 @@ from itool.cluster.leases import LeaseLost
 from itool.cluster.pod_states import seconds
 from itool.cluster.progress import NoWatcher
 from itool.cluster.run_events import RunEvents
+from itool.cluster.runner import Task
 from itool.errors import DependencyError, Interrupted
 from itool.stages import StageId, stage_ids
 from tests.cluster.in_memory_cluster import InMemoryCluster, Killed
@@ -109,10 +110,16 @@ def test_a_person_who_runs_again_gets_another_try() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "words"), [("unschedulable", "too few GPUs"), ("no image", "no such image"), ("no pod", "exceeded quota")]
+    ("outcomes", "words"),
+    [
+        (["unschedulable"], "too few GPUs"),
+        (["no image"], "no such image"),
+        (["no pod"], "no pod can be created: .*exceeded quota"),
+        ([137, "no pod"], "no pod can be created: .*exceeded quota"),
+    ],
 )
-def test_what_cannot_start_fails_the_run_in_the_end_and_says_why(outcome: str, words: str) -> None:
-    cluster = made_cluster(score=[outcome])
+def test_what_cannot_start_fails_the_run_in_the_end_and_says_why(outcomes: list[object], words: str) -> None:
+    cluster = made_cluster(score=outcomes)
     with pytest.raises(StageFailed, match=f"could not start within 20 s .*{words}") as caught:
         run(cluster)
     assert caught.value.exit_code == 69
@@ -129,6 +136,54 @@ def test_a_job_that_waits_says_why() -> None:
         controller.sleep(1.0)
     (attempt,) = next(iter(controller.runner.state().values()))
     assert (attempt.phase, attempt.reason) == ("pending", "unschedulable: 0/1 nodes: too few GPUs")
+
+
+def test_a_pod_that_follows_after_a_long_pause_is_no_pod_that_cannot_start() -> None:
+    cluster = made_cluster(prepare=[137])
+    controller = open_controller(cluster)
+    rounds(controller, 2)
+    cluster._replace_pods = lambda _job: None  # Kubernetes' pause
+    rounds(controller, 40)
+    assert "itool/verdict" not in str(cluster.objects["jobs"])
+
+
+def test_of_two_jobs_that_wait_each_says_why() -> None:
+    cluster = made_cluster(score=["no pod"], evaluate=["no pod"])
+    runner = open_controller(cluster).runner
+    assert isinstance(runner, KubernetesRunner)
+    for stage in (StageId(0, "evaluate"), StageId(1, "score")):
+        runner.start(Task(stage, "0" * 16), 1)
+    for _ in range(8):
+        runner.cache.wait(1.0)
+        found = runner.state()
+    assert [attempt.reason for (attempt,) in found.values()] == ["no pod can be created: pods are forbidden: exceeded quota"] * 2
+
+
+def test_a_job_that_was_removed_starts_anew_under_its_name() -> None:
+    """Neither its end nor how long it has waited counts for the one that follows it."""
+    cluster = made_cluster(prepare=["no pod"])
+    controller = open_controller(cluster)
+    rounds(controller, 15)
+    (name,) = cluster.created_jobs
+    for _ in range(3):
+        cluster.delete("jobs", name)
+        controller.sleep(1.0)
+        rounds(controller, 15)
+    assert set(cluster.created_jobs) == {name}
+    assert "itool/verdict" not in str(cluster.objects["jobs"])
+
+
+def test_a_job_that_another_controller_has_seen_end_may_come_again_under_its_name() -> None:
+    cluster = made_cluster(prepare=[64])
+    with pytest.raises(StageFailed):
+        run(cluster)
+    controller = open_controller(cluster)  # the Job is over for it
+    (name,) = cluster.created_jobs
+    cluster.delete("jobs", name)
+    cluster.script["prepare"] = ["hangs"]
+    controller.sleep(1.0)
+    rounds(controller, 5)
+    assert cluster.created_jobs == [name, name]
 
 
 def test_shards_wait_for_each_other_without_a_deadline() -> None:
