@@ -175,6 +175,7 @@ class KubernetesRunner:
             found.ended_at,
             shards_done=shards_done(job),
             past=name in self._past,
+            longest_pod_seconds=max((state.seconds for state in states), default=0.0),
         )
         if verdict is not None:
             code, reason = verdict

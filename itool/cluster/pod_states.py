@@ -40,6 +40,11 @@ class PodState:
     shard: int | None = None
     ready: bool = False
 
+    @property
+    def seconds(self) -> float:
+        """How long a pod that has ended ran; 0 of one that never did, or has not ended."""
+        return self.ended_at - self.started_at if self.ended_at is not None and self.started_at is not None else 0.0
+
 
 @dataclass(frozen=True)
 class JobState:
