@@ -62,7 +62,7 @@ def iterate(config: RunConfig, watcher: Watcher | None = None, *, wait_lease_sec
         return resolutions
     require_reused_run(store, config)
     with controller_signals() as stop:
-        cluster = checked_cluster(config) if config.runtime.backend == "kubernetes" else None
+        cluster = checked_cluster(config, stop) if config.runtime.backend == "kubernetes" else None
         if cluster is not None:  # named, so that whoever looks at the run from elsewhere finds it
             named = config.kubernetes.model_copy(update={"namespace": cluster.namespace})
             config = config.model_copy(update={"kubernetes": named})
@@ -110,16 +110,18 @@ def _keep(lease: Lease) -> None:
         lease.renew()
 
 
-def checked_cluster(config: RunConfig) -> Cluster:
+def checked_cluster(config: RunConfig, stop: StopRequest) -> Cluster:
     """The cluster, when everything that the run needs is there. Raises what is missing before anything is created.
 
-    Nothing is held yet, so a stop signal ends this at once, with NotStarted.
+    Nothing is held yet, so a stop signal ends this at once, with NotStarted; so does one that came before.
     """
     from itool.cluster.client import in_cluster, open_cluster  # noqa: PLC0415 - half a second, and only this backend needs it
     from itool.cluster.preflight import require  # noqa: PLC0415
 
     try:
         with stop_signals(signal.default_int_handler):
+            if stop():
+                raise KeyboardInterrupt
             cluster = open_cluster(config.kubernetes.namespace)
             require(cluster, config, rights_within_seconds=RIGHTS_SECONDS if in_cluster() else 0.0)
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -419,6 +420,21 @@ def test_a_pod_that_waits_for_its_rights_is_stopped_at_once(
     line = "itoolctl: stopped while waiting for the cluster's checks; nothing was started. Start it again when you want it"
     assert capsys.readouterr().err.splitlines()[-1] == line
     assert scene.store.list("") == {}
+
+
+def test_a_signal_just_before_the_checks_ends_them_too(scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    handled = session.controller_signals
+
+    @contextmanager
+    def signalled() -> Iterator[session.StopRequest]:
+        with handled() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield stop
+
+    monkeypatch.setattr(session, "controller_signals", signalled)
+    assert scene.itoolctl("iterate") == 75
+    assert "stopped while waiting for the cluster's checks; nothing was started" in capsys.readouterr().err
+    assert scene.cluster.calls == 0
 
 
 def test_a_queue_without_kueue_and_a_priority_class_without_an_object_are_named(
