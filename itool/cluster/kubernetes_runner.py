@@ -261,7 +261,8 @@ class KubernetesRunner:
 
     def _look_at_events(self, job: str, pods: Sequence[str]) -> None:
         """What conditions do not say (quota, Pod Security, a volume that is missing) stands in events only."""
-        now, (looked_at, known) = self.clock(), self._events.get(job, (float("-inf"), {}))
+        now = self.clock()
+        looked_at, known = self._events.setdefault(job, (now, {}))  # one that starts soon needs none
         if now - looked_at < EVENTS_SECONDS:
             return
         names = [job, *pods][:MOST_LOOKED_AT]

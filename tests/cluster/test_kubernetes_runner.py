@@ -172,6 +172,12 @@ def test_of_two_jobs_that_wait_each_says_why() -> None:
     assert [attempt.reason for (attempt,) in found.values()] == ["no pod can be created: pods are forbidden: exceeded quota"] * 2
 
 
+def test_jobs_that_start_soon_are_not_asked_why_they_wait() -> None:
+    cluster = made_cluster()
+    run(cluster)
+    assert ("events", "list") not in cluster.used
+
+
 def test_a_job_that_was_removed_starts_anew_under_its_name() -> None:
     """Neither its end nor how long it has waited counts for the one that follows it."""
     cluster = made_cluster(prepare=["no pod"])
