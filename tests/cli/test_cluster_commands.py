@@ -135,6 +135,22 @@ def test_status_without_the_store_shows_the_jobs_and_ends_with_69(scene: Scene, 
     assert capsys.readouterr().out.endswith("\nrun demo: only its Jobs can be seen\n")
 
 
+def test_status_without_the_file_names_all_that_does_not_answer(scene: Scene, capsys: Capture) -> None:
+    scene.cluster.script["prepare"] = ["hangs"]
+    scene.work(4)
+    scene.store.down = True
+    in_a_cluster = ["status", "demo", "--root", "s3://bucket/runs", "--backend", "kubernetes"]
+    assert scene.itoolctl_without_file(*in_a_cluster) == 69
+    captured = capsys.readouterr()
+    assert "i0/prepare" in captured.out
+    assert captured.err == "itoolctl: S3 at http://s3 does not answer after 4 attempts\n"
+    scene.cluster.down = True
+    assert scene.itoolctl_without_file(*in_a_cluster) == 69
+    assert capsys.readouterr().err == "itoolctl: S3 at http://s3 does not answer after 4 attempts; and the API server is down\n"
+    assert scene.itoolctl_without_file(*in_a_cluster[:-2]) == 69  # where it runs stands in S3
+    assert capsys.readouterr().err == "itoolctl: S3 at http://s3 does not answer after 4 attempts\n"
+
+
 def test_status_without_the_cluster_shows_the_store_and_ends_with_69(scene: Scene, capsys: Capture) -> None:
     scene.work(100)
     scene.cluster.down = True
