@@ -79,11 +79,13 @@ class Cache:
             return list(view._items.values())
 
     def put(self, resource: str, item: Object) -> None:
-        """Take in an object that was just written, before a watch tells of it."""
-        view = self._views[resource]
+        """Take in an object that was just written, unless a watch has told of it, or of what became of it, already."""
+        view, name = self._views[resource], item["metadata"]["name"]
         with self._changed:
-            view._items[item["metadata"]["name"]] = view.trim(item)
-            view._written.add(item["metadata"]["name"])
+            if name in view._items and _version(view._items[name]) >= _version(item):
+                return
+            view._items[name] = view.trim(item)
+            view._written.add(name)
 
     def wait(self, seconds: float) -> None:
         """Return when something has changed since the last wait, at the latest after `seconds`. Changes that come together count once."""
@@ -149,3 +151,8 @@ class Cache:
     def _notify(self) -> None:
         self._changes += 1
         self._changed.notify_all()
+
+
+def _version(item: Object) -> int:
+    """Grows with every change in a cluster."""
+    return int(item["metadata"]["resourceVersion"])

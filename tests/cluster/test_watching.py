@@ -129,6 +129,15 @@ def test_what_was_just_written_outlives_a_list_that_began_before() -> None:
     assert names(cache) == ["a", "new"]
 
 
+def test_an_answer_that_is_older_than_what_a_watch_has_told_changes_nothing() -> None:
+    cache, _ = made([[item("a", 1)]], [[("MODIFIED", item("a", 12))]])
+    cache.look()
+    cache.put("pods", item("a", 11))
+    assert cache.items("pods") == [item("a", 12)]
+    cache.put("pods", item("a", 13))
+    assert cache.items("pods") == [item("a", 13)]
+
+
 def test_waiting_ends_with_a_change_and_is_over_at_the_latest_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "GATHER_SECONDS", 0.0)
     cache, _ = made([[]], [[("ADDED", item("a", 11))]])
