@@ -153,6 +153,7 @@ class KubernetesRunner:
         for known in remembered:
             for name in known.keys() - jobs:
                 del known[name]
+        self.pod_logs.lose(jobs)
         self._settled &= jobs
         self._past &= jobs
 

@@ -32,6 +32,7 @@ from tests.cluster.runner_scenes import (
 )
 from tests.cluster.serving_scenes import serve_and_stop
 from tests.fakes.memory_store import MemoryStore
+from tests.fakes.waiting import wait_until
 
 
 def digests(cluster: InMemoryCluster) -> list[str]:
@@ -190,6 +191,23 @@ def test_a_job_that_was_removed_starts_anew_under_its_name() -> None:
         rounds(controller, 15)
     assert set(cluster.created_jobs) == {name}
     assert "itool/verdict" not in str(cluster.objects["jobs"])
+
+
+def test_the_logs_of_a_job_that_was_removed_are_not_followed_for_ever() -> None:
+    cluster = made_cluster(prepare=["hangs"])
+    controller = open_controller(cluster)
+    rounds(controller, 4)
+    runner = controller.runner
+    assert isinstance(runner, KubernetesRunner)
+    assert runner.pod_logs._jobs
+    cluster.delete("jobs", cluster.created_jobs[0])
+    controller.sleep(1.0)
+
+    def nothing_is_followed() -> bool:
+        runner.state()
+        return not runner.pod_logs._jobs
+
+    wait_until(nothing_is_followed)
 
 
 def test_a_job_that_another_controller_has_seen_end_may_come_again_under_its_name() -> None:
