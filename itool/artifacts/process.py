@@ -110,6 +110,11 @@ def stop_signals(handle: Callable[[int, FrameType | None], None]) -> Iterator[No
             signal.signal(number, handler)
 
 
+def leave_at_once(_number: int, _frame: FrameType | None) -> None:
+    """End a process that has begun nothing yet; the first process of a pod does not hear a signal that it has no handler for."""
+    os._exit(exit_code_of(Interrupted("stopped before it began", remedy="Run the same command again")))
+
+
 def seconds_since_process_start() -> float:
     """Age of this process, imports included; a fork starts anew. 0 where the system does not say."""
     try:

@@ -35,6 +35,7 @@ from itool.artifacts.process import (
     StopFlag,
     exit_code_of,
     gpus_in_use,
+    leave_at_once,
     parse_arguments,
     peak_memory_bytes,
     seconds_since_process_start,
@@ -275,20 +276,20 @@ def run_stage(name: StageName, body: Body, argv: list[str] | None = None) -> int
 
 def _run(name: StageName, body: Body, config: RunConfig, arguments: JobArguments, before: float) -> None:
     stage_id = StageId(arguments.iteration, name)
-    store = open_store(config.root, config.store)
     config = config.model_copy(update={"iterations": max(config.iterations, arguments.iteration)})
-    told = resolve_one(store, config, stage_id, arguments.key) if arguments.key else None
-    resolutions = told or resolve(store, config)
+    with stop_signals(leave_at_once):  # a store that hangs takes minutes
+        store = open_store(config.root, config.store)
+        told = resolve_one(store, config, stage_id, arguments.key) if arguments.key else None
+        resolutions = told or resolve(store, config)
     resolution = _startable(config, stage_id, resolutions, arguments)
     if resolution.done:
         _log.info("stage already done", stage=str(stage_id), key=resolution.key)
         return
     inputs = {role: resolutions[ref.id] for role, ref in resolution.inputs.items()}
-    with _work_folder(store, stage_id) as work:
-        stop = StopFlag()
+    stop = StopFlag()
+    with stop_signals(stop.handle), _work_folder(store, stage_id) as work:
         stage = Stage(store, config, resolution, inputs, work=work, arguments=arguments, stop=stop, before_seconds=before)
-        with stop_signals(stop.handle):
-            _attempt(store, stage, resolution, body)
+        _attempt(store, stage, resolution, body)
 
 
 def remedy_for(reason: str, config: RunConfig) -> str | None:
