@@ -142,6 +142,20 @@ def test_what_cannot_start_fails_the_run_in_the_end_and_says_why(outcomes: list[
     assert job["spec"]["activeDeadlineSeconds"] == 1
 
 
+def test_a_job_that_started_while_this_machine_slept_is_not_judged_by_what_was_seen_before() -> None:
+    cluster = made_cluster(prepare=["unschedulable"])
+    controller = open_controller(cluster)
+    controller.runner.cache._clock = lambda: cluster.now
+    rounds(controller, 4)
+    [pod] = cluster.objects["pods"]
+    cluster._outcomes[pod] = "hangs"  # a node comes
+    cluster.tick()
+    cluster.now += 8 * 3600.0
+    controller.step()
+    rounds(controller, 4)
+    assert "itool/verdict" not in str(cluster.objects["jobs"])
+
+
 def test_a_job_that_waits_says_why() -> None:
     cluster = made_cluster(prepare=["unschedulable"])
     controller = open_controller(cluster)

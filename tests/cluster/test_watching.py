@@ -90,6 +90,18 @@ def test_what_a_watch_missed_is_seen_after_a_minute() -> None:
     assert names(cache) == ["b"]
 
 
+def test_after_a_night_in_which_the_machine_slept_nothing_old_is_shown() -> None:
+    now = [0.0]
+    cache, _ = made([[item("a", 1)], [item("b", 20)]], [], clock=lambda: now[0])
+    now[0] = 170.0
+    assert names(cache) == ["a"]
+    now[0] = 8 * 3600.0
+    with pytest.raises(ClusterDown, match="pods were last listed 28800 s ago"):
+        cache.items("pods")
+    cache.look()
+    assert names(cache) == ["b"]
+
+
 def test_while_the_server_is_away_nothing_old_is_shown() -> None:
     cache, _ = made([[item("a", 1)], ClusterDown("away"), [item("b", 2)]], [ClusterDown("away")])
     cache.look()
