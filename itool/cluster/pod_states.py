@@ -274,13 +274,14 @@ def _refusal(states: Sequence[PodState], events: Sequence[Object]) -> str:
     refused, last = [event for event in events if event.get("reason") == "FailedCreate"], _last_failed(states)
     if not refused or any(state.phase in ("pending", "running") for state in states):
         return ""
-    if last is not None and event_time(refused[-1]) <= (last.ended_at or 0.0):
+    if last is not None and event_time(refused[-1]) <= (last.ended_at or last.created_at):
         return ""
     return f"no pod can be created: {refused[-1].get('message', '')}"
 
 
 def _last_failed(states: Sequence[PodState]) -> PodState | None:
-    return max((state for state in states if state.phase == "failed"), key=lambda state: state.ended_at or 0.0, default=None)
+    failed = (state for state in states if state.phase == "failed")
+    return max(failed, key=lambda state: state.ended_at or state.created_at, default=None)
 
 
 def _condition(item: Object, kind: str) -> Object:

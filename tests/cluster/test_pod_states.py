@@ -160,6 +160,12 @@ def test_a_job_without_pods_says_why() -> None:
     assert (pausing.reason, pausing.refused) == ("pod p ended with exit code 3; the next one follows after a pause", False)
 
 
+def test_a_pod_that_never_ran_ends_a_refusal_too() -> None:
+    refused = event("j", "FailedCreate", "exceeded quota: gpus", at="2026-11-21T11:48:00Z")
+    evicted = pod_state(pod(phase="Failed", reason="Evicted", message="The node was low on memory"))
+    assert not job_state(job(), [evicted], [refused]).refused
+
+
 @pytest.mark.parametrize(
     ("status", "phase", "reason"),
     [
