@@ -40,12 +40,16 @@ CULPRIT_SECONDS = 5.0
 
 @dataclass
 class KubernetesRunner:
-    """One run's Jobs. `open` fills the cache before anything else; what is over by then is history."""
+    """One run's Jobs. `open` fills the cache before anything else; what is over by then is history.
+
+    `while_stopping` is called again and again until what `cancel` stops has ended.
+    """
 
     config: RunConfig
     cluster: Cluster
     store: Store
     clock: Callable[[], float] = time.time
+    while_stopping: Callable[[], None] = lambda: None
     cache: Cache = field(init=False)
     pod_logs: PodLogs = field(init=False)
     _past: frozenset[str] = frozenset()
@@ -127,6 +131,7 @@ class KubernetesRunner:
             self._end(job, Interrupted.exit_code, "cancelled")
         deadline = self.clock() + grace_seconds
         while self._active() and self.clock() < deadline:
+            self.while_stopping()
             self.cache.wait(1.0)
 
     def detach(self, grace_seconds: float) -> None:

@@ -96,7 +96,7 @@ def _may_have_left_vllm(config: RunConfig, store: Store) -> bool:
 
 def _iterate_here(config: RunConfig, store: Store, lease: Lease, watcher: Watcher, *, stop: StopRequest) -> dict[StageId, Resolution]:
     runner = local_runner(config, store, lease.inherited)
-    runner.while_stopping = partial(_keep, lease)
+    runner.while_stopping = partial(keep, lease)
     stop.on_second = runner.kill
     try:
         return Controller(config, store, runner, lease, watcher, stop_requested=stop, rules=rules_of(config)).run()
@@ -104,7 +104,7 @@ def _iterate_here(config: RunConfig, store: Store, lease: Lease, watcher: Watche
         runner.close()
 
 
-def _keep(lease: Lease) -> None:
+def keep(lease: Lease) -> None:
     """Stages that save their last checkpoint outlive a lease that is not renewed. Whoever has it now is no reason not to stop them."""
     with suppress(ItoolError):
         lease.renew()

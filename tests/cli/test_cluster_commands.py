@@ -218,6 +218,15 @@ def test_cancel_suspends_the_controller_ends_the_jobs_and_says_so_once(scene: Sc
     assert capsys.readouterr().err == "Nothing works on run demo.\n"
 
 
+def test_cancel_keeps_the_lease_while_stages_save_their_checkpoints(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.hanging_pod("warmup")
+    renewed: list[int | None] = []
+    monkeypatch.setattr(StoreLease, "renew", lambda lease: renewed.append(lease._generation))
+    assert scene.itoolctl("cancel") == 0
+    assert renewed
+    assert None not in renewed
+
+
 def test_cancel_and_status_find_a_vllm_that_the_settings_want_no_more(scene: Scene, capsys: Capture) -> None:
     scene.leave_vllm()
     assert scene.itoolctl("status", "-o", "json") == 0
