@@ -113,12 +113,12 @@ def stop_signals(handle: Callable[[int, FrameType | None], None]) -> Iterator[No
 def end_on_sigterm_as_process_1() -> None:
     """In a container, end with 75 when asked to, until somebody handles SIGTERM: the kernel drops it where process 1 has no handler."""
     if os.getpid() == 1:
-        signal.signal(signal.SIGTERM, _end_at_once)
+        signal.signal(signal.SIGTERM, end_at_once)
 
 
-def _end_at_once(_number: int, _frame: FrameType | None) -> NoReturn:
-    sys.stderr.write("interrupted: stopped before it began. Run the same command again\n")
-    sys.exit(Interrupted.exit_code)
+def end_at_once(_number: int, _frame: FrameType | None) -> NoReturn:
+    """End a process that has begun nothing yet, threads that wait for a store included."""
+    os._exit(exit_code_of(Interrupted("stopped before it began", remedy="Run the same command again")))
 
 
 def seconds_since_process_start() -> float:

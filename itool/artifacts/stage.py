@@ -14,7 +14,6 @@ import logging
 import os
 import secrets
 import shutil
-import signal
 import socket
 import tempfile
 import time
@@ -34,6 +33,7 @@ from itool.artifacts.manifest import Counts, Manifest, code_version
 from itool.artifacts.process import (
     JobArguments,
     StopFlag,
+    end_at_once,
     exit_code_of,
     gpus_in_use,
     parse_arguments,
@@ -269,7 +269,7 @@ def run_stage(name: StageName, body: Body, argv: list[str] | None = None) -> int
     """
     before = seconds_since_process_start() if argv is None else 0.0
     try:
-        with stop_signals(signal.default_int_handler):
+        with stop_signals(end_at_once):
             configure_logging()
             arguments = parse_arguments(name, argv)
             config = load_config(arguments.config, arguments.overrides)
@@ -293,11 +293,10 @@ def _run(name: StageName, body: Body, config: RunConfig, arguments: JobArguments
         _log.info("stage already done", stage=str(stage_id), key=resolution.key)
         return
     inputs = {role: resolutions[ref.id] for role, ref in resolution.inputs.items()}
-    with _work_folder(store, stage_id) as work:
-        stop = StopFlag()
+    stop = StopFlag()
+    with stop_signals(stop.handle), _work_folder(store, stage_id) as work:
         stage = Stage(store, config, resolution, inputs, work=work, arguments=arguments, stop=stop, before_seconds=before)
-        with stop_signals(stop.handle):
-            _attempt(store, stage, body)
+        _attempt(store, stage, body)
 
 
 def _attempt(store: Store, stage: Stage, body: Body) -> None:

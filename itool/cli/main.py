@@ -73,10 +73,6 @@ app.command("doctor")(doctor.doctor)
 
 def main() -> None:
     """Run the command line; every error becomes one line and its documented exit code."""
-    if os.getpid() == 1:
-        from itool.artifacts.process import end_on_sigterm_as_process_1  # noqa: PLC0415 - only a container needs it
-
-        end_on_sigterm_as_process_1()
     _open_standard_streams()
     try:
         code = app(prog_name="itoolctl", standalone_mode=False)

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from itool.cli.options import BackendOption, ConfigOption, Output, OutputOption, RootOption, RunArgument, existing_config, print_json
+from itool.cli.options import (
+    BackendOption,
+    ConfigOption,
+    Output,
+    OutputOption,
+    RootOption,
+    RunArgument,
+    existing_config,
+    given_config,
+    print_json,
+)
 from itool.cli.tables import columns, duration, terminal_width
+from itool.names import Backend
 
 if TYPE_CHECKING:
     from itool.config import RunConfig
@@ -42,7 +55,7 @@ def status(
 
     Ends with 69 when the store or the cluster did not answer, 74 when a folder cannot be read; what could be read is shown all the same.
     """
-    reader = open_reader(existing_config(run, root, config, backend=backend, hurried=True))
+    reader = open_reader(_settings(run, root, config, backend))
     shown = ""
     while True:
         found = reader.read()
@@ -57,6 +70,18 @@ def status(
         time.sleep(WATCH_SECONDS)
     if reader.error is not None:
         raise reader.error
+
+
+def _settings(run: str | None, root: str | None, config: Path | None, backend: Backend | None) -> RunConfig:
+    """The run's configuration; while the store does not answer, what finds the Jobs of a run that is said to be in a cluster."""
+    from itool.errors import DependencyError  # noqa: PLC0415
+
+    try:
+        return existing_config(run, root, config, backend=backend, hurried=True)
+    except DependencyError:
+        if run is None or backend != "kubernetes":
+            raise
+        return given_config(None, [f"run={json.dumps(run)}"], root=root, backend=backend)
 
 
 def open_reader(settings: RunConfig) -> StatusReader:

@@ -149,7 +149,8 @@ class Cluster:
     ) -> Iterator[bytes]:
         """Chunks of a container's log, with `follow` until the container ends. Nothing when the pod is gone or has not started.
 
-        Raises ClusterDown when the stream is cut off, or when nothing has come for LOG_SECONDS.
+        Raises ClusterDown when the stream is cut off, or when nothing has come for LOG_SECONDS, without `follow` for as long as of any
+        other answer.
         """
         query = {
             "container": container,
@@ -159,7 +160,7 @@ class Cluster:
             "timestamps": "true" if timestamps else "",
         }
         try:
-            response = self._open("get", "pods", name, "log", query=query, read_seconds=LOG_SECONDS)
+            response = self._open("get", "pods", name, "log", query=query, read_seconds=LOG_SECONDS if follow else None)
         except Refused as error:
             if error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST):
                 return
@@ -244,7 +245,7 @@ class Cluster:
         return document
 
     def _open(
-        self, verb: str, resource: str, name: str = "", subresource: str = "", *, query: Mapping[str, str], read_seconds: float
+        self, verb: str, resource: str, name: str = "", subresource: str = "", *, query: Mapping[str, str], read_seconds: float | None
     ) -> urllib3.BaseHTTPResponse:
         """A GET whose answer is read piece by piece."""
         path = self._path(resource, name) + (f"/{subresource}" if subresource else "")

@@ -85,12 +85,14 @@ class Controller:
             while not self.step():
                 self.sleep(self.poll_seconds)
             self.runner.settle(SETTLE_SECONDS)
-        except BaseException:
+        except LeaseLost:  # a look at Jobs judges them, which is another's affair now
             self.runner.detach(STOP_GRACE_SECONDS)
             raise
-        finally:
-            with contextlib.suppress(DependencyError):
-                self._report_attempts(self.runner.state())
+        except BaseException:
+            self.runner.detach(STOP_GRACE_SECONDS)
+            self._report_last()
+            raise
+        self._report_last()
         assert self._resolutions is not None
         return self._resolutions
 
@@ -110,6 +112,11 @@ class Controller:
             return False
         self._down_since = None
         return any(isinstance(action, Finish) for action in actions)
+
+    def _report_last(self) -> None:
+        """Tell what has ended since the last look, which is not worth an error of its own."""
+        with contextlib.suppress(ItoolError):
+            self._report_attempts(self.runner.state())
 
     def _apply(self, actions: list[Action]) -> None:
         for action in actions:

@@ -6,8 +6,8 @@ killed anywhere and started again decides the same.
 Where the controller runs vLLM itself, what vLLM serves is part of the decision (`decide_serving.py`).
 
 Retry contract by exit code: 0 done; 64, 65 and 76 never again; 69 again with growing pauses until the service has been away for
-`dependency_patience_seconds` (an attempt that lasted longer than it can wait in vain had it meanwhile); 75 again at once and without
-limit, since all that take long have saved a checkpoint; anything else up to `max_attempts` times.
+`dependency_patience_seconds` (an attempt, in a cluster a pod of it, that ran longer than it can wait in vain had it meanwhile); 75 again
+at once and without limit, since all that take long have saved a checkpoint; anything else up to `max_attempts` times.
 """
 
 from __future__ import annotations
@@ -23,9 +23,6 @@ from itool.errors import DOCUMENTED_CODES, NEVER_AGAIN, DependencyError, InputEr
 from itool.stages import StageId, asks_policy, may_overlap, starts_own_vllm
 
 LONGEST_PAUSE_SECONDS = 30.0
-LONGEST_BACK_OFF_SECONDS = 600.0
-"""Kubernetes' own pause before a Job's next pod."""
-
 MOST_REPETITIONS = 10
 """More than a policy's client makes of a request that is not answered."""
 
@@ -216,7 +213,7 @@ def _after_failure(observed: Observed, task: Task, attempts: tuple[Attempt, ...]
         return Fail(task.stage, _documented(code), last.reason or why)
     ended_at = last.ended_at if last.ended_at is not None else observed.now
     if code == DependencyError.exit_code:
-        trailing = _one_outage(attempts, code, _longest_in_vain(observed, task.stage))
+        trailing = _one_outage(attempts, code, _longest_in_vain(observed))
         first_ended_at = trailing[0].ended_at if trailing[0].ended_at is not None else ended_at
         if ended_at - first_ended_at >= rules.dependency_patience_seconds:
             return Fail(task.stage, code, last.reason or why)
@@ -246,29 +243,28 @@ def _without_artifact(observed: Observed, task: Task) -> Action:
 
 
 def _one_outage(attempts: tuple[Attempt, ...], code: int, longest_in_vain: float) -> list[Attempt]:
-    """The last attempts that ended with `code`, from the latest one that was so long that the service was there meanwhile."""
+    """The last attempts that ended with `code`, from the latest one that ran for so long that the service was there meanwhile."""
     trailing: list[Attempt] = []
     for attempt in reversed(attempts):
         if attempt.exit_code != code:
             break
         trailing.insert(0, attempt)
-        if attempt.ended_at is not None and attempt.ended_at - attempt.started_at > longest_in_vain:
+        if attempt.seconds_at_once > longest_in_vain:
             break
     return trailing
 
 
-def _longest_in_vain(observed: Observed, stage: StageId) -> float:
-    """How long an attempt can last while a service is away: every wait that the configuration allows, in a cluster that of each pod.
+def _longest_in_vain(observed: Observed) -> float:
+    """How long a stage's process can run while a service is away: every wait that the configuration allows.
 
     Rather too long than too short: a stage that fails slowly would be tried again without an end.
     """
-    config, kubernetes = observed.config, observed.config.kubernetes
-    waits = observed.rules.dependency_patience_seconds + config.policy.startup_seconds + config.runtime.worker_timeout_seconds
-    waits += MOST_REPETITIONS * config.policy.timeout_seconds
-    if config.runtime.backend != "kubernetes":
-        return waits
-    waits += kubernetes.pending_seconds + kubernetes.serving.startup_seconds + LONGEST_BACK_OFF_SECONDS
-    return (kubernetes.backoff_limit + 1) * kubernetes.pod(stage.name).nodes * waits
+    config = observed.config
+    startup = config.policy.startup_seconds
+    if config.runtime.backend == "kubernetes":
+        startup = max(startup, config.kubernetes.serving.startup_seconds)
+    waits = observed.rules.dependency_patience_seconds + startup + config.runtime.worker_timeout_seconds
+    return waits + MOST_REPETITIONS * config.policy.timeout_seconds
 
 
 def _soonest(waits: list[Wait]) -> Wait:

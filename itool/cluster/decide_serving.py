@@ -120,8 +120,12 @@ def _failure(config: RunConfig, serving: ServingState, now: float) -> tuple[int,
             return pod.exit_code, f"vLLM pod {pod.name} refuses the adapter: {pod.reason}"
         if pod.phase in limits and now - pod.since >= limits[pod.phase]:
             return DependencyError.exit_code, f"vLLM pod {pod.name} is {pod.phase} for more than {limits[pod.phase]:.0f} s: {pod.reason}"
-    if not serving.pods and serving.since is not None and now - serving.since >= limits["pending"]:
-        return DependencyError.exit_code, f"there is no vLLM pod after {limits['pending']:.0f} s: {serving.reason}"
+    wanted, there = config.kubernetes.serving.replicas, len(serving.pods)
+    lacking = not there or (there < wanted and serving.reason)
+    if lacking and serving.since is not None and now - serving.since >= limits["pending"]:
+        found = f"{_count(there, 'vLLM pod')} of {wanted}" if there else "no vLLM pod"
+        are = "are" if there > 1 else "is"
+        return DependencyError.exit_code, f"there {are} {found} after {limits['pending']:.0f} s: {serving.reason}"
     return None
 
 

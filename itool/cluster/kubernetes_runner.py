@@ -11,8 +11,9 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from itool.artifacts.store import Store
 from itool.cluster.client import Cluster
@@ -39,19 +40,22 @@ CULPRIT_SECONDS = 5.0
 
 @dataclass
 class KubernetesRunner:
-    """One run's Jobs. `open` fills the cache before anything else; what is over by then is history."""
+    """One run's Jobs. `open` fills the cache before anything else; what is over by then is history.
+
+    `while_stopping` is called again and again until what `cancel` stops has ended.
+    """
 
     config: RunConfig
     cluster: Cluster
     store: Store
     clock: Callable[[], float] = time.time
+    while_stopping: Callable[[], None] = lambda: None
     cache: Cache = field(init=False)
     pod_logs: PodLogs = field(init=False)
     _past: frozenset[str] = frozenset()
     _ended: dict[str, tuple[Task, Attempt]] = field(default_factory=dict)
     _settled: set[str] = field(default_factory=set)
-    _events: Mapping[str, Sequence[Object]] = field(default_factory=dict)
-    _events_at: float = float("-inf")
+    _events: dict[str, tuple[float, Mapping[str, Sequence[Object]]]] = field(default_factory=dict)
     _config_map: tuple[str, str] = ("", "")
     _may_adopt: bool = True
     _podless_since: dict[str, float] = field(default_factory=dict)
@@ -101,12 +105,7 @@ class KubernetesRunner:
         for pod in self.cache.items("pods"):
             pods[pod["metadata"]["labels"].get(JOB_LABEL, "")].append(pod)
         jobs = {job["metadata"]["name"]: job for job in self.cache.items("jobs")}
-        if len(self._ended) > len(jobs):
-            self._ended = {name: ended for name, ended in self._ended.items() if name in jobs}
-            for remembered in (self._spoken, self._failed_since, self._podless_since, self._ran_at):
-                for name in [name for name in remembered if name not in jobs]:
-                    del remembered[name]
-            self._settled &= jobs.keys()
+        self._forget_all_but(jobs.keys())
         found: dict[Task, list[Attempt]] = defaultdict(list)
         for name, job in jobs.items():
             if name not in self._settled:
@@ -132,6 +131,7 @@ class KubernetesRunner:
             self._end(job, Interrupted.exit_code, "cancelled")
         deadline = self.clock() + grace_seconds
         while self._active() and self.clock() < deadline:
+            self.while_stopping()
             self.cache.wait(1.0)
 
     def detach(self, grace_seconds: float) -> None:
@@ -150,14 +150,27 @@ class KubernetesRunner:
         self.pod_logs.close(LOGS_SECONDS)
         self.cache.stop()
 
+    def _forget_all_but(self, jobs: Set[str]) -> None:
+        """A Job that was removed may come again under its name: the next attempt's number follows from the Jobs that are there."""
+        remembered: tuple[dict[str, Any], ...] = (
+            self._ended, self._events, self._spoken, self._failed_since, self._podless_since, self._ran_at,
+        )  # fmt: skip
+        for known in remembered:
+            for name in known.keys() - jobs:
+                del known[name]
+        self.pod_logs.lose(jobs)
+        self._settled &= jobs
+        self._past &= jobs
+
     def _active(self) -> list[Object]:
         return [job for job in self.cache.items("jobs") if not is_over(job)]
 
     def _read(self, job: Object, pods: Sequence[Object]) -> tuple[Task, Attempt]:
         """The attempt that a Job is. One that is over is read once."""
         name, verdict = job["metadata"]["name"], verdict_on(job)
-        states = [pod_state(pod, self._events.get(pod["metadata"]["name"], ())) for pod in pods]
-        found = self._job_state(job, states)
+        _, events = self._events.get(name, (0.0, {}))
+        states = [pod_state(pod, events.get(pod["metadata"]["name"], ())) for pod in pods]
+        found = self._job_state(job, states, events.get(name, ()))
         failed_pods = int((job.get("status") or {}).get("failed") or 0)
         attempt = Attempt(
             int(job["metadata"]["labels"][ATTEMPT_LABEL]),
@@ -168,22 +181,24 @@ class KubernetesRunner:
             found.ended_at,
             shards_done=shards_done(job),
             past=name in self._past,
+            longest_pod_seconds=max((state.seconds for state in states), default=0.0),
         )
         if verdict is not None:
             code, reason = verdict
             attempt = replace(attempt, exit_code=code if attempt.over else None, reason=reason, final=True)
         if attempt.over:
             self._ended[name] = (task_of(job), attempt)
+            self._events.pop(name, None)
         elif verdict is None and not is_over(job):
             self._keep_meeting_point(task_of(job))
             self._judge(job, found, states)
         return task_of(job), attempt
 
-    def _job_state(self, job: Object, states: Sequence[PodState]) -> JobState:
+    def _job_state(self, job: Object, states: Sequence[PodState], events: Sequence[Object]) -> JobState:
         """What a Job does, where what its pods have said before fills the gaps between one pod and the next."""
         name = job["metadata"]["name"]
         spoken_at, spoken = self._spoken.get(name, (0.0, ""))
-        events = [event for event in self._events.get(name, ()) if states or event_time(event) >= spoken_at]  # a pod ends a refusal
+        events = [event for event in events if states or event_time(event) >= spoken_at]  # a pod ends a refusal
         found = job_state(job, states, events)
         if states:
             self._spoken[name] = (self.clock(), found.reason)
@@ -220,7 +235,7 @@ class KubernetesRunner:
         name, now = job["metadata"]["name"], self.clock()
         turn_at = self._turn_at(job, states)
         waits = [(max(state.created_at, turn_at), state.reason) for state in states if state.phase == "pending"]
-        if states or found.phase != "pending" or job["spec"].get("suspend"):
+        if found.phase != "pending" or job["spec"].get("suspend") or (states and not found.refused):
             self._podless_since.pop(name, None)
         else:
             waits = [(self._podless_since.setdefault(name, now), found.reason)]
@@ -228,7 +243,7 @@ class KubernetesRunner:
         if verdict is not None:
             self._end(job, *verdict)
         elif found.phase == "pending":
-            self._look_at_events([name, *(state.name for state in states if state.phase == "pending")])
+            self._look_at_events(name, [state.name for state in states if state.phase == "pending"])
 
     def _turn_at(self, job: Object, states: Sequence[PodState]) -> float:
         """Since when a shard that waits could have had another one's place: the last time that one ran, as far as this controller knows."""
@@ -250,18 +265,17 @@ class KubernetesRunner:
         if changed is not None:
             self.cache.put("jobs", changed)
 
-    def _look_at_events(self, names: Sequence[str]) -> None:
+    def _look_at_events(self, job: str, pods: Sequence[str]) -> None:
         """What conditions do not say (quota, Pod Security, a volume that is missing) stands in events only."""
-        if self.clock() - self._events_at < EVENTS_SECONDS:
+        now = self.clock()
+        looked_at, known = self._events.setdefault(job, (now, {}))  # one that starts soon needs none
+        if now - looked_at < EVENTS_SECONDS:
             return
-        self._events_at = self.clock()
-        try:
-            events = [
-                event for name in names[:MOST_LOOKED_AT] for event in self.cluster.list("events", fields=f"involvedObject.name={name}")[0]
-            ]
-        except DependencyError:
-            return
-        self._events = events_by_object(events)
+        names = [job, *pods][:MOST_LOOKED_AT]
+        with contextlib.suppress(DependencyError):
+            events = [event for name in names for event in self.cluster.list("events", fields=f"involvedObject.name={name}")[0]]
+            known = events_by_object(events)
+        self._events[job] = (now, known)
 
     def ensure_owner(self) -> Object:
         """The run's owner object, created when it is missing. Raises ConfigError when it belongs to another root.

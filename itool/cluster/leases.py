@@ -179,15 +179,19 @@ class StoreLease:
         newest, holder = self._newest()
         if holder is not None and self._is_held(holder):
             raise _held(self.run, self.store.root, holder)
-        if not self.store.create(self._key(newest + 1), self._document()):
-            raise _held(self.run, self.store.root, self._newest()[1] or {})
+        document = self._document()
+        if not self.store.create(self._key(newest + 1), document):
+            _, holder = self._newest()
+            if holder != _parse(document):  # else an answer was lost, and what was asked again found our own object
+                raise _held(self.run, self.store.root, holder or {})
         self._generation, self._renewed_at = newest + 1, self.clock()
-        for generation in range(newest, max(newest - 3, -1), -1):
-            self.store.delete(self._key(generation))
+        with contextlib.suppress(DependencyError):  # what is left of them is in nobody's way
+            for generation in range(newest, max(newest - 3, -1), -1):
+                self.store.delete(self._key(generation))
 
     def renew(self) -> bool:
-        """Every third of the lifetime: push the expiry, see whether someone took over or asked to stop."""
-        if self._generation is None or self.clock() - self._renewed_at < self.ttl_seconds / 3:
+        """Every third of the lifetime, or when the clock was set back: push the expiry, see whether someone took over or asked to stop."""
+        if self._generation is None or 0 <= self.clock() - self._renewed_at < self.ttl_seconds / 3:
             return False
         newest, _ = self._newest()
         if newest > self._generation:

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -177,6 +177,15 @@ class PodLogs:
         """The Job needs no more attention."""
         for reading in self._jobs.pop(job, JobLogs(live=False)).logs.values():
             reading.close()
+
+    def lose(self, jobs: Set[str]) -> None:
+        """Jobs other than these were removed: what their pods have written till now is kept, and then they need no more attention."""
+        for job in self._jobs.keys() - jobs:
+            readings = self._jobs[job].logs.values()
+            for reading in readings:
+                reading.gone = True
+            if all(reading.finished for reading in readings):
+                self.forget(job)
 
     def close(self, seconds: float) -> None:
         """Wait until the logs of ended pods are stored, but not for ever: what is missing then is kept by the next controller."""

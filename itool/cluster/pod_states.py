@@ -40,10 +40,18 @@ class PodState:
     shard: int | None = None
     ready: bool = False
 
+    @property
+    def seconds(self) -> float:
+        """How long a pod that has ended ran; 0 of one that never did, or has not ended."""
+        return self.ended_at - self.started_at if self.ended_at is not None and self.started_at is not None else 0.0
+
 
 @dataclass(frozen=True)
 class JobState:
-    """One Job: what its pods make of it. `exit_code` and `reason` are those of the pod that ended it."""
+    """One Job: what its pods make of it. `exit_code` and `reason` are those of the pod that ended it.
+
+    `refused`: its next pod cannot be created, by a quota or an admission rule.
+    """
 
     name: str
     phase: Phase
@@ -51,6 +59,7 @@ class JobState:
     exit_code: int | None = None
     started_at: float = 0.0
     ended_at: float | None = None
+    refused: bool = False
 
 
 def pod_state(pod: Object, events: Sequence[Object] = ()) -> PodState:
@@ -75,7 +84,7 @@ def pod_state(pod: Object, events: Sequence[Object] = ()) -> PodState:
 
 
 def job_state(job: Object, states: Sequence[PodState], events: Sequence[Object] = ()) -> JobState:
-    """What a Job does, from the states of its own pods. `events` are its own, oldest first; only a Job without pods needs them."""
+    """What a Job does, from the states of its own pods. `events` are its own, oldest first; a Job of which no pod is alive needs them."""
     status, name = job.get("status") or {}, job["metadata"]["name"]
     created_at = seconds(job["metadata"].get("creationTimestamp")) or 0.0
     started_at = seconds(status.get("startTime")) or created_at
@@ -88,7 +97,8 @@ def job_state(job: Object, states: Sequence[PodState], events: Sequence[Object] 
     phase: Phase = "running" if any(state.phase == "running" for state in states) else "pending"
     if not states and _has_begun(job):
         return JobState(name, "running", "", None, started_at)  # between a pod's end and the Job's
-    return JobState(name, phase, one_line(_job_reason(job, states, events)), None, started_at)
+    refusal = _refusal(states, events)
+    return JobState(name, phase, one_line(_job_reason(job, states, refusal)), None, started_at, refused=bool(refusal))
 
 
 def ended_well(job: Object) -> int:
@@ -243,23 +253,35 @@ def _job_failure(failed: Object, states: Sequence[PodState]) -> tuple[int | None
     return (int(code[1]) if code else None), f"{failed.get('reason', '')}: {message}"
 
 
-def _job_reason(job: Object, states: Sequence[PodState], events: Sequence[Object]) -> str:
+def _job_reason(job: Object, states: Sequence[PodState], refusal: str) -> str:
     """Why an unfinished Job's pods do not all run: suspended, not created, not started, or one failed and is replaced."""
     if (job.get("spec") or {}).get("suspend"):
         queue = (job["metadata"].get("labels") or {}).get(QUEUE_LABEL)
         return f"waits in Kueue's queue {queue}" if queue else "suspended"
     active = [state for state in states if state.phase in ("pending", "running")]
     told = next((state.reason for state in active if state.reason), "")
-    if active:
-        return told
-    last = max((state for state in states if state.phase == "failed"), key=lambda state: state.ended_at or 0.0, default=None)
-    refused = [event for event in events if event.get("reason") == "FailedCreate"]
-    if refused and (last is None or event_time(refused[-1]) > (last.ended_at or 0.0)):
-        return f"no pod can be created: {refused[-1].get('message', '')}"
+    if active or refusal:
+        return told or refusal
+    last = _last_failed(states)
     if last is not None:
         code = f"exit code {last.exit_code}"
         return f"pod {last.name} ended with {code}{': ' + last.reason if last.reason != code else ''}; the next one follows after a pause"
     return NEXT_POD if ended_well(job) else FIRST_POD
+
+
+def _refusal(states: Sequence[PodState], events: Sequence[Object]) -> str:
+    """Why a Job's next pod cannot be created (a quota, an admission rule); empty while a pod is alive, and for all that is known."""
+    refused, last = [event for event in events if event.get("reason") == "FailedCreate"], _last_failed(states)
+    if not refused or any(state.phase in ("pending", "running") for state in states):
+        return ""
+    if last is not None and event_time(refused[-1]) <= (last.ended_at or last.created_at):
+        return ""
+    return f"no pod can be created: {refused[-1].get('message', '')}"
+
+
+def _last_failed(states: Sequence[PodState]) -> PodState | None:
+    failed = (state for state in states if state.phase == "failed")
+    return max(failed, key=lambda state: state.ended_at or state.created_at, default=None)
 
 
 def _condition(item: Object, kind: str) -> Object:

@@ -50,6 +50,8 @@ class Attempt:
     peak_memory_bytes: int = 0
     shards_done: int | None = None
     """How many shards have ended well, where one attempt does all of them."""
+    longest_pod_seconds: float | None = None
+    """How long the longest of its pods ran, as far as is known; None of a process."""
     past: bool = False
     """Over before this controller started: it counts for numbers, not as a failure."""
     final: bool = False
@@ -59,6 +61,13 @@ class Attempt:
     def over(self) -> bool:
         """Whether it has ended, either way."""
         return self.phase in ("succeeded", "failed")
+
+    @property
+    def seconds_at_once(self) -> float:
+        """How long it worked without being started again."""
+        if self.longest_pod_seconds is not None:
+            return self.longest_pod_seconds
+        return self.ended_at - self.started_at if self.ended_at is not None else 0.0
 
 
 Attempts = Mapping[Task, tuple[Attempt, ...]]

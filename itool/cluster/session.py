@@ -62,7 +62,7 @@ def iterate(config: RunConfig, watcher: Watcher | None = None, *, wait_lease_sec
         return resolutions
     require_reused_run(store, config)
     with controller_signals() as stop:
-        cluster = checked_cluster(config) if config.runtime.backend == "kubernetes" else None
+        cluster = checked_cluster(config, stop) if config.runtime.backend == "kubernetes" else None
         if cluster is not None:  # named, so that whoever looks at the run from elsewhere finds it
             named = config.kubernetes.model_copy(update={"namespace": cluster.namespace})
             config = config.model_copy(update={"kubernetes": named})
@@ -96,7 +96,7 @@ def _may_have_left_vllm(config: RunConfig, store: Store) -> bool:
 
 def _iterate_here(config: RunConfig, store: Store, lease: Lease, watcher: Watcher, *, stop: StopRequest) -> dict[StageId, Resolution]:
     runner = local_runner(config, store, lease.inherited)
-    runner.while_stopping = partial(_keep, lease)
+    runner.while_stopping = partial(keep, lease)
     stop.on_second = runner.kill
     try:
         return Controller(config, store, runner, lease, watcher, stop_requested=stop, rules=rules_of(config)).run()
@@ -104,22 +104,24 @@ def _iterate_here(config: RunConfig, store: Store, lease: Lease, watcher: Watche
         runner.close()
 
 
-def _keep(lease: Lease) -> None:
+def keep(lease: Lease) -> None:
     """Stages that save their last checkpoint outlive a lease that is not renewed. Whoever has it now is no reason not to stop them."""
     with suppress(ItoolError):
         lease.renew()
 
 
-def checked_cluster(config: RunConfig) -> Cluster:
+def checked_cluster(config: RunConfig, stop: StopRequest) -> Cluster:
     """The cluster, when everything that the run needs is there. Raises what is missing before anything is created.
 
-    Nothing is held yet, so a stop signal ends this at once, with NotStarted.
+    Nothing is held yet, so a stop signal ends this at once, with NotStarted; so does one that came before.
     """
     from itool.cluster.client import in_cluster, open_cluster  # noqa: PLC0415 - half a second, and only this backend needs it
     from itool.cluster.preflight import require  # noqa: PLC0415
 
     try:
         with stop_signals(signal.default_int_handler):
+            if stop():
+                raise KeyboardInterrupt
             cluster = open_cluster(config.kubernetes.namespace)
             require(cluster, config, rights_within_seconds=RIGHTS_SECONDS if in_cluster() else 0.0)
     except KeyboardInterrupt:

@@ -20,8 +20,16 @@ from itool.logs import get_logger
 log = get_logger(__name__)
 
 LIST_AGAIN_SECONDS = 60.0
+STALE_SECONDS = 3 * LIST_AGAIN_SECONDS
+"""A list that is older belongs to a machine that has slept: a watch ends after half a minute, and the next list is due."""
+
 PAUSE_SECONDS = 1.0
 GATHER_SECONDS = 0.1
+
+
+def clock_with_sleep() -> float:
+    """Seconds, also those in which the machine sleeps; nobody sets this clock."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))  # macOS counts them in the second
 
 
 @dataclass
@@ -42,7 +50,7 @@ class View:
 class Cache:
     """Views of one namespace. `start` fills them before it returns; afterwards a thread per view keeps them true."""
 
-    def __init__(self, cluster: Cluster, views: list[View], *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, cluster: Cluster, views: list[View], *, clock: Callable[[], float] = clock_with_sleep) -> None:
         self._cluster = cluster
         self._views = {view.resource: view for view in views}
         self._clock = clock
@@ -71,19 +79,23 @@ class Cache:
             self._changed.notify_all()
 
     def items(self, resource: str) -> list[Object]:
-        """What is there now. Raises ClusterDown (or the refusal) while the server cannot be asked."""
+        """What is there now. Raises ClusterDown (or the refusal) while the server cannot be asked, or has not been for long."""
         view = self._views[resource]
         with self._changed:
             if view._error is not None:
                 raise view._error
+            if (age := self._clock() - view._listed_at) > STALE_SECONDS:
+                raise ClusterDown(f"{resource} were last listed {age:.0f} s ago")
             return list(view._items.values())
 
     def put(self, resource: str, item: Object) -> None:
-        """Take in an object that was just written, before a watch tells of it."""
-        view = self._views[resource]
+        """Take in an object that was just written, unless a watch has told of it, or of what became of it, already."""
+        view, name = self._views[resource], item["metadata"]["name"]
         with self._changed:
-            view._items[item["metadata"]["name"]] = view.trim(item)
-            view._written.add(item["metadata"]["name"])
+            if name in view._items and _version(view._items[name]) >= _version(item):
+                return
+            view._items[name] = view.trim(item)
+            view._written.add(name)
 
     def wait(self, seconds: float) -> None:
         """Return when something has changed since the last wait, at the latest after `seconds`. Changes that come together count once."""
@@ -149,3 +161,8 @@ class Cache:
     def _notify(self) -> None:
         self._changes += 1
         self._changed.notify_all()
+
+
+def _version(item: Object) -> int:
+    """Grows with every change in a cluster."""
+    return int(item["metadata"]["resourceVersion"])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from itool.artifacts.store import Store
 from itool.cluster.client import Cluster
 from itool.cluster.job_facts import is_over
 from itool.cluster.kubernetes_runner import open_runner
-from itool.cluster.leases import FolderLease, StoreLease
+from itool.cluster.leases import FolderLease, Lease, StoreLease
 from itool.cluster.objects import COMPONENT_LABEL, RUN_LABEL, Object
 from itool.cluster.serving import stop_vllm
-from itool.cluster.session import open_lease
+from itool.cluster.session import keep, open_lease
 from itool.config import RunConfig
 from itool.errors import DependencyError
 
@@ -37,7 +38,7 @@ def cancel_in_cluster(config: RunConfig, store: Store, cluster: Cluster) -> bool
         _wait_until_free(lease, config.run)
     lease.acquire()  # nobody starts the run again while its Jobs are being stopped
     try:
-        stopped = _stop_jobs(config, cluster, store)
+        stopped = _stop_jobs(config, cluster, store, lease)
     finally:
         lease.release()
     served = stop_vllm(cluster, config.run)
@@ -53,8 +54,9 @@ def _suspend_controllers(config: RunConfig, cluster: Cluster) -> list[str]:
     return names
 
 
-def _stop_jobs(config: RunConfig, cluster: Cluster, store: Store) -> int:
+def _stop_jobs(config: RunConfig, cluster: Cluster, store: Store, lease: Lease) -> int:
     runner = open_runner(config, cluster, store)
+    runner.while_stopping = partial(keep, lease)
     try:
         open_jobs = sum(not attempt.over for attempts in runner.state().values() for attempt in attempts)
         runner.cancel(config.kubernetes.grace_seconds + 30.0)

@@ -107,7 +107,7 @@ def job_rows(objects: RunObjects) -> list[StageRow]:
 def component_rows(component: Literal["serving", "controller"], objects: RunObjects) -> list[PodRow]:
     """The pods of vLLM, each with the adapter that it proved to serve, or those of the chart's controller: of failed ones the last.
 
-    A Job of the controller that has no pod, and is not complete, is a row of its own.
+    A Job of the controller is a row of its own where it has no pod and is not complete, and where its next pod is refused.
     """
     events = events_by_object(objects.events)
     pods = of_component(component, objects.pods)
@@ -116,10 +116,12 @@ def component_rows(component: Literal["serving", "controller"], objects: RunObje
         last = max((state for state in states if state.phase == "failed"), key=lambda state: state.created_at, default=None)
         states = [state for state in states if state.phase != "failed" or state is last]
     rows = [_pod_row(state, objects) for state in states]
-    with_pods = {pod["metadata"]["labels"].get(JOB_LABEL) for pod in pods}
-    podless = [job for job in of_component(component, objects.jobs) if job["metadata"]["name"] not in with_pods]
-    jobs = [job_state(job, (), events.get(job["metadata"]["name"], ())) for job in podless]
-    rows += [_podless_row(state, objects.at) for state in jobs if state.phase != "succeeded"]
+    by_job = _by_label(pods, JOB_LABEL)
+    for job in of_component(component, objects.jobs):
+        own = [pod_state(pod) for pod in by_job.get(job["metadata"]["name"], [])]
+        now = job_state(job, own, events.get(job["metadata"]["name"], ()))
+        if now.refused or (not own and now.phase != "succeeded"):
+            rows.append(_job_row(now, objects.at))
     known = {pod.name: pod for pod in objects.serving.pods} if objects.serving else {}
     return [replace(row, state=known[row.pod].phase, reason=known[row.pod].reason) if row.pod in known else row for row in rows]
 
@@ -199,8 +201,8 @@ def _pod_row(state: PodState, objects: RunObjects) -> PodRow:
     )
 
 
-def _podless_row(state: JobState, at: float) -> PodRow:
-    """A Job that has no pod, under its own name: suspended, refused a pod, or over, with its pods gone."""
+def _job_row(state: JobState, at: float) -> PodRow:
+    """A Job under its own name: suspended, refused a pod, or over, with its pods gone."""
     return PodRow(pod=state.name, state=state.phase, reason=state.reason, age_seconds=max((state.ended_at or at) - state.started_at, 0.0))
 
 

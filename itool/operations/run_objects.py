@@ -71,8 +71,8 @@ def _progress_of(cluster: Cluster, pod: str) -> Progress | None:
 def _events(cluster: Cluster, jobs: Sequence[Object], pods: Sequence[Object]) -> list[Object]:
     """Events of what is in trouble: by name while these are few, else the namespace's warnings."""
     names = [pod["metadata"]["name"] for pod in pods if _is_in_trouble(pod)]
-    with_pods = {pod["metadata"]["labels"].get(JOB_LABEL) for pod in pods}
-    names += [job["metadata"]["name"] for job in jobs if job["metadata"]["name"] not in with_pods and not is_over(job)]
+    alive = {pod["metadata"]["labels"].get(JOB_LABEL) for pod in pods if pod_state(pod).phase in ("pending", "running")}
+    names += [job["metadata"]["name"] for job in jobs if job["metadata"]["name"] not in alive and not is_over(job)]
     if len(names) > MOST_LOOKED_AT:
         return cluster.list("events", fields="type=Warning")[0]
     return [event for name in names for event in cluster.list("events", fields=f"involvedObject.name={name}")[0]]

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -15,10 +16,8 @@ from typing import Any
 
 import pytest
 
-from itool.artifacts import stage as stage_module
 from itool.artifacts.catalogue import copy_artifact, find_artifact, find_remains, list_artifacts, remove_artifact, verify_artifact
 from itool.artifacts.manifest import manifest_key
-from itool.artifacts.resolve import resolve
 from itool.artifacts.stage import Body, Stage, stage_seed
 from itool.artifacts.store import FolderStore, Store
 from itool.errors import ConfigError, DependencyError, InputError, Interrupted, NumericalError
@@ -472,18 +471,20 @@ def test_a_stopped_stage_resumes_from_its_checkpoint(run: Run, tmp_path: Path, n
     assert not [key for key in run.store.list("") if "checkpoints" in key]
 
 
-def test_a_stop_signal_is_heard_before_the_work_begins(folder_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def be_stopped(*_: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return resolve(folder_run.store, folder_run.config)
-
-    monkeypatch.setattr(stage_module, "resolve", be_stopped)
-    former = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as for process 1 of a container
-    try:
-        assert folder_run.stage("prepare", prepare) == 75
-    finally:
-        signal.signal(signal.SIGTERM, former)
-    assert folder_run.resolution(PREPARE).state == "missing"
+def test_a_stage_that_is_stopped_before_its_store_has_answered_ends_at_once(tmp_path: Path) -> None:
+    """As the first process of a pod it would not hear the signal without a handler."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        document = {"root": "s3://bucket/runs", "store": {"endpoint_url": f"http://127.0.0.1:{silent.getsockname()[1]}"}}
+        (tmp_path / "config.yaml").write_text(json.dumps(document))
+        command = [sys.executable, "-m", "jobs.report", "--config", str(tmp_path / "config.yaml"), "--iteration", "1"]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+        with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True) as stage:
+            connection, _ = silent.accept()
+            stage.send_signal(signal.SIGTERM)
+            _, said = stage.communicate(timeout=10)
+        connection.close()
+    assert stage.returncode == 75
+    assert said.splitlines()[-1] == "interrupted: stopped before it began. Run the same command again"
 
 
 def test_a_killed_stage_leaves_no_artifact_and_its_folder_is_swept(folder_run: Run, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -56,6 +57,17 @@ def test_status_shows_pods_and_reasons_without_a_controller(scene: Scene, capsys
     assert rows["i0/warmup"]["reason"] == "unschedulable: 0/1 nodes: too few GPUs"
     assert rows["i0/warmup"]["pod"].startswith("demo-i0-warmup-")
     assert rows["i1/dpo"]["state"] == "waiting"
+
+
+def test_status_says_why_a_failed_pod_has_no_successor(scene: Scene, capsys: Capture) -> None:
+    scene.cluster.script["warmup"] = [137, "no pod"]
+    scene.work(14)
+    assert scene.itoolctl("status", "--output", "json") == 0
+    rows = {row["stage"]: row for row in json.loads(capsys.readouterr().out)["stages"]}
+    assert (rows["i0/warmup"]["state"], rows["i0/warmup"]["reason"]) == (
+        "pending",
+        "no pod can be created: pods are forbidden: exceeded quota",
+    )
 
 
 def test_status_is_a_table_with_the_line_that_sums_it_up(scene: Scene, capsys: Capture) -> None:
@@ -133,6 +145,22 @@ def test_status_without_the_store_shows_the_jobs_and_ends_with_69(scene: Scene, 
     assert capsys.readouterr().out.endswith("\nrun demo: only its Jobs can be seen\n")
 
 
+def test_status_without_the_file_names_all_that_does_not_answer(scene: Scene, capsys: Capture) -> None:
+    scene.cluster.script["prepare"] = ["hangs"]
+    scene.work(4)
+    scene.store.down = True
+    in_a_cluster = ["status", "demo", "--root", "s3://bucket/runs", "--backend", "kubernetes"]
+    assert scene.itoolctl_without_file(*in_a_cluster) == 69
+    captured = capsys.readouterr()
+    assert "i0/prepare" in captured.out
+    assert captured.err == "itoolctl: S3 at http://s3 does not answer after 4 attempts\n"
+    scene.cluster.down = True
+    assert scene.itoolctl_without_file(*in_a_cluster) == 69
+    assert capsys.readouterr().err == "itoolctl: S3 at http://s3 does not answer after 4 attempts; and the API server is down\n"
+    assert scene.itoolctl_without_file(*in_a_cluster[:-2]) == 69  # where it runs stands in S3
+    assert capsys.readouterr().err == "itoolctl: S3 at http://s3 does not answer after 4 attempts\n"
+
+
 def test_status_without_the_cluster_shows_the_store_and_ends_with_69(scene: Scene, capsys: Capture) -> None:
     scene.work(100)
     scene.cluster.down = True
@@ -198,6 +226,15 @@ def test_cancel_suspends_the_controller_ends_the_jobs_and_says_so_once(scene: Sc
     assert verdict_on(warmup) == (75, "cancelled")
     assert scene.itoolctl("cancel") == 0
     assert capsys.readouterr().err == "Nothing works on run demo.\n"
+
+
+def test_cancel_keeps_the_lease_while_stages_save_their_checkpoints(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.hanging_pod("warmup")
+    renewed: list[int | None] = []
+    monkeypatch.setattr(StoreLease, "renew", lambda lease: renewed.append(lease._generation))
+    assert scene.itoolctl("cancel") == 0
+    assert renewed
+    assert None not in renewed
 
 
 def test_cancel_and_status_find_a_vllm_that_the_settings_want_no_more(scene: Scene, capsys: Capture) -> None:
@@ -418,6 +455,21 @@ def test_a_pod_that_waits_for_its_rights_is_stopped_at_once(
     line = "itoolctl: stopped while waiting for the cluster's checks; nothing was started. Start it again when you want it"
     assert capsys.readouterr().err.splitlines()[-1] == line
     assert scene.store.list("") == {}
+
+
+def test_a_signal_just_before_the_checks_ends_them_too(scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    handled = session.controller_signals
+
+    @contextmanager
+    def signalled() -> Iterator[session.StopRequest]:
+        with handled() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield stop
+
+    monkeypatch.setattr(session, "controller_signals", signalled)
+    assert scene.itoolctl("iterate") == 75
+    assert "stopped while waiting for the cluster's checks; nothing was started" in capsys.readouterr().err
+    assert scene.cluster.calls == 0
 
 
 def test_a_queue_without_kueue_and_a_priority_class_without_an_object_are_named(

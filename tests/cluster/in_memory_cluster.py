@@ -220,7 +220,9 @@ class InMemoryCluster:
                 code = outcome = 69
         said = "done" if code == 0 else f"error: told to end with {outcome}"
         self._texts[name] = f"2026-01-01T00:00:00.5Z started\n2026-01-01T00:00:01Z {said}\n".encode()
-        ended = {"exitCode": code, "message": said, "reason": "OOMKilled" if outcome == "oom" else "Error", "finishedAt": self._time()}
+        [before] = pod["status"]["containerStatuses"]
+        times = {"startedAt": before["state"]["running"]["startedAt"], "finishedAt": self._time()}
+        ended = {"exitCode": code, "message": said, "reason": "OOMKilled" if outcome == "oom" else "Error", **times}
         status = {"phase": "Failed" if code else "Succeeded", "containerStatuses": [{"name": "stage", "state": {"terminated": ended}}]}
         if outcome in ("evicted", "disrupted"):
             status["conditions"] = [{"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}]

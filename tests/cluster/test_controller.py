@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from itool.artifacts.resolve import resolve
 from itool.artifacts.store import FolderStore
 from itool.cluster.controller import Controller, StageFailed, require_reused_run
-from itool.cluster.decide import Action, RetryRules, StartStage, Wait
+from itool.cluster.decide import Action, Fail, RetryRules, StartStage, Wait
 from itool.cluster.leases import FolderLease
 from itool.cluster.progress import NoWatcher
 from itool.config import RunConfig, RuntimeConfig, SearchConfig
-from itool.errors import DependencyError, InputError, Interrupted
+from itool.errors import ConfigError, DependencyError, InputError, Interrupted
 from itool.stages import StageId, stage_ids
 from tests.cluster.in_memory_cluster import Killed
 from tests.cluster.in_memory_runner import InMemoryRunner
@@ -145,6 +145,21 @@ def test_a_request_to_stop_interrupts(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         made.run()
     controller(tmp_path).run()
+
+
+def test_the_last_look_hides_no_reason(tmp_path: Path) -> None:
+    made = controller(tmp_path, failures={"score": [65]})
+    look = made.runner.state
+
+    def state() -> object:
+        if any(isinstance(action, Fail) for action in made._told):
+            raise ConfigError("not allowed to patch jobs")
+        return look()
+
+    made.runner.state = state
+    with pytest.raises(StageFailed) as caught:
+        made.run()
+    assert caught.value.exit_code == 65
 
 
 class FlakyStore(FolderStore):

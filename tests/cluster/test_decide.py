@@ -111,20 +111,28 @@ def test_outages_hours_apart_are_two() -> None:
     assert end == Fail(PREPARE, 69, "vLLM does not answer")
 
 
-@pytest.mark.parametrize(("backend", "tries"), [("local", 1), ("kubernetes", 3)])
-def test_an_attempt_that_only_waits_is_no_sign_of_a_service(backend: Literal["local", "kubernetes"], tries: int) -> None:
-    """A server's start, its answers, the other workers; in a cluster each of a Job's pods does so, behind a node and a pause."""
-    kubernetes = KubernetesConfig(backoff_limit=2, pending_seconds=1800.0, serving=ServingConfig(startup_seconds=900.0))
+@pytest.mark.parametrize(("backend", "startup"), [("local", 300.0), ("kubernetes", 900.0)])
+def test_an_attempt_that_only_waits_is_no_sign_of_a_service(backend: Literal["local", "kubernetes"], startup: float) -> None:
+    """A server's start, its answers, the other workers."""
     root = "runs" if backend == "local" else "s3://bucket/runs"
-    config = RunConfig(
-        iterations=1, root=root, runtime=RuntimeConfig(backend=backend, worker_timeout_seconds=1800.0), kubernetes=kubernetes
-    )
-    wait = 300.0 + 5 * 120.0 + 1800.0 + (1800.0 + 900.0 + 600.0 if backend == "kubernetes" else 0.0)
-    waited = [ended(number, number * 1e5, number * 1e5 + tries * wait) for number in (1, 2)]
+    config = RunConfig(iterations=1, root=root, runtime=RuntimeConfig(backend=backend, worker_timeout_seconds=1800.0))
+    wait = 300.0 + startup + 1800.0 + 10 * 120.0
+    waited = [ended(number, number * 1e5, number * 1e5 + wait) for number in (1, 2)]
     [end] = next_actions(replace(observe(*waited, now=3e5), config=config))
     assert end == Fail(PREPARE, 69, "vLLM does not answer")
-    worked = [*waited[:1], ended(2, 2e5, 2e5 + 2 * tries * wait)]
+    worked = [*waited[:1], ended(2, 2e5, 2e5 + wait + 1.0)]
     [again] = next_actions(replace(observe(*worked, now=3e5), config=config))
+    assert isinstance(again, StartStage)
+
+
+def test_of_an_attempt_with_many_pods_the_longest_tells_whether_a_service_was_there() -> None:
+    """Seven pods that waited half an hour each had none; one that worked for two hours had."""
+    day = 86_400.0
+    waited = replace(ended(2, day, 1.5 * day), longest_pod_seconds=1800.0)
+    [end] = next_actions(observe(ended(1, 0.0, 10.0), waited, now=2 * day))
+    assert isinstance(end, Fail)
+    worked = replace(waited, longest_pod_seconds=7200.0)
+    [again] = next_actions(observe(ended(1, 0.0, 10.0), worked, now=2 * day))
     assert isinstance(again, StartStage)
 
 

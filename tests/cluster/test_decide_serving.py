@@ -208,6 +208,16 @@ def test_a_deployment_that_gets_no_pod_ends_the_run_with_its_reason() -> None:
     assert fail == Fail(GENERATE, 69, "there is no vLLM pod after 1800 s: exceeded quota")
 
 
+def test_a_deployment_that_gets_too_few_pods_ends_the_run_with_its_reason() -> None:
+    config, two = configured(replicas=2), {"replicas": 2, "since": NOW - 1800}
+    [_, fail] = decide(GENERATE, serving(WARMUP, pod(), reason="exceeded quota", **two), config=config)
+    assert fail == Fail(GENERATE, 69, "there is 1 vLLM pod of 2 after 1800 s: exceeded quota")
+    replaced = serving(WARMUP, pod(), **two)  # nothing refuses the other one: it comes
+    assert [type(action) for action in decide(GENERATE, replaced, config=config)] == [Wait]
+    stopping = serving(WARMUP, pod(), pod("stopping", name="demo-vllm-b"), reason="exceeded quota", **two)
+    assert [type(action) for action in decide(GENERATE, stopping, config=config)] == [Wait]
+
+
 def test_an_adapter_that_a_pod_refuses_ends_the_run_with_65() -> None:
     state = serving(WARMUP, pod("refused", reason="adapter_model.safetensors was altered", exit_code=65))
     [stopped, fail] = decide(GENERATE, state)

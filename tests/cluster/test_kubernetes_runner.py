@@ -18,6 +18,7 @@ from itool.cluster.leases import LeaseLost
 from itool.cluster.pod_states import seconds
 from itool.cluster.progress import NoWatcher
 from itool.cluster.run_events import RunEvents
+from itool.cluster.runner import Task
 from itool.errors import DependencyError, Interrupted
 from itool.stages import StageId, stage_ids
 from tests.cluster.in_memory_cluster import InMemoryCluster, Killed
@@ -31,6 +32,7 @@ from tests.cluster.runner_scenes import (
 )
 from tests.cluster.serving_scenes import serve_and_stop
 from tests.fakes.memory_store import MemoryStore
+from tests.fakes.waiting import wait_until
 
 
 def digests(cluster: InMemoryCluster) -> list[str]:
@@ -100,6 +102,19 @@ def test_a_dependency_that_stays_away_gets_another_job_until_patience_ends() -> 
     assert len(attempts) > 3
 
 
+def test_two_outages_with_hours_of_work_between_them_are_two() -> None:
+    """The second Job's first pod works for three hours, then S3 is away again until the Job has used up its tries."""
+    cluster = made_cluster(prepare=[69, 69, 69, "hangs", 69, 69, 0])
+    controller = open_controller(cluster)
+    rounds(controller, 20)
+    [working] = [name for name, pod in cluster.objects["pods"].items() if pod["status"]["phase"] == "Running"]
+    cluster.now += 3 * 3600.0
+    cluster._outcomes[working] = 69
+    rounds(controller, 60)
+    assert resolve(cluster.store, cluster.config)[StageId(0, "prepare")].done
+    assert [name.rpartition("-")[2] for name in cluster.created_jobs if "-prepare-" in name] == ["1", "2", "3"]
+
+
 def test_a_person_who_runs_again_gets_another_try() -> None:
     cluster = made_cluster(score=[65])
     with pytest.raises(StageFailed):
@@ -109,16 +124,36 @@ def test_a_person_who_runs_again_gets_another_try() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "words"), [("unschedulable", "too few GPUs"), ("no image", "no such image"), ("no pod", "exceeded quota")]
+    ("outcomes", "words"),
+    [
+        (["unschedulable"], "too few GPUs"),
+        (["no image"], "no such image"),
+        (["no pod"], "no pod can be created: .*exceeded quota"),
+        ([137, "no pod"], "no pod can be created: .*exceeded quota"),
+    ],
 )
-def test_what_cannot_start_fails_the_run_in_the_end_and_says_why(outcome: str, words: str) -> None:
-    cluster = made_cluster(score=[outcome])
+def test_what_cannot_start_fails_the_run_in_the_end_and_says_why(outcomes: list[object], words: str) -> None:
+    cluster = made_cluster(score=outcomes)
     with pytest.raises(StageFailed, match=f"could not start within 20 s .*{words}") as caught:
         run(cluster)
     assert caught.value.exit_code == 69
     job = next(job for name, job in cluster.objects["jobs"].items() if "-score-" in name)
     assert verdict_on(job) is not None
     assert job["spec"]["activeDeadlineSeconds"] == 1
+
+
+def test_a_job_that_started_while_this_machine_slept_is_not_judged_by_what_was_seen_before() -> None:
+    cluster = made_cluster(prepare=["unschedulable"])
+    controller = open_controller(cluster)
+    controller.runner.cache._clock = lambda: cluster.now
+    rounds(controller, 4)
+    [pod] = cluster.objects["pods"]
+    cluster._outcomes[pod] = "hangs"  # a node comes
+    cluster.tick()
+    cluster.now += 8 * 3600.0
+    controller.step()
+    rounds(controller, 4)
+    assert "itool/verdict" not in str(cluster.objects["jobs"])
 
 
 def test_a_job_that_waits_says_why() -> None:
@@ -129,6 +164,77 @@ def test_a_job_that_waits_says_why() -> None:
         controller.sleep(1.0)
     (attempt,) = next(iter(controller.runner.state().values()))
     assert (attempt.phase, attempt.reason) == ("pending", "unschedulable: 0/1 nodes: too few GPUs")
+
+
+def test_a_pod_that_follows_after_a_long_pause_is_no_pod_that_cannot_start() -> None:
+    cluster = made_cluster(prepare=[137])
+    controller = open_controller(cluster)
+    rounds(controller, 2)
+    cluster._replace_pods = lambda _job: None  # Kubernetes' pause
+    rounds(controller, 40)
+    assert "itool/verdict" not in str(cluster.objects["jobs"])
+
+
+def test_of_two_jobs_that_wait_each_says_why() -> None:
+    cluster = made_cluster(score=["no pod"], evaluate=["no pod"])
+    runner = open_controller(cluster).runner
+    assert isinstance(runner, KubernetesRunner)
+    for stage in (StageId(0, "evaluate"), StageId(1, "score")):
+        runner.start(Task(stage, "0" * 16), 1)
+    for _ in range(8):
+        runner.cache.wait(1.0)
+        found = runner.state()
+    assert [attempt.reason for (attempt,) in found.values()] == ["no pod can be created: pods are forbidden: exceeded quota"] * 2
+
+
+def test_jobs_that_start_soon_are_not_asked_why_they_wait() -> None:
+    cluster = made_cluster()
+    run(cluster)
+    assert ("events", "list") not in cluster.used
+
+
+def test_a_job_that_was_removed_starts_anew_under_its_name() -> None:
+    """Neither its end nor how long it has waited counts for the one that follows it."""
+    cluster = made_cluster(prepare=["no pod"])
+    controller = open_controller(cluster)
+    rounds(controller, 15)
+    (name,) = cluster.created_jobs
+    for _ in range(3):
+        cluster.delete("jobs", name)
+        controller.sleep(1.0)
+        rounds(controller, 15)
+    assert set(cluster.created_jobs) == {name}
+    assert "itool/verdict" not in str(cluster.objects["jobs"])
+
+
+def test_the_logs_of_a_job_that_was_removed_are_not_followed_for_ever() -> None:
+    cluster = made_cluster(prepare=["hangs"])
+    controller = open_controller(cluster)
+    rounds(controller, 4)
+    runner = controller.runner
+    assert isinstance(runner, KubernetesRunner)
+    assert runner.pod_logs._jobs
+    cluster.delete("jobs", cluster.created_jobs[0])
+    controller.sleep(1.0)
+
+    def nothing_is_followed() -> bool:
+        runner.state()
+        return not runner.pod_logs._jobs
+
+    wait_until(nothing_is_followed)
+
+
+def test_a_job_that_another_controller_has_seen_end_may_come_again_under_its_name() -> None:
+    cluster = made_cluster(prepare=[64])
+    with pytest.raises(StageFailed):
+        run(cluster)
+    controller = open_controller(cluster)  # the Job is over for it
+    (name,) = cluster.created_jobs
+    cluster.delete("jobs", name)
+    cluster.script["prepare"] = ["hangs"]
+    controller.sleep(1.0)
+    rounds(controller, 5)
+    assert cluster.created_jobs == [name, name]
 
 
 def test_shards_wait_for_each_other_without_a_deadline() -> None:
@@ -359,6 +465,7 @@ def test_a_controller_whose_run_was_taken_over_during_an_outage_stops_acting() -
     cluster.now += 100.0  # it was away for longer than its lease lives
     open_controller(cluster)
     created = list(cluster.created_jobs)
+    first.runner.state = lambda: pytest.fail("it looks, and so judges the other's Jobs")
     with pytest.raises(LeaseLost, match="another controller has taken over run demo"):
         first.run()
     assert cluster.created_jobs == created

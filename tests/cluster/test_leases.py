@@ -140,6 +140,42 @@ def test_a_generation_that_is_replaced_while_it_is_looked_at_gives_way_to_its_su
     assert StoreLease(Replaced(tmp_path), "demo", clock=clock).holder() == {"pid": 7, "host": "quick", "expires_at": clock.now + 60}
 
 
+def test_a_lease_whose_first_answer_was_lost_is_ours(tmp_path: Path) -> None:
+    class Retried(FolderStore):
+        """S3's client asks again after an answer that was lost, and finds the key taken: by itself."""
+
+        def create(self, key: str, data: bytes) -> bool:
+            return super().create(key, data) and super().create(key, data)
+
+    lease = StoreLease(Retried(tmp_path), "demo", clock=Clock())
+    lease.acquire()
+    assert lease.renew() is False
+    lease.release()
+    assert lease.holder() is None
+
+
+def test_a_lease_is_taken_though_the_old_ones_cannot_be_removed(tmp_path: Path) -> None:
+    class Failing(FolderStore):
+        def delete(self, key: str) -> None:
+            raise DependencyError("S3 does not answer")
+
+    lease = StoreLease(Failing(tmp_path), "demo", clock=Clock(), identity={"pid": 1, "host": "a"})
+    lease.acquire()
+    assert lease.holder() is not None
+    lease.release()
+    assert lease.holder() is None
+
+
+def test_a_clock_that_is_set_back_does_not_make_a_holder_deaf(tmp_path: Path) -> None:
+    store, clock = FolderStore(tmp_path), Clock()
+    clock.now = 7200.0
+    lease, other = StoreLease(store, "demo", clock=clock), StoreLease(store, "demo", clock=clock)
+    lease.acquire()
+    clock.now = 3600.0
+    assert other.request_stop() is True
+    assert lease.renew() is True
+
+
 def test_a_holder_is_asked_to_stop_through_the_store(tmp_path: Path) -> None:
     store, clock = FolderStore(tmp_path), Clock()
     lease, other = StoreLease(store, "demo", clock=clock), StoreLease(store, "demo", clock=clock)

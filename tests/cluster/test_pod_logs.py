@@ -157,6 +157,20 @@ def test_a_pod_that_is_being_deleted_is_read_to_its_end() -> None:
     logs.close(0.0)
 
 
+def test_what_a_removed_jobs_pod_has_written_is_kept() -> None:
+    logs, store, cluster = made([FIRST], [])
+    logs.look(JOB, [pod()])
+    wait_until(lambda: logs.text("job") == b"one\n")
+    logs.lose(set())
+    wait_until(lambda: KEY in store.objects)
+    logs.lose(set())
+    assert logs.text("job") == b""
+    asked = len(cluster.asked)
+    time.sleep(0.05)
+    assert len(cluster.asked) == asked
+    logs.close(0.0)
+
+
 def test_a_store_that_is_down_delays_the_log() -> None:
     logs, store, _ = made([FIRST])
     store.down = True

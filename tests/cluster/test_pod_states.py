@@ -155,10 +155,15 @@ def test_a_job_without_pods_says_why() -> None:
     assert job_state(job(), []).reason == "waits for its first pod"
     assert job_state(job(suspend=True), []).reason == "waits in Kueue's queue gpus"
     refused = event("j", "FailedCreate", 'Error creating: pods "j-1" is forbidden: exceeded quota: gpus')
-    assert job_state(job(), [], [refused]).reason == f"no pod can be created: {refused['message']}"
-    assert job_state(job(), [pod_state(FAILED["silent"][0])], [refused]).reason == (
-        "pod p ended with exit code 3; the next one follows after a pause"
-    )
+    without, pausing = job_state(job(), [], [refused]), job_state(job(), [pod_state(FAILED["silent"][0])], [refused])
+    assert (without.reason, without.refused) == (f"no pod can be created: {refused['message']}", True)
+    assert (pausing.reason, pausing.refused) == ("pod p ended with exit code 3; the next one follows after a pause", False)
+
+
+def test_a_pod_that_never_ran_ends_a_refusal_too() -> None:
+    refused = event("j", "FailedCreate", "exceeded quota: gpus", at="2026-11-21T11:48:00Z")
+    evicted = pod_state(pod(phase="Failed", reason="Evicted", message="The node was low on memory"))
+    assert not job_state(job(), [evicted], [refused]).refused
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,18 @@ def test_what_a_watch_missed_is_seen_after_a_minute() -> None:
     assert names(cache) == ["b"]
 
 
+def test_after_a_night_in_which_the_machine_slept_nothing_old_is_shown() -> None:
+    now = [0.0]
+    cache, _ = made([[item("a", 1)], [item("b", 20)]], [], clock=lambda: now[0])
+    now[0] = 170.0
+    assert names(cache) == ["a"]
+    now[0] = 8 * 3600.0
+    with pytest.raises(ClusterDown, match="pods were last listed 28800 s ago"):
+        cache.items("pods")
+    cache.look()
+    assert names(cache) == ["b"]
+
+
 def test_while_the_server_is_away_nothing_old_is_shown() -> None:
     cache, _ = made([[item("a", 1)], ClusterDown("away"), [item("b", 2)]], [ClusterDown("away")])
     cache.look()
@@ -127,6 +139,15 @@ def test_what_was_just_written_outlives_a_list_that_began_before() -> None:
     cache.look()
     cache.look()
     assert names(cache) == ["a", "new"]
+
+
+def test_an_answer_that_is_older_than_what_a_watch_has_told_changes_nothing() -> None:
+    cache, _ = made([[item("a", 1)]], [[("MODIFIED", item("a", 12))]])
+    cache.look()
+    cache.put("pods", item("a", 11))
+    assert cache.items("pods") == [item("a", 12)]
+    cache.put("pods", item("a", 13))
+    assert cache.items("pods") == [item("a", 13)]
 
 
 def test_waiting_ends_with_a_change_and_is_over_at_the_latest_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,6 +147,10 @@ def test_a_controller_that_gets_no_pod_says_why() -> None:
     [row] = component_rows("controller", RunObjects(NOW, [controller_job()], events=[refused]))
     assert (row.pod, row.state, row.reason) == ("r-controller-1", "pending", "no pod can be created: pods are forbidden: exceeded quota")
     assert row.age_seconds == 600.0
+    ended = failed("c", controller_job(), 69, "error: S3 does not answer")
+    ended["metadata"]["labels"]["app.kubernetes.io/component"] = "controller"
+    rows = component_rows("controller", RunObjects(NOW, [controller_job()], [ended], events=[refused]))
+    assert [(row.pod, row.state) for row in rows] == [("c", "failed"), ("r-controller-1", "pending")]
     [row] = component_rows("controller", RunObjects(NOW, [controller_job(suspend=True)]))
     assert (row.state, row.reason) == ("pending", "suspended")
 

@@ -1,0 +1,29 @@
+"""What the `itoolctl` script runs: the command line, behind a handler for SIGTERM that is there before anything heavy is imported.
+
+The first process of a pod does not hear a signal that it has no handler for: one that is stopped in its first second would run on until
+it is killed. Commands that have something to end in order bring handlers of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from types import FrameType
+
+from itool.errors import Interrupted
+
+
+def main() -> None:
+    """Run the command line."""
+    signal.signal(signal.SIGTERM, leave)
+    from itool.cli.main import main as command_line  # noqa: PLC0415 - takes most of a second on a busy node
+
+    command_line()
+
+
+def leave(number: int, _frame: FrameType | None) -> None:
+    """End the process, from wherever it is."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"itoolctl: stopped by {signal.Signals(number).name}. Run the same command again\n".encode())
+    os._exit(Interrupted.exit_code)
