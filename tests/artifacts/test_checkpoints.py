@@ -64,6 +64,14 @@ def test_a_damaged_checkpoint_is_passed_over(store: Store, tmp_path: Path, check
     assert latest(store, tmp_path) == 10
 
 
+def test_nothing_of_a_damaged_checkpoint_is_left_in_the_one_that_is_used(store: Store, tmp_path: Path, checkpoints: Checkpoints) -> None:
+    (tmp_path / "save30").mkdir()
+    (tmp_path / "save30/a_shard_more").write_text("whole")
+    store.delete(f"{save(checkpoints, tmp_path, 30)}/weights")
+    assert latest(store, tmp_path) == 20
+    assert sorted(path.name for path in (tmp_path / "scratch/resumed").iterdir()) == ["optimizer", "weights"]
+
+
 def test_a_new_checkpoint_outlives_damaged_ones_that_were_ahead(store: Store, tmp_path: Path, checkpoints: Checkpoints) -> None:
     for done in (10, 20):
         store.write(f"{PREFIX}/checkpoints/000000{done}-aaaa/weights", b"damaged")
