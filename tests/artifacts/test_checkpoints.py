@@ -97,6 +97,12 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over_and_swept_later(store: Sto
     assert not any("cccc" in key for key in store.list(PREFIX))
 
 
+def test_one_that_was_cut_off_does_not_take_the_place_of_a_whole_one(store: Store, tmp_path: Path, checkpoints: Checkpoints) -> None:
+    store.write(f"{PREFIX}/checkpoints/00000020-0001/weights", b"half")
+    save(checkpoints, tmp_path, 30)
+    assert {key.split("/")[5] for key in store.list(PREFIX)} == {"00000020-aaaa", "00000030-aaaa"}
+
+
 def test_two_attempts_never_write_into_each_others_checkpoint(store: Store, tmp_path: Path, checkpoints: Checkpoints) -> None:
     save(Checkpoints(store, PREFIX, "bbbb"), tmp_path, 20)
     assert latest(store, tmp_path) == 20
