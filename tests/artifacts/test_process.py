@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from itool.artifacts.process import as_itool_error, parse_arguments
+from itool.artifacts.process import StopFlag, as_itool_error, parse_arguments
 from itool.errors import ConfigError, Interrupted, ItoolError, StorageError
 
 
@@ -43,6 +44,19 @@ def test_a_message_that_ends_in_a_full_stop_gets_no_second_one() -> None:
 def test_other_numbers_and_types_stay_what_they_are() -> None:
     assert type(as_itool_error(RuntimeError("connection refused (os error 111)"))) is ItoolError
     assert isinstance(as_itool_error(KeyboardInterrupt()), Interrupted)
+
+
+def test_only_a_later_ctrl_c_does_not_wait_for_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal sends Ctrl-C to all its processes, and the controller then SIGTERM to the stage."""
+    now, stop = 100.0, StopFlag()
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    stop.handle(signal.SIGINT, None)
+    stop.handle(signal.SIGINT, None)
+    now += 30.0
+    stop.handle(signal.SIGTERM, None)
+    assert stop
+    with pytest.raises(KeyboardInterrupt):
+        stop.handle(signal.SIGINT, None)
 
 
 def test_a_pod_of_an_indexed_job_does_the_shard_of_its_index(monkeypatch: pytest.MonkeyPatch) -> None:

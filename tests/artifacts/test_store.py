@@ -14,10 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from itool.artifacts.catalogue import remove_artifact
 from itool.artifacts.disk import storage_error
 from itool.artifacts.store import WORK_FOLDER, FolderStore, Store, delete_tree, open_store
 from itool.config import StoreConfig
-from itool.errors import ArtifactError, ConfigError, StorageError
+from itool.errors import ArtifactError, ConfigError, DependencyError, StorageError
 
 NAMES = st.text(alphabet="abcXYZ019._- é", min_size=1, max_size=12).map(str.strip).filter(lambda name: name.strip(".") != "")
 
@@ -195,6 +196,24 @@ def test_the_folder_of_a_store_stays_when_its_last_object_goes(tmp_path: Path) -
     store.write("run/a", b"1")
     store.delete("run/a")
     assert list(store.folder.iterdir()) == []
+
+
+def test_an_artifact_that_is_removed_half_way_is_none_any_more(tmp_path: Path) -> None:
+    class Dying(FolderStore):
+        deleted = 0
+
+        def delete(self, key: str) -> None:
+            if self.deleted:
+                raise DependencyError("S3 does not answer")
+            self.deleted += 1
+            super().delete(key)
+
+    store, prefix = Dying(tmp_path), "demo/i0/prepare/key"
+    for name in ("0abc/x", "manifest.json"):
+        store.write(f"{prefix}/{name}", b"1")
+    with pytest.raises(DependencyError):
+        remove_artifact(store, prefix)
+    assert store.list("") == {f"{prefix}/0abc/x": 1}
 
 
 def test_what_stages_are_still_writing_is_no_object(tmp_path: Path) -> None:
