@@ -13,6 +13,7 @@ import pytest
 
 from itool.artifacts.process import StopFlag, as_itool_error, parse_arguments
 from itool.errors import ConfigError, Interrupted, ItoolError, StorageError
+from tests.artifacts.conftest import Run
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -57,6 +58,14 @@ def test_only_a_later_ctrl_c_does_not_wait_for_the_checkpoint(monkeypatch: pytes
     assert stop
     with pytest.raises(KeyboardInterrupt):
         stop.handle(signal.SIGINT, None)
+
+
+@pytest.mark.parametrize(("rank", "objects"), [("0", 2), ("1", 0)])
+def test_of_several_workers_the_first_alone_commits(folder_run: Run, monkeypatch: pytest.MonkeyPatch, rank: str, objects: int) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    assert folder_run.stage("prepare", lambda stage: stage.write_json("x.json", 1)) == 0
+    assert len(folder_run.store.list("")) == objects
 
 
 def test_a_pod_of_an_indexed_job_does_the_shard_of_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
