@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from itool.artifacts.checkpoints import CHECKPOINT_NAME, Checkpoints
+from itool.artifacts.stage import Stage
 from itool.artifacts.store import Store
-from itool.errors import InputError
+from itool.errors import InputError, Interrupted
+from itool.stages import StageId
+from tests.artifacts.conftest import Run
 
 PREFIX = "demo/i1/dpo/key"
 
@@ -120,3 +123,24 @@ def test_an_empty_checkpoint_is_refused(store: Store, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="is empty"):
         Checkpoints(store, PREFIX, "aaaa").save(tmp_path / "empty", 1, seconds=0, gpu_seconds=0, tokens=0)
+
+
+def test_what_an_attempt_had_spent_counts_to_the_one_that_resumes(folder_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(stage: Stage) -> None:
+        (stage.scratch / "state").write_text("1")
+        stage.tokens(7)
+        stage.save_checkpoint(stage.scratch, 1)
+        raise Interrupted("stopped")
+
+    def resume(stage: Stage) -> None:
+        stage.latest_checkpoint()
+        stage.tokens(1)
+        stage.write_json("x.json", 1)
+
+    monkeypatch.setattr("itool.artifacts.stage.gpus_in_use", lambda: 2)
+    monkeypatch.setattr(Stage, "_elapsed", lambda _: 100.0)
+    assert folder_run.stage("prepare", stop) == Interrupted.exit_code
+    assert folder_run.stage("prepare", resume) == 0
+    manifest = folder_run.resolution(StageId(0, "prepare")).manifest
+    assert manifest is not None
+    assert (manifest.seconds, manifest.gpu_seconds, manifest.tokens) == (200.0, 400.0, 8)

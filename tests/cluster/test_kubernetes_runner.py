@@ -18,6 +18,7 @@ from itool.cluster.leases import LeaseLost
 from itool.cluster.pod_states import seconds
 from itool.cluster.progress import NoWatcher
 from itool.cluster.run_events import RunEvents
+from itool.cluster.runner import Attempt, Task
 from itool.errors import DependencyError, Interrupted
 from itool.stages import StageId, stage_ids
 from tests.cluster.in_memory_cluster import InMemoryCluster, Killed
@@ -58,6 +59,21 @@ def test_a_finished_run_starts_nothing_and_more_iterations_only_add() -> None:
     cluster.config = cluster.config.model_copy(update={"iterations": 2})
     run(cluster)
     assert stages(cluster.created_jobs) == ["i2-score", "i2-generate", "i2-dpo", "i2-evaluate", "i2-report"]
+
+
+def test_jobs_of_an_earlier_controller_are_not_told_as_this_ones() -> None:
+    cluster, told = made_cluster(), []
+
+    class Listener(NoWatcher):
+        def ended(self, task: Task, attempt: Attempt) -> None:
+            told.append((task.label, attempt.number))
+
+    run(cluster)
+    cluster.config = cluster.config.model_copy(update={"iterations": 2})
+    controller = open_controller(cluster)
+    controller.watcher = Listener()
+    controller.run()
+    assert told == [(f"i2-{name}", 1) for name in ("score", "generate", "dpo", "evaluate", "report")]
 
 
 @pytest.mark.parametrize("outcomes", [[137], ["oom", 1], [69, 69], [75, 75, 75, 75], ["disrupted"] * 4])
