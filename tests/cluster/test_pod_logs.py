@@ -122,6 +122,25 @@ def test_a_pod_that_is_tried_again_is_appended_once_even_by_another_controller()
         opened.close(0.0)
 
 
+def test_a_log_that_is_read_sooner_still_stands_behind_the_one_of_the_pod_before() -> None:
+    answers: list[bytes] = []
+
+    def answer(name: str) -> bytes:
+        if name == "first" and not answers:
+            raise ClusterDown("no route to host")
+        return FIRST
+
+    store = MemoryStore()
+    logs = PodLogs(LogsByPod(answer, [pod("first", "Failed", 1), pod("second", "Succeeded", 0)]), store, "demo")
+    assert not logs.are_kept(JOB)
+    wait_until(lambda: logs._jobs["job"].logs["uid-second"].complete)
+    time.sleep(5 * pod_logs.PAUSE_SECONDS)
+    answers.append(FIRST)
+    wait_until_kept(logs, JOB)
+    assert [line.split(b" on ")[0] for line in store.objects[KEY].splitlines()[::2]] == [b"== pod first", b"== pod second"]
+    logs.close(0.0)
+
+
 def test_the_progress_of_a_training_over_nodes_is_that_of_its_first_pod_whatever_the_others_write() -> None:
     written = {"a": b"", "b": b"".join(b"2026-01-01T00:00:%02dZ a warning of every rank\n" % second for second in range(40))}
     logs = PodLogs(LogsByPod(written.__getitem__, []), MemoryStore(), "demo")
