@@ -283,6 +283,51 @@ def test_cancelling_ends_what_runs_and_a_new_start_resumes() -> None:
     assert stages(cluster.created_jobs)[:3] == ["i0-prepare", "i0-prepare", "i0-warmup"]
 
 
+def hanging(cluster: InMemoryCluster) -> KubernetesRunner:
+    """The runner of a controller whose first stage runs, and does not end when it is asked to."""
+    controller = open_controller(cluster)
+    rounds(controller, 3)
+    runner = controller.runner
+    assert isinstance(runner, KubernetesRunner)
+    cluster.tick = lambda: None
+    return runner
+
+
+def test_a_job_that_does_not_end_is_waited_for_and_asked_once() -> None:
+    cluster = made_cluster(prepare=["hangs"])
+    runner, waits = hanging(cluster), []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        assert len(waits) < 10
+        cluster.now += seconds
+
+    runner.cache.wait = wait
+    runner.settle(0.0)
+    assert waits == []
+    runner.cancel(5.0)
+    assert waits == [1.0] * 5
+    (task,), calls = runner.state().keys(), cluster.calls
+    runner.stop(task, 1, "other settings")
+    assert cluster.calls == calls
+    assert verdict_on(cluster.objects["jobs"][cluster.created_jobs[0]]) == (75, "cancelled")
+
+
+def test_a_failed_job_whose_pods_are_gone_is_not_waited_for_without_an_end() -> None:
+    cluster = made_cluster(prepare=[65])
+    controller = open_controller(cluster)
+    controller.step()
+    runner = controller.runner
+    assert isinstance(runner, KubernetesRunner)
+    items = runner.cache.items
+    runner.cache.items = lambda kind: [] if kind == "pods" else items(kind)
+    phases = []
+    for _ in range(12):
+        controller.sleep(1.0)
+        phases += [attempt.phase for attempts in runner.state().values() for attempt in attempts]
+    assert phases[-1] == "failed"
+
+
 def test_a_changed_setting_ends_the_job_that_was_left_behind() -> None:
     cluster = made_cluster(prepare=["hangs"])
     controller = open_controller(cluster)

@@ -45,6 +45,7 @@ class Logs:
         self.answers = list(answers)
         self.listed = listed or []
         self.asked: list[tuple[str, str]] = []
+        self.lists = 0
 
     def pod_log(self, name: str, container: str, *, since: str = "", **_: Any) -> Iterator[bytes]:
         self.asked.append((name, since))
@@ -55,6 +56,7 @@ class Logs:
             yield chunk
 
     def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[list[dict[str, Any]], str]:
+        self.lists += 1
         return self.listed, "1"
 
 
@@ -262,6 +264,7 @@ def test_a_job_of_many_pods_that_are_over_opens_few_files_and_threads() -> None:
     released.set()
     wait_until_kept(logs, MANY)
     assert len(store.objects) == 300
+    assert cluster.lists == 1
     logs.close(0.0)
 
 
