@@ -202,6 +202,20 @@ def rounds(controller: Controller, count: int) -> None:
         controller.sleep(1.0)
 
 
+def test_a_job_that_is_refused_another_pod_has_all_its_time_again() -> None:
+    cluster = made_cluster(prepare=["no pod"])
+    controller = open_controller(cluster)
+    rounds(controller, 15)
+    cluster.script["prepare"] = ["hangs"]
+    rounds(controller, 15)
+    cluster.script["prepare"] = ["no pod"]
+    (pod,) = cluster.objects["pods"]
+    cluster._remove("pods", pod)
+    rounds(controller, 15)
+    with pytest.raises(StageFailed, match="could not start within 20 s"):
+        rounds(controller, 15)
+
+
 def test_shards_that_have_waited_for_others_may_still_wait_for_a_node_once_these_are_gone() -> None:
     cluster = made_cluster(made_config(search={"shards": 2}), generate=["hangs", "unschedulable", "unschedulable"])
     first = open_controller(cluster)
