@@ -1,11 +1,13 @@
-"""`itoolctl doctor --preflight`, as a pod checks its own credentials and the store before anything starts."""
+"""What is checked before anything starts: by a pod its credentials and the store, by a controller the cluster."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
+from itool.cluster.api_answers import ClusterDown
 from itool.cluster.preflight import SECRET_KEYS
 from tests.cli.cluster_scene import Scene
 
@@ -43,3 +45,14 @@ def test_the_first_thing_that_is_missing_gives_the_exit_code(
     monkeypatch.setenv(key, "")  # a Secret may hold an empty value
     assert scene.itoolctl("doctor", "--preflight") == 64
     assert f"or has no {key}. Create it with `kubectl create secret generic s3" in capsys.readouterr().err
+
+
+def test_an_api_server_that_goes_away_during_the_dry_run_is_no_setting(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def down(*_: Any, **_options: Any) -> NoReturn:
+        raise ClusterDown("the API server is down")
+
+    monkeypatch.setattr(scene.cluster, "create", down)
+    assert scene.itoolctl("iterate", "--n", "1") == 69
+    assert capsys.readouterr().err.endswith("itoolctl: the API server is down\n")
