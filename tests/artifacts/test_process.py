@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from itool.artifacts.process import StopFlag, as_itool_error, parse_arguments
+from itool.artifacts.stage import Stage
 from itool.errors import ConfigError, Interrupted, ItoolError, StorageError
 from tests.artifacts.conftest import Run
 
@@ -70,6 +71,15 @@ def test_of_several_workers_the_first_alone_commits(folder_run: Run, monkeypatch
     monkeypatch.setenv("RANK", rank)
     assert folder_run.stage("prepare", lambda stage: stage.write_json("x.json", 1)) == 0
     assert len(folder_run.store.list("")) == objects
+
+
+def test_a_stage_leaves_the_folder_of_one_that_runs_beside_it_alone(folder_run: Run) -> None:
+    def body(stage: Stage) -> None:
+        stage.write_json("x.json", 1)
+        assert folder_run.stage("prepare", lambda beside: beside.write_json("x.json", 2)) == 0
+        assert (stage.output / "x.json").exists()
+
+    assert folder_run.stage("prepare", body) == 0
 
 
 def test_a_pod_of_an_indexed_job_does_the_shard_of_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
