@@ -65,7 +65,6 @@ class Checkpoints:
         if not files:
             raise InputError(f"checkpoint folder {folder} is empty")
         target = f"{self._prefix}/{done:08d}-{self._attempt}"
-        self._store.delete(f"{target}/{CHECKPOINT_NAME}")
         for path in files:
             self._store.upload(folder / path, f"{target}/{path}")
         manifest = CheckpointManifest(done=done, files=files, seconds=seconds, gpu_seconds=gpu_seconds, tokens=tokens)

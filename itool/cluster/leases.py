@@ -154,11 +154,17 @@ class FolderLease:
         holder = self.holder()
         if holder is None:
             return False
+        run = self.path.parent.name
         if holder.get("host") != socket.gethostname():
-            run = self.path.parent.name
             raise DependencyError(f"run {run} is held on {holder.get('host')}", remedy=f"Run `itoolctl cancel {run}` there")
-        if _lives(holder):
+        try:
             os.kill(int(holder["pid"]), signal.SIGTERM)
+        except ProcessLookupError:
+            pass  # its stages are about to stop
+        except PermissionError:
+            raise DependencyError(
+                f"run {run} is held by another user's process {holder['pid']}", remedy="Ask that user to stop it"
+            ) from None
         return True
 
 
@@ -203,10 +209,10 @@ class StoreLease:
         return self.store.size(self._stop_key(self._generation)) is not None
 
     def release(self) -> None:
-        """Mark it free. The object stays, so that generations only grow. While the store is down the lease just expires."""
+        """Mark it free, by no expiry. The object stays, so that generations only grow. While the store is down the lease just expires."""
         if self._generation is not None:
             with contextlib.suppress(DependencyError):
-                self.store.write(self._key(self._generation), json.dumps({**self.identity, "released": True}).encode())
+                self.store.write(self._key(self._generation), json.dumps(self.identity).encode())
                 self.store.delete(self._stop_key(self._generation))
             self._generation = None
 
@@ -243,7 +249,7 @@ class StoreLease:
         return newest, _parse(self.store.read(self._key(newest)))
 
     def _is_held(self, holder: dict[str, Any]) -> bool:
-        return not holder.get("released") and float(holder.get("expires_at", 0.0)) > self.clock()
+        return float(holder.get("expires_at", 0.0)) > self.clock()
 
     def _document(self) -> bytes:
         return json.dumps({**self.identity, "expires_at": self.clock() + self.ttl_seconds}).encode()

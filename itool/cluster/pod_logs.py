@@ -188,10 +188,10 @@ class PodLogs:
                 self.forget(job)
 
     def close(self, seconds: float) -> None:
-        """Wait until the logs of ended pods are stored, but not for ever: what is missing then is kept by the next controller."""
+        """Wait until the logs of ended pods are stored or given up, but not for ever: what is missing is kept by the next controller."""
         deadline = time.monotonic() + seconds
         readings = [reading for found in self._jobs.values() for reading in found.logs.values()]
-        while time.monotonic() < deadline and any(reading.ended and not reading.kept for reading in readings):
+        while time.monotonic() < deadline and any(reading.ended and not reading.finished for reading in readings):
             time.sleep(0.05)
         self._stopping.set()
         for _ in self._readers:

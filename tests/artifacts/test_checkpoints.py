@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from itool.artifacts.checkpoints import CHECKPOINT_NAME, Checkpoints
+from itool.artifacts.stage import Stage
 from itool.artifacts.store import Store
-from itool.errors import InputError
+from itool.errors import InputError, Interrupted
+from itool.stages import StageId
+from tests.artifacts.conftest import Run
 
 PREFIX = "demo/i1/dpo/key"
 
@@ -64,6 +67,14 @@ def test_a_damaged_checkpoint_is_passed_over(store: Store, tmp_path: Path, check
     assert latest(store, tmp_path) == 10
 
 
+def test_nothing_of_a_damaged_checkpoint_is_left_in_the_one_that_is_used(store: Store, tmp_path: Path, checkpoints: Checkpoints) -> None:
+    (tmp_path / "save30").mkdir()
+    (tmp_path / "save30/a_shard_more").write_text("whole")
+    store.delete(f"{save(checkpoints, tmp_path, 30)}/weights")
+    assert latest(store, tmp_path) == 20
+    assert sorted(path.name for path in (tmp_path / "scratch/resumed").iterdir()) == ["optimizer", "weights"]
+
+
 def test_a_new_checkpoint_outlives_damaged_ones_that_were_ahead(store: Store, tmp_path: Path, checkpoints: Checkpoints) -> None:
     for done in (10, 20):
         store.write(f"{PREFIX}/checkpoints/000000{done}-aaaa/weights", b"damaged")
@@ -89,6 +100,12 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over_and_swept_later(store: Sto
     assert not any("cccc" in key for key in store.list(PREFIX))
 
 
+def test_one_that_was_cut_off_does_not_take_the_place_of_a_whole_one(store: Store, tmp_path: Path, checkpoints: Checkpoints) -> None:
+    store.write(f"{PREFIX}/checkpoints/00000020-0001/weights", b"half")
+    save(checkpoints, tmp_path, 30)
+    assert {key.split("/")[5] for key in store.list(PREFIX)} == {"00000020-aaaa", "00000030-aaaa"}
+
+
 def test_two_attempts_never_write_into_each_others_checkpoint(store: Store, tmp_path: Path, checkpoints: Checkpoints) -> None:
     save(Checkpoints(store, PREFIX, "bbbb"), tmp_path, 20)
     assert latest(store, tmp_path) == 20
@@ -106,3 +123,24 @@ def test_an_empty_checkpoint_is_refused(store: Store, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="is empty"):
         Checkpoints(store, PREFIX, "aaaa").save(tmp_path / "empty", 1, seconds=0, gpu_seconds=0, tokens=0)
+
+
+def test_what_an_attempt_had_spent_counts_to_the_one_that_resumes(folder_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(stage: Stage) -> None:
+        (stage.scratch / "state").write_text("1")
+        stage.tokens(7)
+        stage.save_checkpoint(stage.scratch, 1)
+        raise Interrupted("stopped")
+
+    def resume(stage: Stage) -> None:
+        stage.latest_checkpoint()
+        stage.tokens(1)
+        stage.write_json("x.json", 1)
+
+    monkeypatch.setattr("itool.artifacts.stage.gpus_in_use", lambda: 2)
+    monkeypatch.setattr(Stage, "_elapsed", lambda _: 100.0)
+    assert folder_run.stage("prepare", stop) == Interrupted.exit_code
+    assert folder_run.stage("prepare", resume) == 0
+    manifest = folder_run.resolution(StageId(0, "prepare")).manifest
+    assert manifest is not None
+    assert (manifest.seconds, manifest.gpu_seconds, manifest.tokens) == (200.0, 400.0, 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from itool.artifacts.process import as_itool_error, gpus_in_use, parse_arguments
+from itool.artifacts.process import StopFlag, as_itool_error, gpus_in_use, parse_arguments
+from itool.artifacts.stage import Stage
 from itool.errors import ConfigError, Interrupted, ItoolError, StorageError
+from tests.artifacts.conftest import Run
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -44,6 +47,40 @@ def test_a_message_that_ends_in_a_full_stop_gets_no_second_one() -> None:
 def test_other_numbers_and_types_stay_what_they_are() -> None:
     assert type(as_itool_error(RuntimeError("connection refused (os error 111)"))) is ItoolError
     assert isinstance(as_itool_error(KeyboardInterrupt()), Interrupted)
+
+
+def test_only_a_later_ctrl_c_does_not_wait_for_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal sends Ctrl-C to all its processes, and the controller then SIGTERM to the stage."""
+    now, stop = 100.0, StopFlag()
+    monkeypatch.setattr("time.monotonic", lambda: now)
+
+    def forces(number: int) -> bool:
+        try:
+            stop.handle(number, None)
+        except KeyboardInterrupt:
+            return True
+        return False
+
+    assert (forces(signal.SIGINT), forces(signal.SIGINT), bool(stop)) == (False, False, True)
+    now += 30.0
+    assert (forces(signal.SIGTERM), forces(signal.SIGINT)) == (False, True)
+
+
+@pytest.mark.parametrize(("rank", "objects"), [("0", 2), ("1", 0)])
+def test_of_several_workers_the_first_alone_commits(folder_run: Run, monkeypatch: pytest.MonkeyPatch, rank: str, objects: int) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    assert folder_run.stage("prepare", lambda stage: stage.write_json("x.json", 1)) == 0
+    assert len(folder_run.store.list("")) == objects
+
+
+def test_a_stage_leaves_the_folder_of_one_that_runs_beside_it_alone(folder_run: Run) -> None:
+    def body(stage: Stage) -> None:
+        stage.write_json("x.json", 1)
+        assert folder_run.stage("prepare", lambda beside: beside.write_json("x.json", 2)) == 0
+        assert (stage.output / "x.json").exists()
+
+    assert folder_run.stage("prepare", body) == 0
 
 
 def test_a_pod_of_an_indexed_job_does_the_shard_of_its_index(monkeypatch: pytest.MonkeyPatch) -> None:

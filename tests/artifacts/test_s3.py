@@ -162,6 +162,13 @@ def test_an_outage_shorter_than_the_retries_is_not_seen(s3_server: S3Server, s3_
         comeback.join()
 
 
+def test_a_folder_that_a_web_console_made_is_no_object(s3_config: StoreConfig) -> None:
+    store = S3Store("s3://bucket/console", s3_config)
+    store._client.put_object(Bucket="bucket", Key="console/run/")
+    store.write("run/a", b"1")
+    assert store.list("") == {"run/a": 1}
+
+
 def test_large_files_go_up_in_parts(s3_config: StoreConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "MULTIPART_BYTES", 6 << 20)
     monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 
 from itool.artifacts import commit as commit_module
 from itool.artifacts.catalogue import find_remains, remove_artifact, verify_artifact
-from itool.artifacts.commit import add_metrics, join_shards
-from itool.artifacts.manifest import manifest_key
+from itool.artifacts.commit import add_metrics, commit, join_shards, read_manifest
+from itool.artifacts.manifest import Manifest, manifest_key
 from itool.artifacts.resolve import Resolution, resolve, shard_prefix
 from itool.artifacts.stage import Stage, run_stage
 from itool.artifacts.store import FolderStore
@@ -149,6 +150,47 @@ def test_a_join_that_lost_its_shards_to_nobody_is_an_error(config: RunConfig, tm
 
     monkeypatch.setattr(commit_module, "fetch", gone)
     assert run_shard(config, 2) == 65
+
+
+@pytest.mark.parametrize("step", ["read_manifest", "fetch"])
+def test_a_join_that_lost_its_shards_to_another_takes_its_result(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    for shard in (0, 1):
+        run_shard(config, shard)
+    store, prefix, do = FolderStore(Path(config.root)), str(resolution(config).prefix), getattr(commit_module, step)
+    quicker: list[Manifest | None] = []
+
+    def overtaken(*what: Any) -> Any:
+        if not quicker:
+            quicker.append(None)
+            quicker[0] = join_shards(store, prefix, SHARDS, tmp_path)
+        return do(*what)
+
+    monkeypatch.setattr(commit_module, "_PARALLEL", 1)
+    monkeypatch.setattr(commit_module, step, overtaken)
+    assert run_shard(config, 2) == 0
+    assert [found and found.digest for found in quicker] == [resolution(config).digest]
+
+
+def test_what_shards_cost_adds_up_and_their_times_enclose_all(config: RunConfig, tmp_path: Path) -> None:
+    assert run_shard(config, 0) == 0
+    store, prefix = FolderStore(Path(config.root)), "demo/i1/generate/other"
+    first = read_manifest(store, shard_prefix(str(resolution(config).prefix), 0, SHARDS))
+    assert first is not None
+    for shard, times in enumerate([(5, 9), (2, 4), (3, 7)]):
+        began, ended = (first.started + timedelta(seconds=time) for time in times)
+        spent = {"seconds": float(times[1]), "startup_seconds": float(shard), "gpu_seconds": 2.0, "peak_memory_bytes": 10 * times[1]}
+        folder = tmp_path / f"shard{shard}"
+        folder.mkdir()
+        (folder / "pairs.jsonl").write_text(f"{shard}\n")
+        draft = first.model_copy(update={"shard": shard, "started": began, "ended": ended, **spent})
+        commit(store, shard_prefix(prefix, shard, SHARDS), folder, draft)
+    joined = join_shards(store, prefix, SHARDS, tmp_path)
+    assert joined is not None
+    assert [(time - first.started).total_seconds() for time in (joined.started, joined.ended)] == [2, 9]
+    assert (joined.seconds, joined.startup_seconds, joined.gpu_seconds, joined.peak_memory_bytes) == (9.0, 2.0, 6.0, 90)
+    assert (joined.tokens, joined.shard, joined.shards) == (21, 0, SHARDS)
 
 
 def test_the_remedy_for_a_damaged_shard_makes_only_that_shard_again(config: RunConfig) -> None:

@@ -325,6 +325,18 @@ def test_the_slower_of_two_different_attempts_leaves_the_first_one_whole(run: Ru
     assert len(run.store.list("")) == 3
 
 
+def test_the_slower_attempt_does_not_succeed_by_a_damaged_result_of_the_first(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    def slow(stage: Stage) -> None:
+        assert run.stage("prepare", prepare) == 0
+        done = run.resolution(PREPARE)
+        assert done.manifest is not None
+        run.store.delete(done.manifest.file_key(str(done.prefix), "model/weights"))
+        stage.write("warmup.jsonl", EXAMPLES[:1])
+
+    assert run.stage("prepare", slow) == 65
+    assert "model/weights is missing. Remove it with" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("store", ["s3"], indirect=True)
 def test_a_server_that_dies_before_the_commit_costs_only_a_retry(run: Run, s3_server: S3Server, capfd: pytest.CaptureFixture[str]) -> None:
     def unlucky(stage: Stage) -> None:

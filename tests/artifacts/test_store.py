@@ -14,10 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from itool.artifacts.catalogue import remove_artifact
 from itool.artifacts.disk import storage_error
-from itool.artifacts.store import FolderStore, Store, delete_tree, open_store
+from itool.artifacts.store import WORK_FOLDER, FolderStore, Store, delete_tree, open_store
 from itool.config import StoreConfig
-from itool.errors import ArtifactError, ConfigError, StorageError
+from itool.errors import ArtifactError, ConfigError, DependencyError, StorageError
 
 NAMES = st.text(alphabet="abcXYZ019._- é", min_size=1, max_size=12).map(str.strip).filter(lambda name: name.strip(".") != "")
 
@@ -161,6 +162,64 @@ def test_create_works_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mon
     assert store.create("run/m", b"first")
     assert not store.create("run/m", b"second")
     assert store.list("") == {"run/m": 5}
+
+    def full(_descriptor: int) -> None:
+        if store.path("run/n").exists():
+            raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StorageError):
+        store.create("run/n", b"half of it")
+    assert store.list("") == {"run/m": 5}
+
+
+WRITES: dict[str, Callable[[Store, Path], object]] = {
+    "write": lambda store, _: store.write("run/a", b"1"),
+    "create": lambda store, _: store.create("run/a", b"1"),
+    "upload": lambda store, source: store.upload(source, "run/a"),
+    "move": lambda store, source: store.upload(source, "run/a", consume=True),
+}
+
+
+@pytest.mark.parametrize("how", WRITES)
+def test_an_object_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    store, synced = FolderStore(tmp_path / "store"), []
+    (tmp_path / "source").write_bytes(b"1")
+    monkeypatch.setattr("os.fsync", lambda file: synced.append((os.fstat(file).st_ino, store.path("run/a").exists())))
+    WRITES[how](store, tmp_path / "source")
+    inode, folder = (path.stat().st_ino for path in (store.path("run/a"), store.path("run")))
+    assert synced == [(inode, False), (folder, True)]
+
+
+def test_the_folder_of_a_store_stays_when_its_last_object_goes(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "mine" / "runs")
+    store.write("run/a", b"1")
+    store.delete("run/a")
+    assert list(store.folder.iterdir()) == []
+
+
+def test_an_artifact_that_is_removed_half_way_is_none_any_more(tmp_path: Path) -> None:
+    class Dying(FolderStore):
+        deleted = 0
+
+        def delete(self, key: str) -> None:
+            if self.deleted:
+                raise DependencyError("S3 does not answer")
+            self.deleted += 1
+            super().delete(key)
+
+    store, prefix = Dying(tmp_path), "demo/i0/prepare/key"
+    for name in ("0abc/x", "manifest.json"):
+        store.write(f"{prefix}/{name}", b"1")
+    with pytest.raises(DependencyError):
+        remove_artifact(store, prefix)
+    assert store.list("") == {f"{prefix}/0abc/x": 1}
+
+
+def test_what_stages_are_still_writing_is_no_object(tmp_path: Path) -> None:
+    (tmp_path / WORK_FOLDER / "i1-dpo").mkdir(parents=True)
+    (tmp_path / WORK_FOLDER / "i1-dpo" / "weights").write_bytes(b"half")
+    assert FolderStore(tmp_path).list("") == {}
 
 
 def test_a_linked_source_is_copied_not_moved(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from itool.cluster.api_answers import ClusterDown, Denied
 from itool.cluster.client import QUEUE_PERMISSIONS
 from itool.cluster.controller import StageFailed
 from itool.cluster.job_facts import verdict_on
+from itool.cluster.kubernetes_runner import KubernetesRunner
 from itool.cluster.leases import LeaseHeld, StoreLease
 from itool.cluster.preflight import cluster_checks, require
 from itool.cluster.session import iterate
@@ -253,6 +254,14 @@ def test_a_controller_stops_a_vllm_that_the_settings_want_no_more(scene: Scene) 
     scene.cluster.script["prepare"] = [65]
     assert scene.itoolctl("iterate", "--n", "1") == 65
     assert scene.cluster.objects["deployments"]["demo-vllm"]["spec"]["replicas"] == 0
+
+
+def test_a_controller_that_fails_stores_its_logs_and_stops_watching(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, close = [], KubernetesRunner.close
+    monkeypatch.setattr(KubernetesRunner, "close", lambda runner: closed.append(close(runner)))
+    scene.cluster.script["prepare"] = [65]
+    assert scene.itoolctl("iterate", "--n", "1") == 65
+    assert closed == [None]
 
 
 def finished_with_vllm(scene: Scene) -> None:

@@ -20,7 +20,6 @@ from itool.config import RunConfig
 from itool.stages import STAGES
 from tests.cli.command import Itoolctl, Within, one_line
 from tests.cluster.in_memory_runner import InMemoryRunner
-from tests.fakes.counted_store import CountedStore
 from tests.fakes.ctrl_c import ctrl_c_when_heard
 
 
@@ -227,14 +226,6 @@ def test_plan_says_where_a_damaged_artifact_stops_the_run(within: Within) -> Non
     assert (first["action"], first["state"], first["expected_seconds"]) == ("stop", "damaged", None)
 
 
-def test_a_stored_configuration_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = CountedStore(tmp_path)
-    store.write("demo/config.yaml", b"run: demo\nseed: 7\n")
-    monkeypatch.setattr(options, "open_root", lambda _root, **_: store)
-    assert options.existing_config("demo", str(tmp_path)).seed == 7
-    assert store.asked.count("read demo/config.yaml") == 1
-
-
 def test_an_error_is_the_exit_code_of_the_process(itoolctl: Itoolctl) -> None:
     done = itoolctl("status", "nothing")
     assert (done.returncode, done.stdout) == (65, "")
@@ -247,19 +238,6 @@ def test_a_traceback_shows_only_in_debug(itoolctl: Itoolctl) -> None:
 
 def test_a_wrong_option_is_exit_code_2(itoolctl: Itoolctl) -> None:
     assert itoolctl("iterate", "--nonsense").returncode == 2
-
-
-def test_without_a_file_the_stored_configuration_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    store = FolderStore(Path("runs"))
-    store.write("demo/config.yaml", b"run: demo\nseed: 7\n")
-    store.write("other/config.yaml", b"run: other\nseed: 8\n")
-    bare, named = options.build_config(None, None, n=5), options.build_config(None, None, run="other")
-    assert (bare.run, bare.seed, bare.iterations) == ("demo", 7, 5)
-    assert (named.run, named.seed) == ("other", 8)
-    assert options.build_config(None, ["run=other"]).seed == 8
-    assert options.build_config(None, None, root="empty").seed == RunConfig().seed
-    assert options.given_config(None, None).seed == RunConfig().seed
 
 
 @pytest.mark.parametrize("command", ["plan", "iterate"])

@@ -6,15 +6,17 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from itool.artifacts.store import FolderStore
-from itool.cli.logs import Printer, _follow_all, _show_local
+from itool.cli.logs import Printer, _copy, _follow_all, _show_local
+from itool.cluster.api_answers import ClusterDown
 from itool.cluster.session import open_lease
 from itool.config import RunConfig
 from itool.operations.attempt_logs import Wanted
+from itool.operations.live_logs import ClusterLogs, PodText
 
 
 def test_a_newer_attempt_does_not_swallow_the_last_line_of_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,3 +55,31 @@ def test_a_closed_pipe_is_the_main_threads_to_report(capsys: pytest.CaptureFixtu
     with pytest.raises(BrokenPipeError):
         _follow_all(logs, [logs], Printer("generate", as_json=False))
     assert capsys.readouterr() == ("following\n", "")
+
+
+class Gone:
+    """A cluster whose node is lost: the log breaks off, and the pod is there no more."""
+
+    def pod_log(self, *_: Any, **_options: Any) -> Iterator[bytes]:
+        yield b"one\ntw"
+        raise ClusterDown("the connection is gone")
+
+    def list(self, *_: Any, **_options: Any) -> tuple[list[Any], str]:
+        return [], "1"
+
+
+def test_following_a_pod_ends_when_it_is_gone_with_what_there_was_of_its_last_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted, cluster = Wanted("generate"), cast(Any, Gone())
+    logs = ClusterLogs(RunConfig(), FolderStore(tmp_path), cluster, wanted, sleep=lambda _: pytest.fail("waits for more"))
+    _copy(logs, PodText((1, 0, 1), "demo-i1-generate-1-0"), Printer("generate", as_json=False), follow=True)
+    assert capsys.readouterr().out == "one\ntw\n"
+
+
+def test_of_a_stages_attempts_the_newest_of_the_last_iteration_is_shown() -> None:
+    there = [(1, 0, 3), (2, 0, 1), (2, 0, 2), (2, 1, 1), (10, 0, 1), (10, 1, 1), (10, 1, 2)]
+    assert Wanted("generate").choose(there) == [(10, 0, 1), (10, 1, 2)]
+    assert Wanted("generate", iteration=2).choose(there) == [(2, 0, 2), (2, 1, 1)]
+    assert Wanted("generate", attempt=3).choose(there) == [(1, 0, 3)]
+    assert Wanted("generate", iteration=3).choose(there) == []

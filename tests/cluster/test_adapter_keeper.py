@@ -208,7 +208,7 @@ def test_an_adapter_that_was_wished_for_when_the_store_went_down_comes_when_it_i
     asyncio.run(story())
 
 
-def _unreachable(key: str, target: Path) -> None:
+def _unreachable(key: str, _other: object) -> None:
     raise DependencyError("S3 does not answer")
 
 
@@ -249,6 +249,42 @@ def test_an_altered_adapter_is_never_loaded_and_the_refusal_is_told(pod: Pod) ->
             weights.write_bytes(b"one")  # mended: it is tried again
             await until(lambda: pod.keeper.reason is None)
             await until(lambda: pod.proof is not None and pod.proof.adapter == name_of("one"))
+
+    asyncio.run(story())
+
+
+def test_a_refused_adapter_is_neither_proved_by_the_one_before_nor_in_the_way_of_the_next(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter_keeper, "REFUSED_SECONDS", 1e9)
+
+    async def story() -> None:
+        async with running(pod):
+            pod.wish(pod.adapter("one"))
+            await until(lambda: pod.proof is not None)
+            two = pod.adapter("two")
+            pod.store.path(f"{two.prefix}/{two.digest[:12]}/adapter/adapter_model.safetensors").write_bytes(b"owt")
+            pod.wish(two)
+            await until(lambda: pod.proof is not None and pod.proof.generation == 2)
+            await asyncio.sleep(0.1)
+            assert pod.proof is not None
+            assert (pod.proof.adapter, pod.proof.exit_code, pod.keeper.reason) == ("", 65, pod.proof.problem)
+            pod.wish(pod.adapter("three"))
+            await until(lambda: pod.proof is not None and pod.proof.adapter == name_of("three"))
+
+    asyncio.run(story())
+
+
+def test_a_proof_that_the_store_did_not_take_is_written_when_it_is_back(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        async with running(pod):
+            with monkeypatch.context() as patch:
+                pod.wish(pod.adapter("one"))
+                patch.setattr(pod.store, "write", _unreachable)
+                await until(lambda: pod.keeper.reason is None)
+                await asyncio.sleep(0.1)
+                assert pod.proof is None
+            await until(lambda: pod.proof is not None)
 
     asyncio.run(story())
 

@@ -204,6 +204,12 @@ def test_a_throttled_call_waits_as_long_as_it_is_told(server: Server) -> None:
     assert server.sleeps == [3.0, 1.0, 2.0]
 
 
+def test_a_pause_that_the_server_asks_for_does_not_outlast_the_lease(server: Server) -> None:
+    server.answers = [(429, {}, {"Retry-After": "3600"}), (200, POD)]
+    assert server.cluster().get("pods", "a") == POD
+    assert server.sleeps == [8.0]
+
+
 def test_a_server_in_trouble_is_given_up_after_a_while(server: Server) -> None:
     server.answers = [status(500, "InternalError", "etcd is sick")] * 4
     with pytest.raises(ClusterDown, match=r"does not answer: 500 etcd is sick") as caught:

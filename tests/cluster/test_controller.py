@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,17 @@ def test_a_run_makes_every_artifact_in_order(tmp_path: Path) -> None:
     assert all(found.done for found in resolutions.values())
     order = [stage for stage, shard, _ in started(made) if shard == 0]
     assert order == stage_ids(CONFIG)
+
+
+def test_a_finished_run_waits_for_what_still_ends_and_one_that_fails_lets_go(tmp_path: Path) -> None:
+    waited: list[str] = []
+    for failures in ({}, {"score": [65]}):
+        made = controller(tmp_path / str(len(failures)), failures=failures)
+        made.runner.settle = lambda _seconds: waited.append("settled")
+        made.runner.detach = lambda _seconds: waited.append("detached")
+        with suppress(StageFailed):
+            made.run()
+    assert waited == ["settled", "detached"]
 
 
 def test_an_evaluation_that_overlaps_changes_no_artifact(tmp_path: Path) -> None:
@@ -188,6 +200,21 @@ def test_a_store_that_stays_down_ends_the_run(tmp_path: Path) -> None:
     made.rules = RetryRules(dependency_patience_seconds=5.0)
     with pytest.raises(DependencyError, match="S3 does not answer"):
         made.run()
+
+
+def test_patience_begins_anew_with_every_outage(tmp_path: Path) -> None:
+    made, away = controller(tmp_path), iter([True, False, True, False])
+    made.rules = RetryRules(dependency_patience_seconds=5.0)
+
+    def renew() -> bool:
+        if next(away):
+            raise DependencyError("S3 does not answer")
+        return False
+
+    made.lease.renew = renew
+    for _ in range(4):
+        made.step()
+        made.sleep(4.0)
 
 
 class Listener(NoWatcher):

@@ -218,6 +218,21 @@ def test_past_attempts_give_numbers_but_are_no_failures() -> None:
     assert next_actions(observe(replace(Attempt(3, "succeeded", 0), past=True))) == [StartStage(Task(PREPARE, "key"), 4, "has not run yet")]
 
 
+def test_past_attempts_use_up_no_tries() -> None:
+    broken = [replace(failed(number, 1), past=True) for number in (1, 2, 3)]
+    [again] = next_actions(observe(*broken, failed(4, 1)))
+    assert again == StartStage(Task(PREPARE, "key"), 5, "attempt 4 ended with exit code 1")
+    empty = [Attempt(number, "succeeded", 0, past=True) for number in (1, 2, 3)]
+    [again] = next_actions(observe(*empty, Attempt(4, "succeeded", 0)))
+    assert again == StartStage(Task(PREPARE, "key"), 5, "finished without a manifest: join again")
+
+
+def test_a_finished_run_stops_what_an_earlier_controller_left_running() -> None:
+    left = Task(StageId(1, "dpo"), "other key")
+    actions = next_actions(Observed(CONFIG, resolutions(len(stage_ids(CONFIG))), {left: (Attempt(1, "running"),)}))
+    assert actions == [StopStage(left, 1, "i1/dpo has other settings or inputs now"), Finish("every artifact is there")]
+
+
 def test_a_final_attempt_is_not_repeated_whatever_its_code() -> None:
     final = replace(failed(1, 69, reason="no room"), final=True)
     assert next_actions(observe(final)) == [Fail(PREPARE, 69, "no room")]

@@ -18,7 +18,7 @@ from itool.cluster.leases import LeaseLost
 from itool.cluster.pod_states import seconds
 from itool.cluster.progress import NoWatcher
 from itool.cluster.run_events import RunEvents
-from itool.cluster.runner import Task
+from itool.cluster.runner import Attempt, Task
 from itool.errors import DependencyError, Interrupted
 from itool.stages import StageId, stage_ids
 from tests.cluster.in_memory_cluster import InMemoryCluster, Killed
@@ -60,6 +60,21 @@ def test_a_finished_run_starts_nothing_and_more_iterations_only_add() -> None:
     cluster.config = cluster.config.model_copy(update={"iterations": 2})
     run(cluster)
     assert stages(cluster.created_jobs) == ["i2-score", "i2-generate", "i2-dpo", "i2-evaluate", "i2-report"]
+
+
+def test_jobs_of_an_earlier_controller_are_not_told_as_this_ones() -> None:
+    cluster, told = made_cluster(), []
+
+    class Listener(NoWatcher):
+        def ended(self, task: Task, attempt: Attempt) -> None:
+            told.append((task.label, attempt.number))
+
+    run(cluster)
+    cluster.config = cluster.config.model_copy(update={"iterations": 2})
+    controller = open_controller(cluster)
+    controller.watcher = Listener()
+    controller.run()
+    assert told == [(f"i2-{name}", 1) for name in ("score", "generate", "dpo", "evaluate", "report")]
 
 
 @pytest.mark.parametrize("outcomes", [[137], ["oom", 1], [69, 69], [75, 75, 75, 75], ["disrupted"] * 4])
@@ -260,7 +275,7 @@ def test_a_pod_that_fills_its_disk_is_not_repeated_for_ever() -> None:
     with pytest.raises(StageFailed, match='Evicted: Usage of EmptyDir volume "scratch" exceeds the limit') as caught:
         run(cluster)
     assert caught.value.exit_code == 74
-    assert len(cluster.script["score"]) >= 45
+    assert len(cluster.script["score"]) == 50 - 3  # the second one is found out when the third pod is there
 
 
 def test_shards_that_are_evicted_once_each_go_on() -> None:
@@ -290,6 +305,20 @@ def rounds(controller: Controller, count: int) -> None:
     for _ in range(count):
         controller.step()
         controller.sleep(1.0)
+
+
+def test_a_job_that_is_refused_another_pod_has_all_its_time_again() -> None:
+    cluster = made_cluster(prepare=["no pod"])
+    controller = open_controller(cluster)
+    rounds(controller, 15)
+    cluster.script["prepare"] = ["hangs"]
+    rounds(controller, 15)
+    cluster.script["prepare"] = ["no pod"]
+    (pod,) = cluster.objects["pods"]
+    cluster._remove("pods", pod)
+    rounds(controller, 15)
+    with pytest.raises(StageFailed, match="could not start within 20 s"):
+        rounds(controller, 15)
 
 
 def test_shards_that_have_waited_for_others_may_still_wait_for_a_node_once_these_are_gone() -> None:
@@ -371,6 +400,51 @@ def test_cancelling_ends_what_runs_and_a_new_start_resumes() -> None:
     controller.lease.release()
     run(cluster)
     assert stages(cluster.created_jobs)[:3] == ["i0-prepare", "i0-prepare", "i0-warmup"]
+
+
+def hanging(cluster: InMemoryCluster) -> KubernetesRunner:
+    """The runner of a controller whose first stage runs, and does not end when it is asked to."""
+    controller = open_controller(cluster)
+    rounds(controller, 3)
+    runner = controller.runner
+    assert isinstance(runner, KubernetesRunner)
+    cluster.tick = lambda: None
+    return runner
+
+
+def test_a_job_that_does_not_end_is_waited_for_and_asked_once() -> None:
+    cluster = made_cluster(prepare=["hangs"])
+    runner, waits = hanging(cluster), []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        assert len(waits) < 10
+        cluster.now += seconds
+
+    runner.cache.wait = wait
+    runner.settle(0.0)
+    assert waits == []
+    runner.cancel(5.0)
+    assert waits == [1.0] * 5
+    (task,), calls = runner.state().keys(), cluster.calls
+    runner.stop(task, 1, "other settings")
+    assert cluster.calls == calls
+    assert verdict_on(cluster.objects["jobs"][cluster.created_jobs[0]]) == (75, "cancelled")
+
+
+def test_a_failed_job_whose_pods_are_gone_is_not_waited_for_without_an_end() -> None:
+    cluster = made_cluster(prepare=[65])
+    controller = open_controller(cluster)
+    controller.step()
+    runner = controller.runner
+    assert isinstance(runner, KubernetesRunner)
+    items = runner.cache.items
+    runner.cache.items = lambda kind: [] if kind == "pods" else items(kind)
+    phases = []
+    for _ in range(12):
+        controller.sleep(1.0)
+        phases += [attempt.phase for attempts in runner.state().values() for attempt in attempts]
+    assert phases[-1] == "failed"
 
 
 def test_a_changed_setting_ends_the_job_that_was_left_behind() -> None:

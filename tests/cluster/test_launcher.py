@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from itool.errors import StorageError
+from tests.fakes.waiting import lives
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -22,3 +23,23 @@ def test_a_full_disk_under_its_log_does_not_change_its_exit_code(ends: str, tmp_
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run([sys.executable, "-c", code], env=environment, stdout=full, stderr=full, check=False)
     assert done.returncode == StorageError.exit_code
+
+
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+ORPHANED = f"""
+import socket, subprocess, sys
+from itool.cluster import launcher
+launcher.ORPHAN_GRACE_SECONDS = 0.1
+stage = subprocess.Popen([sys.executable, "-c", {STUBBORN!r}], stdout=subprocess.PIPE, start_new_session=True)
+stage.stdout.readline()
+made = launcher.Launcher(socket.socketpair()[0], {{stage.pid: "i0-prepare-1"}})
+made._stop_orphans()
+print(stage.pid, made.running)
+"""
+
+
+def test_a_stage_that_does_not_listen_is_killed_when_the_controller_is_gone() -> None:
+    done = subprocess.run([sys.executable, "-c", ORPHANED], capture_output=True, text=True, timeout=40, check=True)
+    pid, _, running = done.stdout.strip().partition(" ")
+    assert running == "{}"
+    assert not lives(int(pid))

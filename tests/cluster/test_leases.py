@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
 from itool.artifacts.store import FolderStore
+from itool.cluster import leases
 from itool.cluster.leases import FolderLease, LeaseHeld, StoreLease, acquire_within
 from itool.errors import DependencyError, StorageError
+from tests.fakes.memory_store import MemoryStore
 
 
 def test_a_second_controller_is_refused_and_told_who_holds_the_run(tmp_path: Path) -> None:
@@ -45,6 +50,59 @@ def test_a_lock_outlives_its_holder_only_as_long_as_a_stage_does(tmp_path: Path)
     later.acquire()
     assert stage.returncode is not None
     later.release()
+
+
+@contextmanager
+def held_by(lock: Path, **holder: object) -> Iterator[None]:
+    """A lock that is taken, and says so of another process."""
+    lease = FolderLease(lock)
+    lease.acquire()
+    lock.write_text(json.dumps({"host": os.uname().nodename, **holder}))
+    yield
+    lease.release()
+
+
+def test_a_dead_holders_stage_is_not_waited_for_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "ORPHAN_WAIT_SECONDS", 0.0)
+    with held_by(tmp_path / "lock", pid=2**22 + 1), pytest.raises(LeaseHeld):
+        FolderLease(tmp_path / "lock", sleep=lambda _: pytest.fail("waits on")).acquire()
+
+
+def test_another_users_controller_lives_and_cannot_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_pid: int, _number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("os.kill", refuse)
+    other = FolderLease(tmp_path / "demo" / "lock", sleep=lambda _: pytest.fail("waits as for a dead one"))
+    with held_by(tmp_path / "demo" / "lock", pid=4711):
+        with pytest.raises(LeaseHeld, match="process 4711"):
+            other.acquire()
+        with pytest.raises(DependencyError, match="run demo is held by another user's process 4711"):
+            other.request_stop()
+
+
+def test_a_holder_elsewhere_is_not_looked_for_among_the_processes_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.kill", lambda *_: pytest.fail("a signal to a stranger"))
+    with (
+        held_by(tmp_path / "demo" / "lock", pid=4711, host="elsewhere"),
+        pytest.raises(DependencyError, match=r"run demo is held on elsewhere\. Run `itoolctl cancel demo` there"),
+    ):
+        FolderLease(tmp_path / "demo" / "lock").request_stop()
+
+
+def test_who_only_looks_is_not_taken_for_a_holder(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    with (tmp_path / "lock").open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        assert FolderLease(tmp_path / "lock").holder() is None
+
+
+def test_a_holder_with_a_short_name_is_read_after_one_with_a_long_one(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text(json.dumps({"host": "long" * 100}))
+    lease = FolderLease(tmp_path / "lock")
+    lease.acquire()
+    assert (FolderLease(tmp_path / "lock").holder() or {}).get("pid") == os.getpid()
+    lease.release()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -189,6 +247,27 @@ def test_a_holder_is_asked_to_stop_through_the_store(tmp_path: Path) -> None:
     other.acquire()
     clock.now += 25
     assert other.renew() is False
+
+
+def test_lease_after_lease_leaves_one_object(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    for _ in range(3):
+        lease = StoreLease(store, "demo")
+        lease.acquire()
+        lease.request_stop()
+        lease.release()
+    assert list(store.list("demo")) == ["demo/lease/3.json"]
+
+
+def test_a_lease_whose_store_is_down_just_expires() -> None:
+    store, clock = MemoryStore(), Clock()
+    lease = StoreLease(store, "demo", clock=clock)
+    lease.acquire()
+    store.down = True
+    lease.release()
+    store.down = False
+    clock.now += 61.0
+    StoreLease(store, "demo", clock=clock).acquire()
 
 
 def test_a_controller_may_wait_for_the_lease_but_not_for_ever(tmp_path: Path) -> None:

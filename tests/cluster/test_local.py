@@ -201,6 +201,12 @@ def test_cancel_kills_a_stage_that_does_not_listen(runner: LocalRunner, tmp_path
     assert not any(lives(pid) for pid in pids(tmp_path))
 
 
+def test_what_a_stage_has_started_ends_with_it(runner: LocalRunner, tmp_path: Path) -> None:
+    script(tmp_path, prepare=["leave"])
+    assert run_once(runner).exit_code == 0
+    wait_until(lambda: not any(lives(pid) for pid in pids(tmp_path)), 10.0)
+
+
 def test_a_dead_launcher_takes_its_stages_along_and_is_replaced(runner: LocalRunner, tmp_path: Path) -> None:
     script(tmp_path, prepare=["stubborn", "ok"])
     runner.start(PREPARE, 1)

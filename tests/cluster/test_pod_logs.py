@@ -45,6 +45,7 @@ class Logs:
         self.answers = list(answers)
         self.listed = listed or []
         self.asked: list[tuple[str, str]] = []
+        self.lists = 0
 
     def pod_log(self, name: str, container: str, *, since: str = "", **_: Any) -> Iterator[bytes]:
         self.asked.append((name, since))
@@ -55,6 +56,7 @@ class Logs:
             yield chunk
 
     def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[list[dict[str, Any]], str]:
+        self.lists += 1
         return self.listed, "1"
 
 
@@ -113,6 +115,25 @@ def test_a_pod_that_is_tried_again_is_appended_once_even_by_another_controller()
     assert store.objects[KEY] == text
     for opened in (logs, other):
         opened.close(0.0)
+
+
+def test_a_log_that_is_read_sooner_still_stands_behind_the_one_of_the_pod_before() -> None:
+    answers: list[bytes] = []
+
+    def answer(name: str) -> bytes:
+        if name == "first" and not answers:
+            raise ClusterDown("no route to host")
+        return FIRST
+
+    store = MemoryStore()
+    logs = PodLogs(LogsByPod(answer, [pod("first", "Failed", 1), pod("second", "Succeeded", 0)]), store, "demo")
+    assert not logs.are_kept(JOB)
+    wait_until(lambda: logs._jobs["job"].logs["uid-second"].complete)
+    time.sleep(5 * pod_logs.PAUSE_SECONDS)
+    answers.append(FIRST)
+    wait_until_kept(logs, JOB)
+    assert [line.split(b" on ")[0] for line in store.objects[KEY].splitlines()[::2]] == [b"== pod first", b"== pod second"]
+    logs.close(0.0)
 
 
 def test_the_progress_of_a_training_over_nodes_is_that_of_its_first_pod_whatever_the_others_write() -> None:
@@ -191,7 +212,9 @@ def test_a_refusal_gives_a_log_up() -> None:
     time.sleep(5 * pod_logs.PAUSE_SECONDS)
     assert len(cluster.asked) == 1
     assert not logs.are_kept(JOB)
-    logs.close(0.0)
+    begun = time.monotonic()
+    logs.close(60.0)
+    assert time.monotonic() - begun < 30.0
 
 
 def test_a_pod_that_left_nothing_leaves_no_file() -> None:
@@ -250,6 +273,7 @@ def test_a_job_of_many_pods_that_are_over_opens_few_files_and_threads() -> None:
     released.set()
     wait_until_kept(logs, MANY)
     assert len(store.objects) == 300
+    assert cluster.lists == 1
     logs.close(0.0)
 
 

@@ -137,8 +137,9 @@ def test_a_job_fails_with_the_code_and_words_of_the_pod_that_failed_it() -> None
     message = "Container stage for pod ns/a failed with exit code 64 matching FailJob rule at index 1"
     failed = condition("Failed", reason="PodFailurePolicy", message=message, lastTransitionTime="2026-11-21T11:51:00Z")
     culprit, bystander = named("a", FAILED["what the stage said last"][0]), named("b", FAILED["silent"][0])
-    state = job_state(job(failed), [pod_state(culprit), pod_state(bystander)])
-    assert (state.phase, state.exit_code, state.reason) == ("failed", 65, "data.path holds no example")
+    for pods in ([culprit, bystander], [bystander, culprit]):
+        state = job_state(job(failed), [pod_state(one) for one in pods])
+        assert (state.phase, state.exit_code, state.reason) == ("failed", 65, "data.path holds no example")
     gone = job_state(job(failed), [])
     assert (gone.exit_code, gone.reason) == (64, f"PodFailurePolicy: {message}")
     assert state.ended_at is not None

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from itool.artifacts.resolve import resolve
 from itool.cluster.api_answers import ClusterDown
 from itool.cluster.kubernetes_runner import KubernetesRunner
-from itool.cluster.pods import owner_object
+from itool.cluster.pods import is_leftover, owner_object
 from itool.errors import ConfigError, DependencyError
 from tests.cluster.in_memory_cluster import InMemoryCluster
 from tests.cluster.runner_scenes import (
@@ -120,3 +120,10 @@ def test_a_configuration_that_goes_with_an_earlier_owner_is_waited_out_and_made_
     cluster._remove("configmaps", pods_config)
     assert runner._ensure_config(owner) == pods_config
     assert cluster.objects["configmaps"][pods_config]["metadata"]["ownerReferences"][0]["uid"] == owner["metadata"]["uid"]
+
+
+def test_what_is_being_deleted_or_somebody_elses_is_left_to_kubernetes() -> None:
+    owner = {"metadata": {"uid": "ours"}}
+    ours, theirs = {"ownerReferences": [{"uid": "ours"}]}, {"ownerReferences": [{"uid": "an earlier owner's"}]}
+    items = (ours, theirs, {**ours, "deletionTimestamp": "2026-01-01T00:00:00Z"}, {})
+    assert [is_leftover({"metadata": metadata}, owner) for metadata in items] == [False, True, True, False]

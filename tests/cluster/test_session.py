@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 from itool.artifacts.store import FolderStore
 from itool.cluster.leases import FolderLease
 from itool.cluster.progress import NoWatcher
-from itool.cluster.session import NotStarted, StopRequest, _iterate_here, iterate, local_runner
+from itool.cluster.session import NotStarted, StopRequest, _iterate_here, controller_signals, iterate, local_runner
 from itool.config import RunConfig, RuntimeConfig
 from itool.errors import DependencyError, Interrupted, StorageError
 from tests.fakes.ctrl_c import ctrl_c_when_heard
@@ -29,6 +30,16 @@ def test_ctrl_c_while_another_controller_works_leaves_it_alone(tmp_path: Path) -
     with ctrl_c_when_heard(), pytest.raises(NotStarted, match="other controller, which is left alone; nothing was started"):
         iterate(RunConfig(root=str(tmp_path)), wait_lease_seconds=30.0)
     other.release()
+
+
+def test_a_second_ctrl_c_does_not_wait_for_checkpoints() -> None:
+    killed: list[str] = []
+    with controller_signals() as stop:
+        stop.on_second = lambda: killed.append("all")
+        os.kill(os.getpid(), signal.SIGINT)
+        assert (stop(), killed) == (True, [])
+        os.kill(os.getpid(), signal.SIGINT)
+    assert killed == ["all"]
 
 
 def test_ctrl_c_is_heard_while_stages_of_a_dead_controller_still_stop(tmp_path: Path) -> None:

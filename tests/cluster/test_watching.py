@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -148,6 +149,25 @@ def test_an_answer_that_is_older_than_what_a_watch_has_told_changes_nothing() ->
     assert cache.items("pods") == [item("a", 12)]
     cache.put("pods", item("a", 13))
     assert cache.items("pods") == [item("a", 13)]
+
+
+def test_what_was_written_and_is_gone_by_the_next_list_is_forgotten() -> None:
+    cache, _ = made([[], []], [Gone("")])
+    cache.put("pods", item("new", 30))
+    cache.look()
+    cache.look()
+    assert names(cache) == []
+
+
+def test_a_server_that_hangs_up_at_once_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "PAUSE_SECONDS", 60.0)
+    cluster = Scripted([[]], [])
+    cache = Cache(cluster, [View("pods")])
+    cache.start()
+    wait_until(lambda: bool(cluster.watched_from))
+    time.sleep(0.05)
+    cache.stop()
+    assert len(cluster.watched_from) == 1
 
 
 def test_waiting_ends_with_a_change_and_is_over_at_the_latest_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:

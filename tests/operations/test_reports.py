@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from itool.artifacts.commit import commit
+from itool.artifacts.manifest import Manifest
 from itool.artifacts.resolve import resolve
 from itool.artifacts.store import FolderStore
 from itool.cli.compare import compare
@@ -19,7 +21,7 @@ from itool.cluster.leases import FolderLease
 from itool.config import RunConfig
 from itool.errors import ArtifactError, InputError
 from itool.evaluate.report import build_report
-from itool.operations.reports import find_report
+from itool.operations.reports import _newest_report, find_report
 from tests.cluster.in_memory_runner import InMemoryRunner
 from tests.evaluate.fake_run import fake_inputs
 
@@ -117,3 +119,18 @@ def test_compare_says_which_report_a_run_has_outgrown(tmp_path: Path, report_jso
     compare(["one", "two"], root=str(tmp_path), output=Output.json)
     notes = json.loads(capsys.readouterr().out)["notes"]
     assert notes == ["changed since the report that is compared (`itoolctl plan` says what is missing): two", *before]
+
+
+def test_of_older_reports_the_newest_of_the_run_is_shown() -> None:
+    day = datetime(2026, 11, 21, tzinfo=UTC)
+    made = {
+        prefix: Manifest(run="r", iteration=1, stage=stage, key="k" * 16, files={}, started=day, ended=day + timedelta(hours=hours))
+        for prefix, stage, hours in (
+            ("demo/i1/report/newer", "report", 2),
+            ("demo/i1/report/older", "report", 1),
+            ("demo/i1/dpo/last", "dpo", 3),
+            ("demo2/i1/report/of-the-run-that-is-reused", "report", 4),
+        )
+    }
+    assert _newest_report("demo", made)[0] == "demo/i1/report/newer"
+    assert _newest_report("de", made) == (None, None)

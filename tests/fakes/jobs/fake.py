@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,10 @@ def run(name: StageName, argv: list[str] | None) -> int:
     if word == "crash":
         raise RuntimeError("a bug")
     if word == "forget":
+        return 0
+    if word == "leave":
+        left = subprocess.Popen(["sleep", "60"])
+        (Path(os.environ["FAKE_PIDS"]) / str(left.pid)).touch()
         return 0
     if word == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
