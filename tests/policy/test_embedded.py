@@ -54,6 +54,18 @@ def test_the_size_of_the_batch_changes_no_sample(folders: Folders, rows: int) ->
     assert asyncio.run(samples(rows)) == asyncio.run(samples(200))
 
 
+def test_a_greedy_request_stays_greedy_when_sampled_ones_in_its_batch_end(folders: Folders) -> None:
+    async def answers() -> tuple[list[Sample], list[Sample]]:
+        async with open_embedded(folders) as policy:
+            alone = await draw(policy, OTHER, t=0.0, count=1)
+            _, beside = await asyncio.gather(draw(policy, count=20, tokens=3), draw(policy, OTHER, t=0.0, count=1))
+            return alone, beside
+
+    alone, beside = asyncio.run(answers())
+    assert ids(alone) == ids(beside)
+    assert len(alone[0].token_ids) > 3
+
+
 def test_a_prompt_that_extends_a_known_one_is_answered_as_if_it_were_new(folders: Folders) -> None:
     extended = [*PROMPT, *OTHER, *PROMPT]
 
