@@ -33,6 +33,7 @@ TEXT = CALLS.model_copy(update={"calls": []})
         ("x", "X", False),
         ([1, 2], [2, 1], False),
         ([1, 2.0], [1.0, 2], True),
+        ([1, 2], [1], False),
         ({"a": 1, "b": 2}, {"b": 2.0, "a": 1}, True),
         ({"a": 1}, {"a": True}, False),
         (None, None, True),

@@ -119,6 +119,8 @@ def test_pass_counts_depend_on_seed_and_example_only() -> None:
     assert alone.asked[0] in policy.asked
     assert len({seed for _, _, seed in policy.asked}) == len(EXAMPLES)
     assert {temperature for _, temperature, _ in policy.asked} == {0.7}
+    asyncio.run(pass_counts(alone, TOKENIZER, EXAMPLES[1:2], CONFIG, samples=3, seed=8))
+    assert alone.asked[0][2] != alone.asked[1][2]
 
 
 def test_the_perplexity_of_the_ground_truth_by_hand() -> None:
@@ -128,3 +130,4 @@ def test_the_perplexity_of_the_ground_truth_by_hand() -> None:
     assert policy.scored == [[*TOKENIZER.encode("ab"), TOKENIZER.eos_token_id]]
     tokens = len(policy.scored[0])
     assert found.perplexity == pytest.approx(math.exp((tokens - 0.5) / tokens))
+    assert found.response_tokens == tokens
