@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from itool.config import ModelConfig, PolicyConfig
 from itool.errors import ConfigError, DependencyError, InputError, ItoolError, NumericalError
 from itool.policy import cohort
 from itool.policy.embedded import EmbeddedPolicy
-from itool.policy.packed import PackedModel
+from itool.policy.packed import PackedModel, Span, load_packed_model
 from itool.policy.protocol import Sample
-from tests.policy.conftest import MODEL, Folders
+from tests.policy.conftest import CONTEXT, MODEL, Folders
 from tests.policy.test_contract import OTHER, PROMPT, draw, ids
 
 
@@ -78,6 +79,26 @@ def test_a_prompt_that_extends_a_known_one_is_answered_as_if_it_were_new(folders
     (cold, cold_scores), (warm, warm_scores) = asyncio.run(answers(warm=False)), asyncio.run(answers(warm=True))
     assert ids(warm) == ids(cold)
     assert warm_scores == pytest.approx(cold_scores, abs=1e-5)
+
+
+def test_a_policy_that_forgot_reads_a_prompt_from_its_beginning(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    known: list[int] = []
+    prefill = PackedModel.prefill
+
+    def watched(model: PackedModel, spans: Sequence[Span], wanted: Sequence[int]) -> torch.Tensor:
+        known.extend(span.past for span in spans)
+        return prefill(model, spans, wanted)
+
+    async def ask() -> None:
+        async with open_embedded(folders) as policy:
+            await draw(policy, PROMPT, tokens=1)
+            await draw(policy, [*PROMPT, *OTHER], tokens=1)
+            policy.forget()
+            await draw(policy, [*PROMPT, *OTHER], tokens=1)
+
+    monkeypatch.setattr(PackedModel, "prefill", watched)
+    asyncio.run(ask())
+    assert known == [0, len(PROMPT), 0]
 
 
 def test_a_request_that_was_given_up_disturbs_nobody(folders: Folders) -> None:
@@ -150,6 +171,13 @@ def test_in_bfloat16_the_adapter_stays_apart_and_still_counts(folders: Folders) 
     exact, rough = asyncio.run(scores(folders.adapter, MODEL)), asyncio.run(scores(folders.adapter, half))
     assert rough == pytest.approx(exact, abs=0.3)
     assert rough != pytest.approx(asyncio.run(scores(None, half)), abs=0.3)
+
+
+@pytest.mark.parametrize(("dtype", "apart"), [("float32", False), ("bfloat16", True)])
+def test_an_adapter_is_merged_in_float32_only(folders: Folders, dtype: str, apart: bool) -> None:
+    """A sum in bfloat16 would round the small differences away that it makes."""
+    model = load_packed_model(folders.model, folders.adapter, dtype=dtype, context_tokens=CONTEXT)
+    assert any("lora_A" in name for name, _ in model._model.named_parameters()) == apart
 
 
 def test_an_adapter_of_another_model_is_an_input_error(folders: Folders, tmp_path: Path) -> None:
