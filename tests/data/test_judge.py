@@ -77,6 +77,12 @@ def test_a_response_that_ran_into_its_limit_is_wrong() -> None:
     assert judge("Sorry, no", False, TEXT).error == "unparseable"
 
 
+def test_a_tools_name_may_hold_what_the_syntax_is_made_of() -> None:
+    example = CALLS.model_copy(update={"tools": [Tool(name="f(x)")], "calls": [call("f(x)", a=1)]})
+    assert judge("[f(x)(a=1)]", True, example) == (True, None, example.calls)
+    assert judge("[f(x)(a=2)]", True, example).error == "wrong_argument"
+
+
 def test_a_call_that_was_cut_off_is_no_call() -> None:
     assert judge('[f(a=1, b="x"), g(c=[1, 2]', False, CALLS).calls == EXPECTED[:1]
 
