@@ -37,7 +37,8 @@ class FakeStage:
     def read(self, kind: type, _role: str, _name: str) -> list[Any]:
         return [SimpleNamespace(example_id="gold")] if kind is PreferencePair else BUFFER
 
-    def count(self, **_: int) -> None: ...
+    def count(self, **counts: int) -> None:
+        self.counts = counts
 
 
 @pytest.mark.parametrize(("reference", "folder"), [("previous", None), ("warmup", Path("i0/warmup/adapter"))])
@@ -51,6 +52,7 @@ def test_the_adapter_before_it_is_trained_against_itself_or_against_the_warm_ups
     stage: Any = FakeStage(reference)
     dpo.dpo(stage)
     assert (asked["adapter_in"], asked["reference"], asked["seed"]) == (Path("i1/dpo/adapter"), folder, 5)
+    assert stage.counts == {"incoming": 1, "kept": 1}
 
 
 def test_the_warm_up_goes_from_easy_to_hard_with_the_seed_of_its_stage(monkeypatch: pytest.MonkeyPatch) -> None:

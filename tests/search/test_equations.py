@@ -81,6 +81,19 @@ def test_a_response_that_cannot_be_used_is_worth_nothing_whatever_it_has_right()
     assert terminal_outcome(PROSE, True, text_example()) == (1.0, True)
 
 
+def test_a_wrong_response_that_can_be_read_is_worth_what_of_it_agrees() -> None:
+    """Four units; one wrong argument, one missing, a call too many of one unit, another tool of one, a call that is missing."""
+    two = weather_example(calls=[*weather_example().calls, _call("now")])
+    for text, example, value in (
+        (WEATHER.replace("Oslo", "Rome"), weather_example(), 3 / 5),
+        ('[get_weather(city="Oslo",unit="celsius")]', weather_example(), 3 / 4),
+        (WEATHER[:-1] + ",now()]", weather_example(), 4 / 5),
+        (WEATHER[:-1] + ",then()]", two, 4 / 6),
+        (WEATHER, two, 4 / 5),
+    ):
+        assert terminal_outcome(text, True, example) == (pytest.approx(value), False)
+
+
 def _call(name: str, **arguments: object) -> ToolCall:
     return ToolCall(name=name, arguments=arguments)
 

@@ -239,11 +239,12 @@ def test_only_the_calls_of_an_example_decide() -> None:
 
 
 def test_self_evaluation_asks_once_per_state_and_enters_the_reward() -> None:
-    asked: list[str] = []
+    asked, given = list[str](), list[float]()
 
     def confidence(ids: Sequence[int]) -> float:
         asked.append(byte_tokenizer().decode(list(ids)))
-        return len(ids) % 7 / 7
+        given.append(len(ids) % 7 / 7)
+        return given[-1]
 
     policy = new_policy([WEATHER, WRONG_UNIT], confidence=confidence)
     tree = run_search(new_search(policy, settings(simulations=1, confidence_weight=0.5)))
@@ -251,6 +252,7 @@ def test_self_evaluation_asks_once_per_state_and_enters_the_reward() -> None:
     for response in (WEATHER, WRONG_UNIT):
         assert any(response in question for question in asked), "about the whole response so far"
     assert len({node.confidence for node in tree.nodes}) > 2, "a constant one would telescope away"
+    assert sorted(node.confidence or 0.0 for node in tree.nodes) == sorted(given), 'of "correct"'
     rewards = [node.outcome + 0.5 * (node.confidence or 0.0) for node in tree.nodes]
     for node, reward in zip(tree.nodes, rewards, strict=True):
         if node.parent is not None:
