@@ -24,7 +24,7 @@ def judge(text: str, finished: bool, example: Example) -> Verdict:
     """
     result = scan(text, example.tools)
     calls = [ToolCall(name=call.name, arguments=call.arguments) for call in result.calls if call.closed]
-    error = _find_error(result.kind, finished and result.complete and result.error is None, calls, example)
+    error = _find_error(result.kind, finished and result.complete, calls, example)
     return Verdict(error is None, error, calls)
 
 

@@ -236,7 +236,7 @@ class TreeSearch:
         return node.draws >= self._width(node) and (node.wrong_below == 0 or all(child.closed for child in node.children.values()))
 
     def _stop_reason(self) -> str | None:
-        if self.samples and self.correct_samples == self.samples and self.simulations == 1:
+        if self.samples and self.correct_samples == self.samples:
             return NO_DEFICIENCY
         if self.root.right_below == 0 and all(node.outcome == 0.0 for node in walk(self.root)):
             return HOPELESS

@@ -115,6 +115,18 @@ def test_prompt_and_response_are_the_tokens_of_the_whole_conversation(name: str,
     assert response[-1] == chat.end_of_turn_id(tokenizer) == tokenizer.convert_tokens_to_ids(end)
 
 
+def test_a_tokenizer_that_begins_every_text_with_a_token_adds_none_to_prompt_and_response(tmp_path: Path) -> None:
+    """As Llama's does: the template has written it already."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer: Any = chat.load_tokenizer(write_tokenizer(tmp_path, CHATML, [*CHATML_TOKENS, "<s>"], "<|im_end|>"))
+    expected = chat.render_prompt(tokenizer, EXAMPLE), chat.response_ids(tokenizer, EXAMPLE)
+    begin = tokenizer.convert_tokens_to_ids("<s>")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
+    assert tokenizer("x")["input_ids"][0] == begin
+    assert (chat.render_prompt(tokenizer, EXAMPLE), chat.response_ids(tokenizer, EXAMPLE)) == expected
+
+
 def test_the_end_of_turn_is_the_templates_and_not_the_end_of_the_sequence(tmp_path: Path) -> None:
     tokenizer = chat.load_tokenizer(write_tokenizer(tmp_path, CHATML, [*CHATML_TOKENS, "</s>"], "</s>"))
     assert chat.end_of_turn_id(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")

@@ -131,6 +131,12 @@ def test_examples_that_open_alike_go_where_the_first_of_them_goes() -> None:
     assert alone.items() <= places.items()
 
 
+def test_a_greeting_of_the_assistant_is_no_answer_yet() -> None:
+    greeting = Message(role="assistant", content="Hello.")
+    greeted = [Example(id=f"g{n}", messages=[greeting, Message(role="user", content=f"q{n}")], calls=[]) for n in range(50)]
+    assert place(greeted, 1) == {e.id: place([e], 1)[e.id] for e in greeted}
+
+
 def test_other_tools_or_another_question_make_another_example() -> None:
     tools = [Tool(name="f"), Tool(name="g")]
     others = [conversation(f"c{number}", "q", tools=[Tool(name=f"f{number}")]) for number in range(50)]

@@ -34,6 +34,7 @@ TEXT = CALLS.model_copy(update={"calls": []})
         ("x", "X", False),
         ([1, 2], [2, 1], False),
         ([1, 2.0], [1.0, 2], True),
+        ([1, 2], [1], False),
         ({"a": 1, "b": 2}, {"b": 2.0, "a": 1}, True),
         ({"a": 1}, {"a": True}, False),
         (None, None, True),
@@ -75,6 +76,12 @@ def test_where_no_tool_fits_any_text_is_right_and_a_call_is_wrong() -> None:
 def test_a_response_that_ran_into_its_limit_is_wrong() -> None:
     assert judge(render_calls(EXPECTED), False, CALLS).error == "unparseable"
     assert judge("Sorry, no", False, TEXT).error == "unparseable"
+
+
+def test_a_tools_name_may_hold_what_the_syntax_is_made_of() -> None:
+    example = CALLS.model_copy(update={"tools": [Tool(name="f(x)")], "calls": [call("f(x)", a=1)]})
+    assert judge("[f(x)(a=1)]", True, example) == (True, None, example.calls)
+    assert judge("[f(x)(a=2)]", True, example).error == "wrong_argument"
 
 
 def test_a_call_that_was_cut_off_is_no_call() -> None:

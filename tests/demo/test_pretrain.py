@@ -1,5 +1,7 @@
 """Pre-training in miniature: it learns, it repeats bit for bit, and what it saves can be loaded."""
 
+import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from itool.demo import base_model_path
-from itool.demo.pretrain import Recipe, build_model, save, train
+from itool.demo.pretrain import Recipe, _batches, _phase_draft, _response_loss, _schedule, build_model, save, train
 from itool.muon import Muon, orthogonalise
 
 TINY = Recipe(copy_exercises=24, tokens=1_500, pool=16, batch_tokens=1_024, layers=1, width=64, heads=2, feed_forward=64)
@@ -28,6 +30,39 @@ def test_a_second_run_gives_the_same_weights(tokenizer: PreTrainedTokenizerFast,
     second, again = _train_tiny(tokenizer, tmp_path)
     assert {**counts, "seconds": 0} == {**again, "seconds": 0}
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_the_loss_is_the_mean_over_the_response_tokens_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = build_model(TINY, tokenizer)
+    batch = [([40, 41, 42, 43, 44], 2), ([50, 51, 52], 1), ([60, 61], 1)]
+    total = 0.0
+    for ids, prompt in batch:
+        labels = torch.tensor([[-100] * prompt + ids[prompt:]])
+        total += model(input_ids=torch.tensor([ids]), labels=labels).loss.item() * (len(ids) - prompt)
+    assert _response_loss(model, batch, tokenizer.pad_token_id).item() == pytest.approx(total / 6, abs=1e-5)
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_three_percent() -> None:
+    recipe = Recipe(decay_from=0.6)
+    assert [_schedule(update, 0.1, recipe) for update in (0, 29, 59, 999)] == pytest.approx([1 / 60, 0.5, 1.0, 1.0])
+    assert [_schedule(999, progress, recipe) for progress in (0.6, 0.8, 1.0)] == pytest.approx([1.0, 1 - 0.97 / 2, 0.03])
+
+
+def test_weights_and_data_come_from_the_recipes_seed(tokenizer: PreTrainedTokenizerFast) -> None:
+    recipes = TINY, replace(TINY, seed=TINY.seed + 1)
+    first, second = (build_model(recipe, tokenizer).get_input_embeddings().weight for recipe in recipes)
+    assert not torch.equal(first, second)
+    one, other = (next(iter(_batches(recipe, tokenizer, 0.0))) for recipe in recipes)
+    assert one != other
+
+
+def test_examples_grow_from_one_small_tool_to_six() -> None:
+    def share_of_small(progress: float) -> float:
+        drafts = [_phase_draft(random.Random(number), progress, 0.0) for number in range(200)]
+        return sum(len(draft.offers) <= 2 and len(draft.calls) <= 1 for draft in drafts) / len(drafts)
+
+    assert share_of_small(0.05) > 0.8
+    assert share_of_small(0.9) < 0.6
 
 
 def test_what_is_saved_loads_in_bfloat16_with_tokenizer_and_template(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -37,6 +37,18 @@ def test_a_run_against_itself_shows_nothing(two):
     assert (same.difference, same.p_value) == (0.0, 1.0)
 
 
+def test_runs_that_do_not_say_what_they_answered_are_compared_by_proportions(two):
+    unknown = [report.model_copy(update={"held_out_digest": None}) for report in two]
+    assert not compare_runs(unknown).runs[1].to_first.paired
+
+
+def test_what_a_run_has_gained_is_since_its_own_warm_up(two):
+    for report, row in zip(two, compare_runs(two).runs, strict=True):
+        warmup = report.evaluation(0).exact_match
+        assert (row.warmup, row.gain) == (warmup, pytest.approx(row.exact_match - warmup))
+    assert compare_runs(two).runs[0].gain > 0.05
+
+
 def test_other_held_out_examples_are_compared_by_proportions_and_it_is_said(two):
     comparison = compare_runs([two[0], result("other", seed=18, digest="other")])
     assert not comparison.runs[1].to_first.paired

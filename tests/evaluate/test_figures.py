@@ -45,7 +45,7 @@ def test_an_evaluation_by_hand() -> None:
         prediction(True, difficulty="easy"),
         prediction(True, difficulty="easy", stratum="text"),
         prediction(False, difficulty="hard", error="wrong_argument"),
-        prediction(False, difficulty="hard", stratum="text", error="call_instead_of_text"),
+        prediction(False, difficulty="hard", stratum="text", error="call_instead_of_text").model_copy(update={"truncated": True}),
         prediction(False, difficulty="hard", error="wrong_argument"),
     ]
     found = evaluation_report(2, "held_out", predictions, [PassCount(example_id="e", samples=4, correct=2, tokens=9)], [2])
@@ -56,7 +56,7 @@ def test_an_evaluation_by_hand() -> None:
         "easy": (2, 2), "hard": (0, 3), "call": (1, 3), "no_call": (1, 2),
     }  # fmt: skip
     assert found.errors == {"wrong_argument": 2, "call_instead_of_text": 1}
-    assert found.verdicts == "11000"
+    assert (found.verdicts, found.truncated) == ("11000", 1)
     assert found.ci95 == pytest.approx((0.1176, 0.7693), abs=1e-4)
     assert (found.pass_at_k, found.pass_examples) == ({"2": pytest.approx(5 / 6)}, 1)
 

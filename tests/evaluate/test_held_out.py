@@ -95,6 +95,15 @@ def test_predictions_come_in_order_with_their_verdicts() -> None:
     assert {temperature for _, temperature, _ in policy.asked} == {0.0}
 
 
+def test_answers_come_in_the_order_of_the_examples_though_long_prompts_are_asked_first() -> None:
+    query = "q1, and a few words more"
+    long = EXAMPLES[1].model_copy(update={"messages": [Message(role="user", content=query)]})
+    policy = Lookup(ANSWERS | {query: ["[f(a=9)]"]})
+    predictions = asyncio.run(predict(policy, TOKENIZER, [EXAMPLES[0], long, EXAMPLES[2]], CONFIG))
+    assert [asked for asked, _, _ in policy.asked] == [query, "q0", "q2"]
+    assert [(p.example_id, p.text) for p in predictions] == [("e0", "[f(a=0)]"), ("e1", "[f(a=9)]"), ("e2", "No tool fits.")]
+
+
 def test_a_policy_that_computes_nan_ends_the_evaluation_as_a_numerical_fault() -> None:
     class Broken(Lookup):
         async def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[float]:
@@ -119,6 +128,8 @@ def test_pass_counts_depend_on_seed_and_example_only() -> None:
     assert alone.asked[0] in policy.asked
     assert len({seed for _, _, seed in policy.asked}) == len(EXAMPLES)
     assert {temperature for _, temperature, _ in policy.asked} == {0.7}
+    asyncio.run(pass_counts(alone, TOKENIZER, EXAMPLES[1:2], CONFIG, samples=3, seed=8))
+    assert alone.asked[0][2] != alone.asked[1][2]
 
 
 def test_the_perplexity_of_the_ground_truth_by_hand() -> None:
@@ -128,3 +139,4 @@ def test_the_perplexity_of_the_ground_truth_by_hand() -> None:
     assert policy.scored == [[*TOKENIZER.encode("ab"), TOKENIZER.eos_token_id]]
     tokens = len(policy.scored[0])
     assert found.perplexity == pytest.approx(math.exp((tokens - 0.5) / tokens))
+    assert found.response_tokens == tokens

@@ -83,6 +83,10 @@ def test_an_iteration_counts_what_its_stages_stored(report, inputs):
     assert sum(first.perplexity.histogram.counts) == BUFFER
     assert first.perplexity.histogram.edges == report.iterations[2].perplexity.histogram.edges
     assert first.pair_statistics.dropped == {"value gap too small": 21, "too few visits": 14}
+    assert sum(first.perplexity.selected.counts) == first.selected
+    pairs = inputs.pairs[1]
+    assert first.pair_statistics.mean_chosen_visits == pytest.approx(sum(pair.chosen_visits for pair in pairs) / len(pairs))
+    assert first.pair_statistics.mean_rejected_visits == pytest.approx(sum(pair.rejected_visits for pair in pairs) / len(pairs))
     assert first.sampled_tokens == sum(tree.sampled_tokens for tree in inputs.trees[1])
 
 

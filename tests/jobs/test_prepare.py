@@ -14,9 +14,11 @@ import pytest
 from itool.artifacts.manifest import Manifest, manifest_key, parse_manifest
 from itool.artifacts.resolve import manifest_prefixes, resolve
 from itool.artifacts.store import FolderStore
-from itool.config import load_config
+from itool.config import DataConfig, load_config
 from itool.data.chat import end_of_turn_id, load_tokenizer, token_counts
+from itool.data.sources.load import load_examples
 from itool.demo import base_model_path
+from itool.demo.task import generate
 from itool.policy.model_folder import read_model_folder
 from itool.records import Example
 from itool.stages import StageId
@@ -71,6 +73,42 @@ def test_it_stops_between_two_examples(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(prepare, "token_counts", be_stopped)
     assert prepare.main(["--set", f"root={tmp_path}", "--set", "data.count=60", "--set", "data.held_out_count=10"]) == 75
     assert FolderStore(tmp_path).list("") == {}
+
+
+def test_what_just_fits_is_kept(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "data.jsonl", range(10**30 - 10, 10**30 + 10))
+    tokenizer = load_tokenizer(base_model_path())
+    counts = [token_counts(tokenizer, one) for one in load_examples(DataConfig(source="xlam", path=data)).examples]
+    prompt, answer = max(tokens for tokens, _ in counts), max(tokens for _, tokens in counts)
+
+    def dropped(name: str, context: int) -> dict[str, int]:
+        limits = {"model__max_response_tokens": answer, "model__context_tokens": context}
+        (tmp_path / name).mkdir()
+        parts = {"data__held_out_fraction": 0.3, "data__validation_fraction": 0, "data__max_dropped_fraction": 0.9}
+        return prepared(tmp_path / name, data__source="xlam", data__path=data, **parts, **limits).counts.dropped
+
+    assert dropped("fits", prompt + answer) == {}
+    longest = sum(tokens == prompt for tokens, _ in counts)
+    assert 0 < longest < len(counts)
+    assert dropped("one less", prompt + answer - 1) == {"prompt_too_long": longest}
+
+
+def test_the_built_in_task_is_that_of_the_seed_and_a_checkers_buffer_has_no_text(tmp_path: Path) -> None:
+    prepared(tmp_path, seed=3, data__count=90, data__held_out_count=12, data__buffer_labels="checker", select__by="pass_rate")
+
+    def stored(name: str) -> list[Example]:
+        (path,) = (tmp_path / "runs").rglob(f"{name}.jsonl")
+        return [Example.model_validate_json(line) for line in path.read_text().splitlines()]
+
+    train, held_out = ({one.id: one for one in generate(split, count, 3)} for split, count in (("train", 90), ("held_out", 12)))
+    warmup, buffer = stored("warmup"), stored("buffer")
+    assert [one.model_copy(update={"difficulty": None}) for one in stored("held_out")] == list(held_out.values())
+    assert [one.model_copy(update={"difficulty": None}) for one in warmup] == [train[one.id] for one in warmup]
+    assert buffer == [train[one.id].model_copy(update={"response": None}) for one in buffer]
+    for part in (warmup, stored("held_out")):
+        sizes = [sum(one.difficulty == level for one in part) for level in ("easy", "medium", "hard")]
+        assert max(sizes) - min(sizes) <= 1
+        assert sum(sizes) == len(part) > 0
 
 
 def test_training_and_sampling_agree_on_the_end_of_a_turn(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from itool.config import load_config
 from itool.records import Example, Message
-from jobs.dpo import replayed_examples
+from jobs.dpo import _in_buffer_order, replayed_examples
 
 
 class FakeStage:
@@ -41,3 +42,10 @@ def _example(name: str, response: str | None) -> Example:
 def test_pairs_may_have_the_buffers_ground_truth_replayed_beside_them(settings: list[str], replayed: list[str]) -> None:
     stage: Any = FakeStage(*settings)
     assert [example.id for example in replayed_examples(stage)] == replayed
+
+
+def test_what_several_shards_found_is_learned_in_the_order_of_the_buffer() -> None:
+    """Shards come one after the other; of one example the order in which it was found stays."""
+    found: list[Any] = [SimpleNamespace(example_id=name, step=step) for name, step in (("checker", 1), ("gold", 2), ("gold", 1))]
+    stage: Any = FakeStage()
+    assert [(row.example_id, row.step) for row in _in_buffer_order(stage, found)] == [("gold", 2), ("gold", 1), ("checker", 1)]

@@ -29,10 +29,8 @@ READ = parse_config({"select": {"by": "perplexity", "batch_tokens": 64}})  # les
 class Attempt:
     """One attempt at the stage; `checkpoint` outlives it. It is asked to stop after `stop_after` steps of progress."""
 
-    seed = 17
-
-    def __init__(self, config: RunConfig, folder: Path, stop_after: int | None = None) -> None:
-        self.config, self.folder = config, folder
+    def __init__(self, config: RunConfig, folder: Path, stop_after: int | None = None, *, seed: int = 17) -> None:
+        self.config, self.folder, self.seed = config, folder, seed
         self.output, self.scratch, self.checkpoint = folder / "output", folder / "scratch", folder / "checkpoint"
         for made in (self.output, self.scratch):
             made.mkdir(parents=True, exist_ok=True)
@@ -121,6 +119,28 @@ def test_a_score_says_what_its_samples_cost(tmp_path: Path) -> None:
     assert {row.sampled_tokens for row in rows} <= sums
     read = [Score.model_validate_json(line) for line in Attempt(READ, tmp_path / "read").run().splitlines()]
     assert {row.sampled_tokens for row in read} == {0}
+
+
+def test_each_iteration_draws_its_own_samples_and_its_own_lots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the seed of the stage, not of the run."""
+
+    def scored(config: RunConfig, seed: int, *answers: str) -> dict[str, tuple[float | None, bool]]:
+        policy = ScriptedPolicy(byte_tokenizer(), answers, prompt_tokens=len(render_prompt(byte_tokenizer(), EXAMPLES[0])))
+        answer_with(monkeypatch, score, lambda: policy)
+        rows = map(Score.model_validate_json, Attempt(config, tmp_path / f"{seed}{len(answers)}", seed=seed).run().splitlines())
+        return {row.example_id: (row.pass_rate, row.selected) for row in rows}
+
+    rates = [scored(SAMPLED, seed, WEATHER, WRONG_UNIT) for seed in (17, 18)]
+    both = rates[0].keys() & rates[1].keys()
+    assert [rates[0][name][0] for name in both] != [rates[1][name][0] for name in both]
+    everything = [score.hardest(_unsolved(), {"calls": 20}, seed=seed) for seed in (17, 18)]
+    for seed, expected in zip((17, 18), everything, strict=True):
+        found = {name for name, (_, selected) in scored(SAMPLED, seed, WRONG_UNIT).items() if selected}
+        assert found == {row.example_id for row in expected if row.selected}
+
+
+def _unsolved() -> list[Score]:
+    return [Score(example_id=example.id, stratum="calls", pass_rate=0.0) for example in EXAMPLES]
 
 
 def test_a_scoring_that_is_stopped_again_and_again_gets_ahead(tmp_path: Path) -> None:

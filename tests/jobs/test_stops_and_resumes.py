@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,8 @@ from itool.data.chat import render_prompt
 from itool.data.selection import quotas_of
 from itool.errors import Interrupted
 from itool.policy.protocol import Sample
-from itool.records import Node, SearchTree
+from itool.records import Node, Score, SearchTree
+from itool.search.seeds import draw_seed
 from itool.stages import StageId
 from jobs import generate, score
 from tests.fakes.byte_tokenizer import byte_tokenizer
@@ -114,6 +116,69 @@ def test_a_search_that_is_stopped_within_a_block_gives_that_block_up(tmp_path: P
     with pytest.raises(Interrupted):
         search_with(stage, monkeypatch, policy)
     assert stage.saved == [1, 4], "the three trees since the last checkpoint, once"
+
+
+class Shard(SlowStore):
+    """The second of two shards of the second iteration's search; the examples of even numbers were selected."""
+
+    id = StageId(2, "generate")
+    shard, shards = 1, 2
+    searched = ("weather-2", "weather-6", "weather-10", "weather-14", "weather-18")
+
+    def __init__(self, scratch: Path, method: str = "mcts_dpo", saved: Path | None = None) -> None:
+        super().__init__(scratch)
+        self.config = parse_config({"method": method, "search": {"simulations": 1, "root_samples": 2, "best_of": 2}})
+        self.saved_before = saved
+        self.written: dict[str, list[Any]] = {}
+        self.counts: dict[str, Any] = {}
+
+    def read(self, _kind: type, _role: str, name: str) -> list[Any]:
+        if name == "buffer.jsonl":
+            return EXAMPLES
+        return [Score(example_id=f"weather-{n}", stratum="calls", perplexity=1.0, selected=n % 2 == 0) for n in reversed(range(20))]
+
+    def latest_checkpoint(self) -> Path | None:
+        return self.saved_before
+
+    def write(self, name: str, rows: Iterable[Any]) -> None:
+        self.written[name] = list(rows)
+
+    def count(self, **counts: Any) -> None:
+        self.counts = counts
+
+    def metrics(self, _figures: dict[str, Any]) -> None: ...
+
+    def run(self, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], ScriptedPolicy]:
+        """The examples whose trees it wrote, and the policy that was asked."""
+        policy = a_policy()
+        answer_with(monkeypatch, generate, lambda: policy)
+        stage: Any = self
+        generate.generate(stage)
+        return [tree.example_id for tree in self.written[generate.TREES]], policy
+
+
+@pytest.mark.parametrize("method", ["mcts_dpo", "best_of_n", "rejection_sampling"])
+def test_a_shard_searches_its_part_of_what_was_selected(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Shard(tmp_path, method)
+    found, policy = stage.run(monkeypatch)
+    assert found == list(Shard.searched)
+    assert {draw_seed(17, 2, name, (), 0) for name in Shard.searched} == {request.seed for request in policy.requests}
+    assert [sample.example_id for sample in stage.written["samples.jsonl"]] == (found if method == "rejection_sampling" else [])
+    assert (stage.counts["incoming"], stage.counts["kept"], stage.counts["dropped"]) == (5, 5, {})
+
+
+def test_a_shard_leaves_what_it_has_found_or_dropped_before_and_keeps_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Shard(tmp_path)
+    before.run(monkeypatch)
+    trees = {tree.example_id: tree for tree in before.written[generate.TREES]}
+    (tmp_path / "saved").mkdir()
+    generate._write(tmp_path / "saved", {name: trees[name] for name in ("weather-18", "weather-6")}, {"weather-2": "unusable_example"})
+    stage = Shard(tmp_path, saved=tmp_path / "saved")
+    found, policy = stage.run(monkeypatch)
+    assert found == ["weather-6", "weather-10", "weather-14", "weather-18"]
+    assert stage.written[generate.TREES] == [trees[name] for name in found]
+    assert len(policy.requests) == 2
+    assert (stage.counts["incoming"], stage.counts["kept"], stage.counts["dropped"]) == (5, 4, {"unusable_example": 1})
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\x85", "\x1d"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,9 @@ from itool.config import ModelConfig, PolicyConfig
 from itool.errors import ConfigError, DependencyError, InputError, ItoolError, NumericalError
 from itool.policy import cohort
 from itool.policy.embedded import EmbeddedPolicy
-from itool.policy.packed import PackedModel
+from itool.policy.packed import PackedModel, Span, load_packed_model
 from itool.policy.protocol import Sample
-from tests.policy.conftest import MODEL, Folders
+from tests.policy.conftest import CONTEXT, MODEL, Folders
 from tests.policy.test_contract import OTHER, PROMPT, draw, ids
 
 
@@ -55,6 +56,18 @@ def test_the_size_of_the_batch_changes_no_sample(folders: Folders, rows: int) ->
     assert asyncio.run(samples(rows)) == asyncio.run(samples(200))
 
 
+def test_a_greedy_request_stays_greedy_when_sampled_ones_in_its_batch_end(folders: Folders) -> None:
+    async def answers() -> tuple[list[Sample], list[Sample]]:
+        async with open_embedded(folders) as policy:
+            alone = await draw(policy, OTHER, t=0.0, count=1)
+            _, beside = await asyncio.gather(draw(policy, count=20, tokens=3), draw(policy, OTHER, t=0.0, count=1))
+            return alone, beside
+
+    alone, beside = asyncio.run(answers())
+    assert ids(alone) == ids(beside)
+    assert len(alone[0].token_ids) > 3
+
+
 def test_a_prompt_that_extends_a_known_one_is_answered_as_if_it_were_new(folders: Folders) -> None:
     extended = [*PROMPT, *OTHER, *PROMPT]
 
@@ -67,6 +80,26 @@ def test_a_prompt_that_extends_a_known_one_is_answered_as_if_it_were_new(folders
     (cold, cold_scores), (warm, warm_scores) = asyncio.run(answers(warm=False)), asyncio.run(answers(warm=True))
     assert ids(warm) == ids(cold)
     assert warm_scores == pytest.approx(cold_scores, abs=1e-5)
+
+
+def test_a_policy_that_forgot_reads_a_prompt_from_its_beginning(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    known: list[int] = []
+    prefill = PackedModel.prefill
+
+    def watched(model: PackedModel, spans: Sequence[Span], wanted: Sequence[int]) -> torch.Tensor:
+        known.extend(span.past for span in spans)
+        return prefill(model, spans, wanted)
+
+    async def ask() -> None:
+        async with open_embedded(folders) as policy:
+            await draw(policy, PROMPT, tokens=1)
+            await draw(policy, [*PROMPT, *OTHER], tokens=1)
+            policy.forget()
+            await draw(policy, [*PROMPT, *OTHER], tokens=1)
+
+    monkeypatch.setattr(PackedModel, "prefill", watched)
+    asyncio.run(ask())
+    assert known == [0, len(PROMPT), 0]
 
 
 def test_a_request_that_was_given_up_disturbs_nobody(folders: Folders) -> None:
@@ -145,6 +178,13 @@ def test_loading_writes_nothing_between_the_log_lines(folders: Folders, capfd: p
     enable_progress_bar()
     open_embedded(folders, adapter=folders.adapter)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("dtype", "apart"), [("float32", False), ("bfloat16", True)])
+def test_an_adapter_is_merged_in_float32_only(folders: Folders, dtype: str, apart: bool) -> None:
+    """A sum in bfloat16 would round the small differences away that it makes."""
+    model = load_packed_model(folders.model, folders.adapter, dtype=dtype, context_tokens=CONTEXT)
+    assert any("lora_A" in name for name, _ in model._model.named_parameters()) == apart
 
 
 def test_an_adapter_of_another_model_is_an_input_error(folders: Folders, tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -19,8 +22,8 @@ from itool.policy.opening import open_policy
 from itool.policy.protocol import Policy, Sample
 from itool.policy.server import LocalVllmServer
 from tests.fakes.vllm_server import FakeVllm
-from tests.policy.conftest import CONTEXT, MODEL, Folders, start_server
-from tests.policy.test_contract import OTHER, PROMPT, draw
+from tests.policy.conftest import CONTEXT, MODEL, STOP, Folders, start_server
+from tests.policy.test_contract import OTHER, PROMPT, Result, draw
 
 MODELS = {"data": [{"id": "base", "parent": None}]}
 
@@ -164,6 +167,66 @@ def test_an_answer_that_cannot_be_read_is_asked_for_again(folders: Folders, answ
             asyncio.run(conversation())
         assert "\n" not in str(caught.value)
         assert len(answers) == 1
+
+
+def asked_and_answered(folders: Folders, question: Callable[[Policy], Awaitable[Result]]) -> tuple[list[dict[str, Any]], Result]:
+    """What a policy with an adapter asks its server, and what it makes of the answers.
+
+    The server says choice by choice, the last one first: choice i is a single token, 10 + i or the end of the turn; token t has
+    log-probability -t / 100, as the next one and at each place of the prompt.
+    """
+    name = vllm.adapter_name(folders.adapter)
+    bodies: list[dict[str, Any]] = []
+
+    def choice(body: dict[str, Any], index: int) -> dict[str, Any]:
+        token = STOP if index == 1 else 10 + index
+        top = {f"token_id:{asked}": -asked / 100 for asked in body.get("logprob_token_ids", [])}
+        rows = [None, *({str(asked): {"logprob": -asked / 100}} for asked in body["prompt"][1:])] if "prompt_logprobs" in body else None
+        logprobs = {"token_logprobs": [-token / 100], "top_logprobs": [top]}
+        return {"index": index, "finish_reason": "stop", "token_ids": [token], "logprobs": logprobs, "prompt_logprobs": rows}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models":
+            return httpx.Response(200, json={"data": [*MODELS["data"], {"id": name, "parent": "base"}]})
+        bodies.append(json.loads(request.content))
+        return httpx.Response(200, json={"choices": [choice(bodies[-1], index) for index in reversed(range(bodies[-1].get("n", 1)))]})
+
+    async def conversation() -> Result:
+        folder, transport = read_model_folder(folders.model, context_tokens=CONTEXT), httpx.MockTransport(answer)
+        async with vllm.VllmPolicy("http://server", folder, folders.adapter, policy=PolicyConfig(), transport=transport) as policy:
+            bodies.clear()
+            return await question(policy)
+
+    answered = asyncio.run(conversation())
+    assert {body["model"] for body in bodies} == {name}
+    assert all(vllm.PLAIN_SAMPLING.items() <= body.items() for body in bodies), "a server has defaults of its own"
+    return bodies, answered
+
+
+def test_every_sample_of_a_request_has_its_own_seed_and_its_own_place(folders: Folders) -> None:
+    bodies, samples = asked_and_answered(folders, lambda policy: draw(policy, count=70, tokens=5, seed=3, t=0.7))
+    first = vllm.derived_seed(3)
+    assert sorted((body["n"], body["seed"]) for body in bodies) == [(6, first + 64), (64, first)]
+    for body in bodies:
+        assert (body["prompt"], body["max_tokens"], body["temperature"], body["stop_token_ids"]) == (PROMPT, 5, 0.7, [STOP])
+    tokens = [STOP if index % 64 == 1 else 10 + index % 64 for index in range(70)]
+    assert [sample.token_ids for sample in samples] == [(token,) for token in tokens]
+    assert [sample.logprobs for sample in samples] == [(-token / 100,) for token in tokens]
+    assert [index for index, sample in enumerate(samples) if sample.finished] == [1, 65]
+
+
+def test_log_probabilities_are_those_of_the_continuations_own_tokens(folders: Folders) -> None:
+    bodies, logps = asked_and_answered(folders, lambda policy: policy.logprobs([5, 17], [33, 4, 60]))
+    assert logps == pytest.approx([-0.33, -0.04, -0.60])
+    assert [body["prompt"] for body in bodies] == [[5, 17, 33, 4]]
+    assert asked_and_answered(folders, lambda policy: policy.logprobs([5, 17], [33]))[1] == pytest.approx([-0.33])
+
+
+def test_options_have_the_order_in_which_they_were_asked_for(folders: Folders) -> None:
+    _, (much, little) = asked_and_answered(folders, lambda policy: policy.option_probabilities(PROMPT, [11, 40]))
+    assert math.log(much / little) == pytest.approx(0.29)
+    _, swapped = asked_and_answered(folders, lambda policy: policy.option_probabilities(PROMPT, [40, 11]))
+    assert swapped == pytest.approx([little, much])
 
 
 def test_a_page_in_place_of_the_list_of_models_is_a_dependency_error(folders: Folders) -> None:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from itool.records import ToolCall
+from itool.records import Tool, ToolCall
 from itool.search.mcts import action_value, puct, state_value, step_prior
-from itool.search.reward import agreement, state_reward, step_reward, terminal_outcome
+from itool.search.reward import agreement, partial_outcome, state_reward, step_reward, terminal_outcome
 from tests.search.scenes import PROSE, WEATHER, text_example, weather_example
 
 
@@ -81,8 +81,31 @@ def test_a_response_that_cannot_be_used_is_worth_nothing_whatever_it_has_right()
     assert terminal_outcome(PROSE, True, text_example()) == (1.0, True)
 
 
+def test_a_wrong_response_that_can_be_read_is_worth_what_of_it_agrees() -> None:
+    """Four units; one wrong argument, one missing, a call too many of one unit, another tool of one, a call that is missing."""
+    two = weather_example(calls=[*weather_example().calls, _call("now")])
+    for text, example, value in (
+        (WEATHER.replace("Oslo", "Rome"), weather_example(), 3 / 5),
+        ('[get_weather(city="Oslo",unit="celsius")]', weather_example(), 3 / 4),
+        (WEATHER[:-1] + ",now()]", weather_example(), 4 / 5),
+        (WEATHER[:-1] + ",then()]", two, 4 / 6),
+        (WEATHER, two, 4 / 5),
+    ):
+        assert terminal_outcome(text, True, example) == (pytest.approx(value), False)
+
+
 def _call(name: str, **arguments: object) -> ToolCall:
     return ToolCall(name=name, arguments=arguments)
+
+
+def test_a_state_is_worth_the_units_that_it_has_closed_until_it_cannot_become_calls_any_more() -> None:
+    beginning = '[get_weather(city="Oslo",unit="celsius",'
+    assert partial_outcome(beginning, weather_example()) == pytest.approx(3 / 4)
+    assert partial_outcome(beginning + ",", weather_example()) == 0.0, "an argument without a name"
+    assert partial_outcome(WEATHER[:-1], weather_example()) == 1.0
+    assert partial_outcome(WEATHER[:-1] + "and", weather_example()) == 0.0
+    named = weather_example(tools=[Tool(name="f(x)")], calls=[_call("f(x)", a=1, b=2)])
+    assert partial_outcome("[f(x)(a=1,", named) == pytest.approx(2 / 3), "a known name may hold any character"
 
 
 def test_agreement_counts_names_and_arguments() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from itool.config import RunConfig, parse_config
-from itool.data.chat import evaluation_prompt, render_prompt
+from itool.data.chat import evaluation_prompt, render_prompt, response_ids
 from itool.errors import DependencyError, InputError, Interrupted, NumericalError
 from itool.names import QUESTION_TOO_LONG
 from itool.policy.protocol import Sample
@@ -16,7 +17,7 @@ from itool.records import Example, SearchTree
 from itool.search.generate import UNUSABLE, SearchBlock, pairs_of, prepare_task, search_examples
 from itool.stages import flatten, unread
 from tests.fakes.byte_tokenizer import byte_tokenizer
-from tests.fakes.scripted_policy import ScriptedPolicy
+from tests.fakes.scripted_policy import Request, ScriptedPolicy
 from tests.search.scenes import WEATHER, WRONG_DAYS, WRONG_UNIT, weather_example
 
 TOKENIZER = byte_tokenizer()
@@ -74,6 +75,39 @@ def test_a_killed_search_continues_with_the_unfinished_trees() -> None:
     assert before.keys() | after.keys() == undisturbed.keys()
     assert not before.keys() & after.keys()
     assert before | after == undisturbed
+
+
+def test_every_block_meets_a_policy_that_remembers_nothing_in_the_company_that_it_always_has() -> None:
+    """Blocks are cut from all examples: what is done already moves no other into another block."""
+    events: list[str] = []
+
+    class Remembering(ScriptedPolicy):
+        def forget(self) -> None:
+            events.append("forget")
+
+    policy = Remembering(TOKENIZER, [WEATHER], prompt_tokens=10**6, before_sample=lambda _ids: events.append("ask"))
+    blocks = _search(policy, _config(), done={"weather-1", "weather-3", "weather-4", "weather-5"})
+    assert [[tree.example_id for tree in block.trees] for block in blocks] == [["weather-0", "weather-2"], ["weather-6"]]
+    assert [event for event, _ in itertools.groupby(events)] == ["forget", "ask", "forget", "ask"]
+    assert events.count("forget") == 2
+
+
+def test_a_search_has_the_seed_of_its_run() -> None:
+    seeds = [{request.seed for request in _asked(_config(seed=seed))} for seed in (17, 18)]
+    assert seeds[0].isdisjoint(seeds[1])
+
+
+def _asked(config: RunConfig) -> list[Request]:
+    policy = _policy()
+    _search(policy, config)
+    return policy.requests
+
+
+def test_a_ground_truth_is_injected_where_it_just_fits() -> None:
+    tokens = len(response_ids(TOKENIZER, EXAMPLES[0]))
+    for limit, fits in ((tokens, True), (tokens - 1, False)):
+        config = _config(model={"context_tokens": 2000, "max_response_tokens": limit})
+        assert (prepare_task(TOKENIZER, EXAMPLES[0], config, iteration=1).ground_truth_ids is not None) == fits
 
 
 def test_a_stop_cancels_the_trees_that_are_searched_and_keeps_the_blocks_before() -> None:
@@ -198,6 +232,14 @@ def test_rejection_sampling_pairs_nothing_of_what_it_draws() -> None:
     [tree] = _trees(_search(_policy([WRONG_UNIT]), best_of_n, EXAMPLES[:1])).values()
     assert pairs_of(tree, best_of_n)[0]
     assert pairs_of(tree, _config(method="rejection_sampling")) == ([], Counter())
+
+
+def test_a_whole_response_is_rejected_though_it_was_drawn_once() -> None:
+    """There is nothing that could visit it again."""
+    config = _config(method="best_of_n", search={"best_of": 1, "min_visits": 2})
+    [tree] = _trees(_search(_policy([WRONG_UNIT]), config, EXAMPLES[:1])).values()
+    [pair], _ = pairs_of(tree, config)
+    assert (pair.rejected_visits, pair.injected) == (1, True)
 
 
 @pytest.mark.parametrize("method", ["best_of_n", "rejection_sampling"])

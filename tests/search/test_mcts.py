@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from itool.records import SearchTree
+from itool.records import SearchTree, Tool, ToolCall
 from itool.search import mcts
 from itool.search.mcts import is_solved, select
 from itool.search.seeds import draw_seed
@@ -116,6 +117,8 @@ def test_an_injected_correction_is_visited_next() -> None:
     state = _state_of(policy, 1)
     assert "celsius" in state
     assert WEATHER.startswith(state)
+    [step] = [node for node in tree.nodes if "celsius" in node.text]
+    assert (step.visits, step.injected) == (1 + 4, True), "visited, and yet no sample has chosen it"
 
 
 def test_the_ground_truth_is_no_draw_from_its_states() -> None:
@@ -138,6 +141,25 @@ def test_a_request_asks_at_the_configured_temperature_for_what_the_response_has_
     assert {request.temperature for request in policy.requests} == {0.7}
     assert [request.max_tokens + len(request.ids) for request in policy.requests] == [100 + len(PROMPT)] * 3
     assert len({request.max_tokens for request in policy.requests}) > 1
+
+
+def test_a_continuation_that_two_states_have_in_common_counts_for_the_one_it_was_drawn_in() -> None:
+    """Whatever the city, the rest of the response is the same tokens. A state that has its samples is not asked again."""
+    cities = [WEATHER.replace("Oslo", city) for city in ("Rome", "Bonn", "Lima")]
+    policy = new_policy(cities)
+    tree = run_search(new_search(policy, settings(root_samples=6, width=9, simulations=5, c_puct=9.0), inject=False, run_seed=1))
+    states = [_state_of(policy, index) for index in range(1, 5)]
+    assert len(set(states)) == 4
+    assert len({city for city in ("Rome", "Bonn", "Lima") if any(state.endswith(f'"{city}",') for state in states)}) > 1
+    assert sum(node.visits for node in tree.nodes if node.terminal) == tree.samples
+
+
+def test_the_steps_of_a_call_are_those_of_a_tool_whatever_its_name_holds() -> None:
+    answers = ["[f(x)(a=1,b=2)]", "[f(x)(a=1,b=3)]"]
+    example = weather_example(tools=[Tool(name="f(x)")], calls=[ToolCall(name="f(x)", arguments={"a": 1, "b": 2})], response=answers[0])
+    tree = run_search(new_search(new_policy(answers), settings(root_samples=8, simulations=1), example=example))
+    assert [node.text for node in tree.nodes[1:3]] == ["[f(x)(", "a=1,"]
+    assert {node.text for node in tree.nodes[3:]} == {"b=2)]", "b=3)]"}
 
 
 def test_a_prior_is_the_probability_of_a_steps_own_tokens() -> None:
@@ -217,10 +239,20 @@ def test_only_the_calls_of_an_example_decide() -> None:
 
 
 def test_self_evaluation_asks_once_per_state_and_enters_the_reward() -> None:
-    policy = new_policy([WEATHER, WRONG_UNIT], confidence=lambda ids: len(ids) % 7 / 7)
+    asked, given = list[str](), list[float]()
+
+    def confidence(ids: Sequence[int]) -> float:
+        asked.append(byte_tokenizer().decode(list(ids)))
+        given.append(len(ids) % 7 / 7)
+        return given[-1]
+
+    policy = new_policy([WEATHER, WRONG_UNIT], confidence=confidence)
     tree = run_search(new_search(policy, settings(simulations=1, confidence_weight=0.5)))
     assert policy.questions == len(tree.nodes)
+    for response in (WEATHER, WRONG_UNIT):
+        assert any(response in question for question in asked), "about the whole response so far"
     assert len({node.confidence for node in tree.nodes}) > 2, "a constant one would telescope away"
+    assert sorted(node.confidence or 0.0 for node in tree.nodes) == sorted(given), 'of "correct"'
     rewards = [node.outcome + 0.5 * (node.confidence or 0.0) for node in tree.nodes]
     for node, reward in zip(tree.nodes, rewards, strict=True):
         if node.parent is not None:

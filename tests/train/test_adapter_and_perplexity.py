@@ -29,6 +29,9 @@ def test_equal_weights_are_saved_as_equal_bytes(tiny_base, lora, tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     saved = json.loads((tmp_path / "one" / "adapter_config.json").read_text())
     assert (saved["r"], saved["lora_alpha"]) == (4, 8.0)
+    save_adapter(new_adapter(load_model(tiny_base), lora, seed=2), tmp_path / "other")
+    weights = [(tmp_path / folder / "adapter_model.safetensors").read_bytes() for folder in ("one", "other")]
+    assert weights[0] != weights[1], "another seed, other weights"
 
 
 def test_perplexities_are_measured_without_dropout(tiny_base, adapter, dropping_adapter, sequences):

@@ -188,6 +188,37 @@ def test_workers_that_would_train_apart_are_told():
     assert "do not agree on where to begin" in str(errors[0])
 
 
+def test_gradients_and_signs_are_exchanged_between_all_workers():
+    """The second parameter has no gradient where the share was empty, and the frozen one nowhere."""
+
+    def body(workers):
+        first, frozen, second = (torch.nn.Parameter(torch.zeros(size), requires_grad=size != 1) for size in (2, 1, 3))
+        first.grad = torch.tensor([1.0, 2.0]) * (1 + workers.rank)
+        if workers.rank == 0:
+            second.grad = torch.tensor([5.0, 6.0, 7.0])
+        workers.sum_gradients([first, frozen, second])
+        flags = workers.any(workers.rank == 1), workers.any(False)
+        return first.grad.tolist(), frozen.grad, second.grad.tolist(), flags, workers.sum([0.5, workers.rank])
+
+    expected = [3.0, 6.0], None, [5.0, 6.0, 7.0], (True, False), [1.0, 1.0]
+    assert two_workers(body) == [expected, expected]
+
+
+def test_dropout_of_each_worker_and_update_has_a_stream_of_its_own():
+    def drawn(worker, seed, update):
+        worker.seed_update(seed, update)
+        return torch.rand(1).item()
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        streams = [drawn(Workers(rank, 2), seed, update) for rank in (0, 1) for seed in (3, 4) for update in (1, 2)]
+        assert len(set(streams)) == 8
+        assert drawn(Workers(1, 2), 4, 2) == streams[-1]
+        torch.manual_seed(1)
+        alone = [drawn(ALONE, 3, 1), drawn(ALONE, 3, 1)]
+        assert alone[0] != alone[1], "one process goes on with the stream that a checkpoint holds"
+
+
 def test_a_process_without_torchrun_is_alone():
     assert join_workers(timeout_seconds=1.0) is ALONE
     assert ALONE.sum([0.1, 0.2]) == [0.1, 0.2]

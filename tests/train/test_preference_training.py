@@ -52,6 +52,10 @@ def test_the_loss_of_an_update_is_that_of_its_pairs_its_likelihood_and_its_repla
     [update] = train("out", pairs, [old], settings=settings).metrics
     [replayed] = perplexities(load_policy(tiny_base, adapter), [old], batch_tokens=64)
     assert update["loss/replay"] == pytest.approx(math.log(replayed), abs=1e-5)
+    [drawn] = plan_preferences(len(pairs), 1, settings, seed=1)
+    chosen = [pairs[index] for index in drawn.pairs]
+    rows = [[*one.prompt_ids, *one.prefix_ids, *one.chosen_ids, *one.rejected_ids] for one in chosen]
+    assert update["tokens"] == sum(map(len, rows)) + len(old) * len(drawn.replay)
     assert update["loss"] == pytest.approx(update["loss/pairs"] + nll_weight * update["nll/chosen"] + update["loss/replay"])
 
 
@@ -146,6 +150,8 @@ def test_dropout_of_the_adapter_is_on_in_preference_training_too(train, pairs, a
     (adapter / "adapter_config.json").write_text(json.dumps(stored | {"lora_dropout": 0.5}))
     with_it = train("with", pairs, [], settings=settings)
     assert with_it.metrics[0]["logps/chosen"] != pytest.approx(without.metrics[0]["logps/chosen"])
+    margin, reference = (log.metrics[0]["logps/chosen"] - log.metrics[0]["logps/rejected"] for log in (with_it, without))
+    assert with_it.metrics[0]["margins"] == pytest.approx(settings.beta * (margin - reference), abs=1e-5), "the reference drops nothing"
 
 
 def test_a_pair_longer_than_a_sliding_window_is_refused_and_one_that_fits_it_is_trained(tiny_base, adapter, lora, tmp_path):
@@ -210,6 +216,31 @@ def test_dropout_continues_where_a_checkpoint_left_it(train, sequences, dropping
     settings = settings.model_copy(update={"checkpoint_seconds": 9.0})
     parts = train("parts", sequences, [], settings=settings, hooks=TrainingHooks(resume_from=tmp_path / "checkpoint"))
     assert parts.metrics == whole.metrics
+
+
+def test_dropout_draws_by_the_seed_of_the_stage(tiny_base, lora, dropping_adapter, tmp_path):
+    """All rows are the same, so that the plan cannot make the difference."""
+    rows, settings = [TokenSequence([5, 6, 7], [8, 9, 2])] * 4, FAST.model_copy(update={"updates": 1})
+
+    def loss(seed):
+        common = {"adapter_in": dropping_adapter, "model": lora, "settings": settings, "output": tmp_path / "out"}
+        return continue_sft(tiny_base, rows, [], seed=seed, **common).metrics[0]["loss"]
+
+    assert loss(1) == loss(1) != pytest.approx(loss(2), rel=1e-4)
+
+
+@pytest.mark.parametrize("changed", ["pairs", "replay"])
+def test_beside_a_checkpoint_of_other_rows_it_starts_anew(train, pairs, sequences, tmp_path, changed):
+    settings = FAST.model_copy(update={"updates": 2, "batch_pairs": 1, "checkpoint_seconds": 1e-9})
+    hooks = TrainingHooks(save_checkpoint=lambda folder, _: shutil.copytree(folder, tmp_path / "checkpoint"))
+    train("out", pairs, sequences, settings=settings, hooks=hooks)
+    discarded = []
+    hooks = TrainingHooks(resume_from=tmp_path / "checkpoint", discard_checkpoints=lambda: discarded.append(True))
+    train("out", pairs, sequences, settings=settings, hooks=hooks)
+    assert discarded == [], "its own"
+    data = (pairs[::-1], sequences) if changed == "pairs" else (pairs, sequences[::-1])
+    train("out", *data, settings=settings, hooks=hooks)
+    assert discarded == [True]
 
 
 def test_a_checkpoint_is_written_every_so_many_seconds(train, pairs):

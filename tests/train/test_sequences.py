@@ -99,6 +99,11 @@ def test_draws_pass_over_everything_before_they_repeat(count, updates, per_updat
     assert drawn == draw(count, updates, per_update, seed=4, salt="x")
 
 
+def test_every_pass_every_seed_and_every_salt_has_an_order_of_its_own():
+    orders = [*draw(20, 3, 20, seed=4, salt="x"), *draw(20, 1, 20, seed=5, salt="x"), *draw(20, 1, 20, seed=4, salt="y")]
+    assert len({tuple(order) for order in orders}) == 5
+
+
 def test_the_rest_of_the_right_answer_is_scored_on_no_side():
     """State [5, 6 | 7] whose last token is part of the answer, sides [8] and [9, 10], and [11, 2] that follow the chosen side."""
     batch = batch_pairs([step_pair([5, 6, 7], [8], [9, 10], answer=(1, [11, 2]))])

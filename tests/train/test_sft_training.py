@@ -1,3 +1,4 @@
+import math
 import os
 import shutil
 
@@ -6,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
 
-from itool.config import DpoConfig, OptimizerConfig, RunConfig, WarmupConfig
+from itool.config import DpoConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
 from itool.errors import InputError, Interrupted, NumericalError
 from itool.muon import Muon
 from itool.stages import flatten, unread
@@ -26,7 +27,8 @@ def by_phase(sequences):
 
 def test_training_lowers_the_loss_and_saves_only_an_adapter(tiny_base, lora, sequences, tmp_path):
     log = train_sft(tiny_base, by_phase(sequences), model=lora, settings=FAST, seed=3, output=tmp_path / "adapter")
-    assert log.updates == 6
+    assert [entry["update"] for entry in log.metrics] == [1, 2, 3, 4, 5, 6]
+    assert log.tokens == sum(entry["tokens"] for entry in log.metrics) == 2 * sum(map(len, sequences)), "two epochs"
     assert log.metrics[1]["loss"] < log.metrics[0]["loss"]
     assert [entry["learning_rate"] for entry in log.metrics] == pytest.approx([0.01, 0.01, 0.008, 0.006, 0.004, 0.002])
     assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
@@ -103,7 +105,15 @@ def test_an_interrupted_training_ends_bit_identical_to_an_undisturbed_one(tiny_b
 
 
 @pytest.mark.parametrize(
-    "other", [{"seed": 4}, {"settings": FAST.model_copy(update={"weight_decay": 0.5})}, "no state", "no adapter", "another adapter"]
+    "other",
+    [
+        {"seed": 4},
+        {"settings": FAST.model_copy(update={"weight_decay": 0.5})},
+        {"model": ModelConfig(lora_rank=4, lora_alpha=16.0)},
+        "no state",
+        "no adapter",
+        "another adapter",
+    ],
 )
 def test_beside_a_checkpoint_of_another_training_it_starts_anew(tiny_base, lora, sequences, tmp_path, other):
     def keep(folder, update):
@@ -177,6 +187,16 @@ def test_a_schedule_warms_up_and_never_wastes_an_update(schedule):
     assert factors[:3] == [0.5, 1.0, 1.0]
     assert all(factor > 0 for factor in factors)
     assert factors[2:] == sorted(factors[2:], reverse=True)
+
+
+def test_the_learning_rate_falls_along_a_line_or_half_a_wave():
+    """After 2 of 10 updates of warm-up, 8 remain: at update 4 three quarters of them, at update 8 one."""
+    linear, cosine = (
+        [schedule_factor(update, 10, WarmupConfig(schedule=schedule, warmup_fraction=0.2)) for update in (4, 6, 8)]
+        for schedule in ("linear", "cosine")
+    )
+    assert linear == pytest.approx([0.75, 0.5, 0.25])
+    assert cosine == pytest.approx([0.5 + 0.5 * math.sqrt(0.5), 0.5, 0.5 - 0.5 * math.sqrt(0.5)])
 
 
 def test_a_gpu_gets_repeatable_kernels_and_whoever_samples_after_a_training_does_not(monkeypatch):
