@@ -116,9 +116,11 @@ def end_on_sigterm_as_process_1() -> None:
         signal.signal(signal.SIGTERM, end_at_once)
 
 
-def end_at_once(_number: int, _frame: FrameType | None) -> NoReturn:
-    """End a process that has begun nothing yet, threads that wait for a store included."""
-    os._exit(exit_code_of(Interrupted("stopped before it began", remedy="Run the same command again")))
+def end_at_once(number: int, _frame: FrameType | None) -> NoReturn:
+    """End a process that holds nothing yet, from wherever it is, threads that wait for a store included."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"interrupted: stopped by {signal.Signals(number).name}. Run the same command again\n".encode())
+    os._exit(Interrupted.exit_code)
 
 
 def seconds_since_process_start() -> float:

@@ -6,24 +6,14 @@ it is killed. Commands that have something to end in order bring handlers of the
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
-from types import FrameType
 
-from itool.errors import Interrupted
+from itool.artifacts.process import end_at_once
 
 
 def main() -> None:
     """Run the command line."""
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, end_at_once)
     from itool.cli.main import main as command_line  # noqa: PLC0415 - takes most of a second on a busy node
 
     command_line()
-
-
-def leave(number: int, _frame: FrameType | None) -> None:
-    """End the process, from wherever it is."""
-    with contextlib.suppress(OSError):
-        os.write(2, f"itoolctl: stopped by {signal.Signals(number).name}. Run the same command again\n".encode())
-    os._exit(Interrupted.exit_code)

@@ -55,10 +55,14 @@ def status(
 
     Ends with 69 when the store or the cluster did not answer, 74 when a folder cannot be read; what could be read is shown all the same.
     """
-    reader = open_reader(_settings(run, root, config, backend))
-    shown = ""
+    settings, known = _settings(run, root, config, backend)
+    reader, shown = open_reader(settings), ""
     while True:
         found = reader.read()
+        if not known and "artifacts" not in found.unread:  # the store answers again, and has the run's own
+            settings, known = _settings(run, root, config, backend)
+            reader = open_reader(settings)
+            continue
         text = as_text(found, with_problem=watch, width=terminal_width()) if output is Output.text else ""
         if output is Output.json:
             print_json(as_document(found))
@@ -72,16 +76,16 @@ def status(
         raise reader.error
 
 
-def _settings(run: str | None, root: str | None, config: Path | None, backend: Backend | None) -> RunConfig:
-    """The run's configuration; while the store does not answer, what finds the Jobs of a run that is said to be in a cluster."""
+def _settings(run: str | None, root: str | None, config: Path | None, backend: Backend | None) -> tuple[RunConfig, bool]:
+    """The run's configuration; while the store does not answer, what finds the Jobs of a run that is said to be in a cluster (False)."""
     from itool.errors import DependencyError  # noqa: PLC0415
 
     try:
-        return existing_config(run, root, config, backend=backend, hurried=True)
+        return existing_config(run, root, config, backend=backend, hurried=True), True
     except DependencyError:
         if run is None or backend != "kubernetes":
             raise
-        return given_config(None, [f"run={json.dumps(run)}"], root=root, backend=backend)
+        return given_config(None, [f"run={json.dumps(run)}"], root=root, backend=backend), False
 
 
 def open_reader(settings: RunConfig) -> StatusReader:

@@ -46,17 +46,21 @@ def wait_for_end(reader: StatusReader, timeout: float) -> RunStatus:
     """The run as it stands at its end. Raises DependencyError after `timeout` seconds or a long outage.
 
     Only what two looks find is an end that nobody wanted: a controller may finish between the look at the artifacts and that at the lease.
+    After an outage it has time to renew a lease that has expired meanwhile.
     """
+    from itool.cluster.leases import TTL_SECONDS  # noqa: PLC0415
     from itool.errors import DependencyError  # noqa: PLC0415
 
-    began = answered = time.monotonic()
+    began = answered = renewed_by = time.monotonic()
     told, ended = -1, False
     while True:
         found, now = reader.read(), time.monotonic()
         if reader.error is not None and (not isinstance(reader.error, DependencyError) or now - answered >= PATIENCE_SECONDS):
             raise reader.error
-        if reader.error is None:
-            idle, answered = found.state != "running" and not reader.controller_comes, now
+        if reader.error is not None:
+            renewed_by = now + TTL_SECONDS
+        else:
+            idle, answered = found.state != "running" and not reader.controller_comes and now >= renewed_by, now
             if found.state == "done" or (idle and ended):
                 return found
             ended = idle

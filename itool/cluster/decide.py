@@ -6,8 +6,9 @@ killed anywhere and started again decides the same.
 Where the controller runs vLLM itself, what vLLM serves is part of the decision (`decide_serving.py`).
 
 Retry contract by exit code: 0 done; 64, 65 and 76 never again; 69 again with growing pauses until the service has been away for
-`dependency_patience_seconds` (an attempt, in a cluster a pod of it, that ran longer than it can wait in vain had it meanwhile); 75 again
-at once and without limit, since all that take long have saved a checkpoint; anything else up to `max_attempts` times.
+`dependency_patience_seconds` (an attempt that did further shards had it meanwhile, and one that ran longer than it can wait in vain, in
+a cluster a pod of it); 75 again at once and without limit, since all that take long have saved a checkpoint; anything else up to
+`max_attempts` times.
 """
 
 from __future__ import annotations
@@ -243,13 +244,14 @@ def _without_artifact(observed: Observed, task: Task) -> Action:
 
 
 def _one_outage(attempts: tuple[Attempt, ...], code: int, longest_in_vain: float) -> list[Attempt]:
-    """The last attempts that ended with `code`, from the latest one that ran for so long that the service was there meanwhile."""
+    """The last attempts that ended with `code`, from the latest one that did or ran for so much that the service was there meanwhile."""
     trailing: list[Attempt] = []
-    for attempt in reversed(attempts):
+    for index, attempt in reversed(list(enumerate(attempts))):
         if attempt.exit_code != code:
             break
         trailing.insert(0, attempt)
-        if attempt.seconds_at_once > longest_in_vain:
+        most_done = max((before.shards_done or 0 for before in attempts[:index]), default=0)
+        if attempt.seconds_at_once > longest_in_vain or (attempt.shards_done or 0) > most_done:
             break
     return trailing
 

@@ -496,7 +496,7 @@ def test_a_stage_that_is_stopped_before_its_store_has_answered_ends_at_once(tmp_
             _, said = stage.communicate(timeout=10)
         connection.close()
     assert stage.returncode == 75
-    assert said.splitlines()[-1] == "interrupted: stopped before it began. Run the same command again"
+    assert said.splitlines()[-1] == "interrupted: stopped by SIGTERM. Run the same command again"
 
 
 def test_a_killed_stage_leaves_no_artifact_and_its_folder_is_swept(folder_run: Run, tmp_path: Path) -> None:

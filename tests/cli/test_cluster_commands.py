@@ -22,15 +22,17 @@ from itool.cli import status
 from itool.cluster import client, preflight, session
 from itool.cluster.api_answers import ClusterDown, Denied
 from itool.cluster.client import QUEUE_PERMISSIONS
-from itool.cluster.controller import StageFailed
+from itool.cluster.controller import StageFailed, store_config
 from itool.cluster.job_facts import verdict_on
 from itool.cluster.kubernetes_runner import KubernetesRunner
 from itool.cluster.leases import LeaseHeld, StoreLease
 from itool.cluster.preflight import cluster_checks, require
 from itool.cluster.session import iterate
 from itool.cluster.wish import StoredArtifact, write_wish
+from itool.config import RunConfig
 from itool.config_kubernetes import StagePodConfig
 from itool.errors import ConfigError, DependencyError
+from itool.operations.run_status import StatusReader
 from tests.cli.cluster_scene import NAMESPACE, Scene
 
 Capture = pytest.CaptureFixture[str]
@@ -160,6 +162,24 @@ def test_status_without_the_file_names_all_that_does_not_answer(scene: Scene, ca
     assert capsys.readouterr().err == "itoolctl: S3 at http://s3 does not answer after 4 attempts; and the API server is down\n"
     assert scene.itoolctl_without_file(*in_a_cluster[:-2]) == 69  # where it runs stands in S3
     assert capsys.readouterr().err == "itoolctl: S3 at http://s3 does not answer after 4 attempts\n"
+
+
+def test_status_without_the_file_knows_the_run_s_settings_once_the_store_answers(
+    scene: Scene, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_config(scene.store, scene.config)
+    scene.work(12)
+    scene.store.down = True
+
+    def open_reader(settings: RunConfig) -> StatusReader:
+        reader = open_before(settings)
+        scene.store.down = False
+        return reader
+
+    open_before = status.open_reader
+    monkeypatch.setattr(status, "open_reader", open_reader)
+    assert scene.itoolctl_without_file("status", "demo", "--root", "s3://bucket/runs", "--backend", "kubernetes", "-o", "json") == 0
+    assert shown(capsys)["total"] == 8
 
 
 def test_status_without_the_cluster_shows_the_store_and_ends_with_69(scene: Scene, capsys: Capture) -> None:

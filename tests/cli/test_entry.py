@@ -22,4 +22,4 @@ def test_a_stop_signal_is_heard_while_the_first_heavy_module_is_imported(tmp_pat
         assert process.stdout.readline() == "importing\n"
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=30)
-    assert (process.returncode, said) == (75, "itoolctl: stopped by SIGTERM. Run the same command again\n")
+    assert (process.returncode, said) == (75, "interrupted: stopped by SIGTERM. Run the same command again\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -113,3 +114,30 @@ def test_an_outage_is_waited_for_and_then_ends_with_69(scene: Scene, capsys: Cap
     assert "S3 at http://s3 does not answer" in capsys.readouterr().err
     pass_time(monkeypatch, lambda: setattr(scene.store, "down", False))
     assert scene.itoolctl("wait") == 0
+
+
+def test_a_controller_that_an_outage_kept_from_renewing_its_lease_has_not_stopped(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.cluster.script["warmup"] = ["unschedulable"]
+    scene.work(12)
+    lease = StoreLease(scene.store, "demo")
+    lease.acquire()
+
+    looks = itertools.count(1)
+
+    def go_on() -> None:
+        look = next(looks)
+        scene.store.down = look == 1
+        if look == 2:
+            lease.release()  # as if it had expired
+        if look == 12:
+            lease.acquire()
+
+    pass_time(monkeypatch, go_on)
+    assert scene.itoolctl("wait", "--timeout", "300") == 69
+
+
+def test_a_run_that_an_outage_has_ended_is_not_waited_for_without_an_end(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail(scene)
+    scene.store.down = True
+    pass_time(monkeypatch, lambda: setattr(scene.store, "down", False))
+    assert scene.itoolctl("wait") == 1

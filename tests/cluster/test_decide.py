@@ -136,6 +136,17 @@ def test_of_an_attempt_with_many_pods_the_longest_tells_whether_a_service_was_th
     assert isinstance(again, StartStage)
 
 
+def test_an_attempt_that_does_further_shards_had_its_service() -> None:
+    """Of each it does those again that are stored, which tells nothing."""
+    day = 86_400.0
+    first = replace(ended(1, 0.0, 10.0), shards_done=5, longest_pod_seconds=10.0)
+    again = replace(ended(2, day, 1.5 * day), shards_done=5, longest_pod_seconds=10.0)
+    [end] = next_actions(observe(first, again, now=2 * day))
+    assert isinstance(end, Fail)
+    [retry] = next_actions(observe(first, replace(again, shards_done=300), now=2 * day))
+    assert isinstance(retry, StartStage)
+
+
 def test_interruptions_and_outages_do_not_use_up_attempts() -> None:
     [action] = next_actions(observe(failed(1, 1), failed(2, 75), failed(3, 69), failed(4, 1)))
     assert isinstance(action, StartStage)
