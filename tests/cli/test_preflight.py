@@ -179,12 +179,8 @@ def test_a_pod_waits_for_its_rights_and_a_person_is_told_at_once(
 def test_a_pod_that_waits_for_its_rights_is_stopped_at_once(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: Capture, number: signal.Signals
 ) -> None:
-    for module, name, value in (
-        (client, "in_cluster", lambda: True),
-        (session, "RIGHTS_SECONDS", 5.0),
-        (preflight, "LOOK_AGAIN_SECONDS", 10.0),
-    ):
-        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(client, "in_cluster", lambda: True)
+    monkeypatch.setattr(preflight, "LOOK_AGAIN_SECONDS", 60.0)
     asked = threading.Event()
     monkeypatch.setattr(scene.cluster, "may", lambda *_: asked.set())
 
@@ -201,7 +197,7 @@ def test_a_pod_that_waits_for_its_rights_is_stopped_at_once(
     finally:
         sender.join()
         signal.signal(number, former)
-    assert time.monotonic() - began < 10.0
+    assert time.monotonic() - began < 30.0
     line = "itoolctl: stopped while waiting for the cluster's checks; nothing was started. Start it again when you want it"
     assert capsys.readouterr().err.splitlines()[-1] == line
     assert scene.store.list("") == {}
