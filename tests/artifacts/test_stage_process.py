@@ -80,13 +80,14 @@ def test_a_stopped_stage_resumes_from_its_checkpoint(run: Run, tmp_path: Path, n
     assert not [key for key in run.store.list("") if "checkpoints" in key]
 
 
+@pytest.mark.usefixtures("s3_credentials")
 def test_a_stage_that_is_stopped_before_its_store_has_answered_ends_at_once(tmp_path: Path) -> None:
     """As the first process of a pod it would not hear the signal without a handler."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         document = {"root": "s3://bucket/runs", "store": {"endpoint_url": f"http://127.0.0.1:{silent.getsockname()[1]}"}}
         (tmp_path / "config.yaml").write_text(json.dumps(document))
         command = [sys.executable, "-m", "jobs.report", "--config", str(tmp_path / "config.yaml"), "--iteration", "1"]
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
         with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True) as stage:
             connection, _ = silent.accept()
             stage.send_signal(signal.SIGTERM)
