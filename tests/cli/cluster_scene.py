@@ -14,7 +14,7 @@ import yaml
 from itool.artifacts import s3
 from itool.artifacts.store import FolderStore
 from itool.cli import main as entry
-from itool.cluster import client
+from itool.cluster import client, pod_logs, watching
 from itool.cluster.controller import Controller, rules_of
 from itool.cluster.kubernetes_runner import KubernetesRunner
 from itool.cluster.leases import StoreLease
@@ -92,6 +92,8 @@ class Scene:
         self._monkeypatch = monkeypatch
         monkeypatch.setattr(s3, "S3Store", lambda _root, _config, **_: self.store)
         monkeypatch.setattr(client, "open_cluster", lambda _namespace, **_: self.cluster)
+        for module in (pod_logs, watching):
+            monkeypatch.setattr(module, "PAUSE_SECONDS", 0.01)
         monkeypatch.delenv("ITOOL_ROOT", raising=False)
 
     def itoolctl(self, *arguments: str) -> int:

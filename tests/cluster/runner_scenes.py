@@ -66,6 +66,12 @@ def run(cluster: InMemoryCluster) -> Controller:
     return controller
 
 
+def rounds(controller: Controller, count: int) -> None:
+    for _ in range(count):
+        controller.step()
+        controller.sleep(1.0)
+
+
 def made_cluster(config: RunConfig | None = None, **script: list[object]) -> InMemoryCluster:
     return InMemoryCluster(MemoryStore(), config or made_config(), script)
 

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from itool.artifacts.resolve import resolve
 from itool.cluster.client import PERMISSIONS
-from itool.cluster.controller import Controller, StageFailed
+from itool.cluster.controller import StageFailed
 from itool.cluster.job_facts import trim_pod, verdict_on
 from itool.cluster.kubernetes_runner import KubernetesRunner
 from itool.cluster.leases import LeaseLost
-from itool.cluster.pod_states import seconds
 from itool.cluster.progress import NoWatcher
 from itool.cluster.run_events import RunEvents
 from itool.cluster.runner import Attempt, Task
@@ -27,6 +26,7 @@ from tests.cluster.runner_scenes import (
     made_config,
     open_controller,
     release_of,
+    rounds,
     run,
     short_pauses_and_no_leftovers,  # noqa: F401
 )
@@ -138,76 +138,6 @@ def test_a_person_who_runs_again_gets_another_try() -> None:
     assert [name.rpartition("-")[2] for name in cluster.created_jobs if "-score-" in name] == ["1", "2"]
 
 
-@pytest.mark.parametrize(
-    ("outcomes", "words"),
-    [
-        (["unschedulable"], "too few GPUs"),
-        (["no image"], "no such image"),
-        (["no pod"], "no pod can be created: .*exceeded quota"),
-        ([137, "no pod"], "no pod can be created: .*exceeded quota"),
-    ],
-)
-def test_what_cannot_start_fails_the_run_in_the_end_and_says_why(outcomes: list[object], words: str) -> None:
-    cluster = made_cluster(score=outcomes)
-    with pytest.raises(StageFailed, match=f"could not start within 20 s .*{words}") as caught:
-        run(cluster)
-    assert caught.value.exit_code == 69
-    job = next(job for name, job in cluster.objects["jobs"].items() if "-score-" in name)
-    assert verdict_on(job) is not None
-    assert job["spec"]["activeDeadlineSeconds"] == 1
-
-
-def test_a_job_that_started_while_this_machine_slept_is_not_judged_by_what_was_seen_before() -> None:
-    cluster = made_cluster(prepare=["unschedulable"])
-    controller = open_controller(cluster)
-    controller.runner.cache._clock = lambda: cluster.now
-    rounds(controller, 4)
-    [pod] = cluster.objects["pods"]
-    cluster._outcomes[pod] = "hangs"  # a node comes
-    cluster.tick()
-    cluster.now += 8 * 3600.0
-    controller.step()
-    rounds(controller, 4)
-    assert "itool/verdict" not in str(cluster.objects["jobs"])
-
-
-def test_a_job_that_waits_says_why() -> None:
-    cluster = made_cluster(prepare=["unschedulable"])
-    controller = open_controller(cluster)
-    for _ in range(4):
-        controller.step()
-        controller.sleep(1.0)
-    (attempt,) = next(iter(controller.runner.state().values()))
-    assert (attempt.phase, attempt.reason) == ("pending", "unschedulable: 0/1 nodes: too few GPUs")
-
-
-def test_a_pod_that_follows_after_a_long_pause_is_no_pod_that_cannot_start() -> None:
-    cluster = made_cluster(prepare=[137])
-    controller = open_controller(cluster)
-    rounds(controller, 2)
-    cluster._replace_pods = lambda _job: None  # Kubernetes' pause
-    rounds(controller, 40)
-    assert "itool/verdict" not in str(cluster.objects["jobs"])
-
-
-def test_of_two_jobs_that_wait_each_says_why() -> None:
-    cluster = made_cluster(score=["no pod"], evaluate=["no pod"])
-    runner = open_controller(cluster).runner
-    assert isinstance(runner, KubernetesRunner)
-    for stage in (StageId(0, "evaluate"), StageId(1, "score")):
-        runner.start(Task(stage, "0" * 16), 1)
-    for _ in range(8):
-        runner.cache.wait(1.0)
-        found = runner.state()
-    assert [attempt.reason for (attempt,) in found.values()] == ["no pod can be created: pods are forbidden: exceeded quota"] * 2
-
-
-def test_jobs_that_start_soon_are_not_asked_why_they_wait() -> None:
-    cluster = made_cluster()
-    run(cluster)
-    assert ("events", "list") not in cluster.used
-
-
 def test_a_job_that_was_removed_starts_anew_under_its_name() -> None:
     """Neither its end nor how long it has waited counts for the one that follows it."""
     cluster = made_cluster(prepare=["no pod"])
@@ -252,24 +182,6 @@ def test_a_job_that_another_controller_has_seen_end_may_come_again_under_its_nam
     assert cluster.created_jobs == [name, name]
 
 
-def test_shards_wait_for_each_other_without_a_deadline() -> None:
-    cluster = made_cluster(generate=["hangs", "unschedulable"])
-    controller = open_controller(cluster)
-    for _ in range(80):
-        controller.step()
-        controller.sleep(1.0)
-    assert "itool/verdict" not in str(cluster.objects["jobs"])
-
-
-def test_the_next_stage_does_not_wait_until_kubernetes_has_counted_the_pods_of_the_last() -> None:
-    cluster = made_cluster()
-    cluster.lag_seconds = 90.0  # longer than a pod may be pending
-    run(cluster)
-    assert "itool/verdict" not in str(cluster.objects["jobs"])
-    last = cluster.objects["jobs"][cluster.created_jobs[-1]]
-    assert (seconds(last["metadata"]["creationTimestamp"]) or 0.0) - 1_800_000_000.0 < 90.0
-
-
 def test_a_pod_that_fills_its_disk_is_not_repeated_for_ever() -> None:
     cluster = made_cluster(score=["evicted"] * 50)
     with pytest.raises(StageFailed, match='Evicted: Usage of EmptyDir volume "scratch" exceeds the limit') as caught:
@@ -282,57 +194,6 @@ def test_shards_that_are_evicted_once_each_go_on() -> None:
     cluster = made_cluster(generate=["evicted"] * 3)
     assert resolve(cluster.store, run(cluster).config)[StageId(1, "generate")].done
     assert not any(verdict_on(job) for job in cluster.objects["jobs"].values())
-
-
-def test_shards_that_are_refused_a_pod_after_others_are_done_fail_the_run_and_say_why() -> None:
-    one_by_one = {"parallel_shards": 1, "pending_seconds": 20.0}
-    cluster = made_cluster(made_config(kubernetes=one_by_one), generate=[0, "unschedulable", "no pod"])
-    controller = open_controller(cluster)
-    tick = controller.sleep
-
-    def sleep(seconds: float) -> None:
-        """The second shard's pod waits for a moment, then somebody removes it."""
-        for name in [name for name, pod in cluster.objects["pods"].items() if "Unschedulable" in str(pod["status"])]:
-            cluster._remove("pods", name)
-        tick(seconds)
-
-    controller.sleep = sleep
-    with pytest.raises(StageFailed, match=r"could not start within 20 s .*: no pod can be created: pods are forbidden: exceeded quota"):
-        controller.run()
-
-
-def rounds(controller: Controller, count: int) -> None:
-    for _ in range(count):
-        controller.step()
-        controller.sleep(1.0)
-
-
-def test_a_job_that_is_refused_another_pod_has_all_its_time_again() -> None:
-    cluster = made_cluster(prepare=["no pod"])
-    controller = open_controller(cluster)
-    rounds(controller, 15)
-    cluster.script["prepare"] = ["hangs"]
-    rounds(controller, 15)
-    cluster.script["prepare"] = ["no pod"]
-    (pod,) = cluster.objects["pods"]
-    cluster._remove("pods", pod)
-    rounds(controller, 15)
-    with pytest.raises(StageFailed, match="could not start within 20 s"):
-        rounds(controller, 15)
-
-
-def test_shards_that_have_waited_for_others_may_still_wait_for_a_node_once_these_are_gone() -> None:
-    cluster = made_cluster(made_config(search={"shards": 2}), generate=["hangs", "unschedulable", "unschedulable"])
-    first = open_controller(cluster)
-    rounds(first, 60)  # of these some 40 in which one shard runs
-    running = next(name for name, pod in cluster.objects["pods"].items() if pod["status"].get("phase") == "Running")
-    cluster._outcomes[running] = "disrupted"  # its node is reclaimed
-    rounds(first, 15)
-    first.lease.release()
-    second = open_controller(cluster)  # which cannot know when a shard has run last
-    rounds(second, 15)
-    with pytest.raises(StageFailed, match=r"could not start within 20 s \(kubernetes.pending_seconds\): unschedulable"):
-        rounds(second, 15)
 
 
 def test_a_jobs_failure_that_is_heard_of_before_its_pods_waits_for_the_reason() -> None:
@@ -357,21 +218,6 @@ def test_a_stage_without_an_artifact_fails_the_run() -> None:
     cluster = made_cluster(score=["no artifact"])
     with pytest.raises(StageFailed, match="leaves no artifact"):
         run(cluster)
-
-
-def test_a_queue_may_hold_a_job_back_for_as_long_as_it_likes() -> None:
-    cluster = made_cluster(made_config(kubernetes={"queue": "gpus", "pending_seconds": 20.0}), prepare=["hangs"])
-    controller = open_controller(cluster)
-    rounds(controller, 60)
-    (attempt,) = next(iter(controller.runner.state().values()))
-    assert (attempt.phase, attempt.reason) == ("pending", "waits in Kueue's queue gpus")
-    (name,) = cluster.created_jobs
-    cluster.patch("jobs", name, {"spec": {"suspend": False}})
-    controller.runner.cache.look()
-    controller.step()  # it is admitted, and its pod is not there yet
-    rounds(controller, 3)
-    assert verdict_on(cluster.objects["jobs"][name]) is None
-    assert {pod["status"]["phase"] for pod in cluster.objects["pods"].values()} == {"Running"}
 
 
 def test_a_controller_that_is_stopped_leaves_the_jobs_alone_and_another_goes_on() -> None:

@@ -182,10 +182,13 @@ def test_what_a_removed_jobs_pod_has_written_is_kept() -> None:
     logs, store, cluster = made([FIRST], [])
     logs.look(JOB, [pod()])
     wait_until(lambda: logs.text("job") == b"one\n")
-    logs.lose(set())
-    wait_until(lambda: KEY in store.objects)
-    logs.lose(set())
-    assert logs.text("job") == b""
+
+    def is_forgotten() -> bool:
+        logs.lose(set())
+        return not logs._jobs
+
+    wait_until(is_forgotten)
+    assert store.objects[KEY].endswith(b"\none\n")
     asked = len(cluster.asked)
     time.sleep(0.05)
     assert len(cluster.asked) == asked
