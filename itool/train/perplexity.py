@@ -33,19 +33,30 @@ def perplexities(
     model.eval()
     with torch.inference_mode():
         for group, logps in _read_one_late(model, sequences, [group for group in groups if not values.keys() >= set(group)]):
-            parts = torch.split(logps.cpu(), [len(sequences[index].response_ids) for index in group])
+            parts = torch.split(logps, [len(sequences[index].response_ids) for index in group])
             values |= zip(group, (perplexity(part.tolist()) for part in parts), strict=True)
             on_progress(len(values), len(sequences))
     return [values[index] for index in range(len(sequences))]
 
 
 def _read_one_late(model: Any, sequences: Sequence[TokenSequence], groups: Iterable[list[int]]) -> Iterator[tuple[list[int], Tensor]]:
-    """Each group and the log P of its response tokens (N), when the next group's pass is under way: a GPU computes while one is read."""
-    before: tuple[list[int], Tensor] | None = None
+    """Each group and the log P of its response tokens (N), when the next group's pass is under way: a GPU computes while one is read.
+
+    A GPU does its work in order: a copy to memory that is asked for behind the next pass would wait for that pass too.
+    """
+    before: tuple[list[int], Tensor, torch.cuda.Event | None] | None = None
     for group in groups:
         logps = response_logps(model, batch_sequences([sequences[index] for index in group]))
+        copy = logps.to("cpu", non_blocking=True)
+        copied = torch.cuda.current_stream(logps.device).record_event() if logps.is_cuda else None
         if before is not None:
-            yield before
-        before = group, logps
+            yield _when_copied(*before)
+        before = group, copy, copied
     if before is not None:
-        yield before
+        yield _when_copied(*before)
+
+
+def _when_copied(group: list[int], copy: Tensor, copied: torch.cuda.Event | None) -> tuple[list[int], Tensor]:
+    if copied is not None:
+        copied.synchronize()
+    return group, copy
