@@ -159,9 +159,11 @@ class PodMonitor(ChartSection):
 
 
 class Preflight(ChartSection):
-    """A hook that runs before an installation or upgrade creates anything."""
+    """Hooks that run before an installation or upgrade creates anything."""
 
-    enabled: bool = Field(True, description="check the configuration and write, read and delete one object in S3")
+    enabled: bool = Field(
+        True, description="ask for a pod like the controller's, check the configuration, and write, read and delete one object in S3"
+    )
 
 
 class ChartValues(ChartSection):
