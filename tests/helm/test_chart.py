@@ -189,6 +189,15 @@ def test_chart_program_and_doctor_agree_on_versions() -> None:
         ),
         ({"networkPolicy": {"dnsPeers": [{"foo": {}}]}}, "- at '/networkPolicy/dnsPeers/0': additional properties 'foo' not allowed"),
         ({"run": {"kubernetes": {"credentials_secret": "Bad_Name"}}}, "- at '/run/kubernetes/credentials_secret': 'Bad_Name' does not"),
+        ({"run": {"policy": "vllm"}}, "- at '/run/policy': 'vllm' does not match pattern '^a mapping, in braces (--set-json)$'"),
+        (
+            {"controller": {"env": {"DEBUG": True}}},
+            "- at '/controller/env/DEBUG': value must be 'a string in quotes (--set-string), not true'",
+        ),
+        (
+            {"controller": {"priorityClass": False}},
+            "- at '/controller/priorityClass': value must be 'null, or a string in quotes (--set-string), not false'",
+        ),
         ({"controller": {"env": {"A B": "c"}}}, "- at '/controller/env': additional properties 'A B' not allowed"),
         ({"controller": {"env": {"DEBUG": 1}}}, "- at '/controller/env/DEBUG': value must be 'a string in quotes (--set-string)'"),
         (
