@@ -49,7 +49,7 @@ WORDS = {
 """What to write where Helm has read a string instead. `--set` makes strings of numbers with a point."""
 
 STRING = "a string in quotes (--set-string)"
-"""What Helm prints where it has read no string: `--set` makes a number of 5 and a boolean of true. It cannot print these."""
+"""What Helm prints where it has read no string: `--set` makes a number of 5 and a boolean of true. It cannot print a number."""
 
 PATTERNS = {
     CIDR: "^an address range, like 10.0.0.0/8 or fd00::/8$",
@@ -159,9 +159,11 @@ class PodMonitor(ChartSection):
 
 
 class Preflight(ChartSection):
-    """A hook that runs before an installation or upgrade creates anything."""
+    """Hooks that run before an installation or upgrade creates anything."""
 
-    enabled: bool = Field(True, description="check the configuration and write, read and delete one object in S3")
+    enabled: bool = Field(
+        True, description="ask for a pod like the controller's, check the configuration, and write, read and delete one object in S3"
+    )
 
 
 class ChartValues(ChartSection):
@@ -204,6 +206,7 @@ def schema_document() -> dict[str, Any]:
         if value.section or value.default is not None:
             section = _section(schema, value.path[:-1])
             section["required"] = sorted({value.path[-1], *section.get("required", ())})
+    schema["$defs"] |= {"NoString": _no_string(STRING), "NeitherStringNorNull": _no_string(f"null, or {STRING}")}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
 
 
@@ -295,7 +298,9 @@ def _in_words(schema: dict[str, Any]) -> dict[str, Any]:
             return rest | {"if": {"pattern": pattern}, "else": {"pattern": PATTERNS[pattern]}}
         case {"minLength": 1, **rest}:
             return rest | {"if": {"minLength": 1}, "else": {"pattern": NOT_EMPTY}}
-        case {"type": str(kind)} if kind in WORDS and "properties" not in schema:
+        case {"type": "object", "properties": properties, **rest}:  # which say nothing of a string
+            return rest | {"properties": properties} | _in_words({"type": "object"})
+        case {"type": str(kind)} if kind in WORDS:
             null = False
         case {"type": [str(kind), "null"]} if kind in WORDS:
             null = True
@@ -308,13 +313,21 @@ def _in_words(schema: dict[str, Any]) -> dict[str, Any]:
     return said | {"if": {"type": "string"}, "then": {"pattern": words}, "else": asked}
 
 
+def _no_string(wanted: str) -> dict[str, Any]:
+    """The schema that refuses all but strings with what is wanted; of two values it can say that they are not."""
+    refused: dict[str, Any] = {"const": wanted}
+    for value in (False, True):
+        refused = {"if": {"const": value}, "then": {"const": f"{wanted}, not {json.dumps(value)}"}, "else": refused}
+    return refused
+
+
 def _quoted(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema of a string, where all else meets a constant of words: Helm prints it, and nothing but two types otherwise."""
     match schema:
         case {"type": ("string" | ["string", "null"]) as kind, **rest}:
             said = {key: rest.pop(key) for key in ("default", "description") if key in rest}
-            words = STRING if kind == "string" else f"null, or {STRING}"
-            return said | {"if": {"type": kind}} | ({"then": rest} if rest else {}) | {"else": {"const": words}}
+            name = "NoString" if kind == "string" else "NeitherStringNorNull"
+            return said | {"if": {"type": kind}} | ({"then": rest} if rest else {}) | {"else": {"$ref": f"#/$defs/{name}"}}
     return schema
 
 

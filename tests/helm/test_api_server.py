@@ -19,6 +19,7 @@ from tests.missing import missing
 
 pytestmark = pytest.mark.cluster
 
+KINDS = "configmaps,services,jobs,pods,serviceaccounts,roles,rolebindings,networkpolicies"
 POD_MONITORS = "podmonitors.monitoring.coreos.com"
 
 
@@ -26,13 +27,18 @@ def kubectl(*arguments: str, given: str | None = None) -> subprocess.CompletedPr
     return subprocess.run(["kubectl", *arguments], input=given, capture_output=True, text=True, check=False, timeout=60)
 
 
+def install(namespace: str, changes: dict[str, Any], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`helm install` of the smallest values with these changes."""
+    values = json.dumps(deep_merge(SMALLEST, changes))
+    command = ["helm", "install", "demo", str(CHART), "--namespace", namespace, *arguments, "-f", "-"]
+    return subprocess.run(command, input=values, capture_output=True, text=True, check=False, timeout=60)
+
+
 def dry_run(namespace: str = "default", **changes: Any) -> subprocess.CompletedProcess[str]:
     """`helm install`, as far as a cluster can be asked without creating anything."""
     if not os.environ.get("KUBECONFIG"):
         raise missing("KUBECONFIG is not set")
-    values = json.dumps(deep_merge(SMALLEST, changes))
-    command = ["helm", "install", "demo", str(CHART), "--namespace", namespace, "--dry-run=server", "-f", "-"]
-    return subprocess.run(command, input=values, capture_output=True, text=True, check=False, timeout=60)
+    return install(namespace, changes, "--dry-run=server")
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +99,24 @@ def test_a_secret_without_the_keys_is_refused_and_a_complete_one_accepted(namesp
 )
 def test_an_object_that_the_values_name_must_be_there(namespace: str, changes: dict[str, Any], line: str) -> None:
     assert line.replace("{}", namespace) in dry_run(namespace, **changes).stderr
+
+
+@pytest.mark.parametrize(
+    ("controller", "reason"),
+    [
+        ({"priorityClass": "nowhere"}, "no PriorityClass with name nowhere was found"),
+        ({"volumes": [{"name": "root", "hostPath": {"path": "/"}}]}, 'violates PodSecurity "restricted:latest": restricted volume types'),
+    ],
+)
+def test_a_controller_that_would_be_refused_is_refused_at_once_and_nothing_is_left(
+    namespace: str, controller: dict[str, Any], reason: str
+) -> None:
+    before = kubectl("get", KINDS, "--namespace", namespace, "-o", "name").stdout
+    refused = install(namespace, {"controller": controller}, "--timeout", "20s")
+    kubectl("delete", "secret", "--namespace", namespace, "--selector", "owner=helm,name=demo")  # Helm's record of what has failed
+    assert refused.returncode != 0
+    assert f'pods "demo-controller-pod" is forbidden: {reason}' in refused.stderr
+    assert kubectl("get", KINDS, "--namespace", namespace, "-o", "name").stdout == before
 
 
 def test_a_missing_namespace_is_named_rather_than_what_is_missing_in_it(namespace: str) -> None:

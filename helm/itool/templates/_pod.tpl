@@ -68,11 +68,14 @@ volumeMounts:
 {{- end }}
 {{- end }}
 
-{{/* The configuration, the scratch folder and what is configured. Takes [., name of the ConfigMap]. */}}
+{{/* The configuration, the scratch folder and what is configured. Takes [., name of the ConfigMap] and, when there may be none, true. */}}
 {{- define "itool.volumes" -}}
 - name: config
   configMap:
     name: {{ index . 1 }}
+    {{- if gt (len .) 2 }}
+    optional: {{ index . 2 }}
+    {{- end }}
 - name: scratch
   emptyDir:
     sizeLimit: 1Gi
