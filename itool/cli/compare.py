@@ -10,7 +10,9 @@ from itool.cli.options import Output, OutputOption, RootOption, existing_config
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Names of two or more runs under the same root.")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN", help="Two or more runs under the same root; the others are set against the first.")
+    ],
     root: RootOption = None,
     output: OutputOption = Output.text,
 ) -> None:

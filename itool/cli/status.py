@@ -48,7 +48,7 @@ def status(
     config: ConfigOption = None,
     root: RootOption = None,
     backend: BackendOption = None,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing it until the run is finished or Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing it until the run is done, or Ctrl-C.")] = False,
     output: OutputOption = Output.text,
 ) -> None:
     """Show how far a run is: every stage, its pods, vLLM, and why something waits or failed.
