@@ -16,7 +16,7 @@ def compare(
     root: RootOption = None,
     output: OutputOption = Output.text,
 ) -> None:
-    """Set runs side by side with confidence intervals: methods, seeds, settings."""
+    """Set runs side by side with confidence intervals. They may differ in method, seed or settings."""
     from itool.cli.compare_tables import comparison_text  # noqa: PLC0415
     from itool.cli.tables import terminal_width  # noqa: PLC0415
     from itool.errors import ConfigError  # noqa: PLC0415
