@@ -103,7 +103,7 @@ image_arguments = --build-arg TORCH=$(if $(filter vllm-cpu,$*),cpu,$(TORCH)) \
 images: $(IMAGES:%=image-%)  ## build the container images: docker, podman, buildah or BUILD_IMAGE=COMMAND (docs/images.md)
 
 .PHONY: image-names
-image-names:
+image-names:  ## their names, to push or to load: make -s image-names
 	@echo $(IMAGES:%=$(IMAGE_REPOSITORY)/%:$(IMAGE_TAG))
 
 image-%:
@@ -114,4 +114,4 @@ image-%:
 
 .PHONY: clean
 clean:  ## remove the environments and caches; runs/ and models/ stay
-	rm -rf $(VENV) $(VLLM_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis build *.egg-info

@@ -60,7 +60,7 @@ def ls(
 
 @app.command("show")
 def show(name: NameArgument, root: RootOption = None, output: OutputOption = Output.text) -> None:
-    """Show an artifact's manifest: inputs, settings, files, counts, times."""
+    """Show an artifact's manifest. It names inputs, settings, files, counts, times."""
     from itool.artifacts.catalogue import find_artifact  # noqa: PLC0415
     from itool.artifacts.manifest import manifest_key  # noqa: PLC0415
 

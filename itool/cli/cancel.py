@@ -18,7 +18,7 @@ def cancel(
     backend: BackendOption = None,
     output: OutputOption = Output.text,
 ) -> None:
-    """Stop a run after its stages have saved a checkpoint, and vLLM with it. Artifacts stay; `itoolctl iterate --run RUN` resumes."""
+    """Stop a run, and vLLM with it, after a checkpoint. Artifacts stay; `itoolctl iterate --run RUN` resumes."""
     from itool.commands import resume  # noqa: PLC0415
 
     settings = existing_config(run, root, config, backend=backend, known_keys_only=True)

@@ -10,11 +10,13 @@ from itool.cli.options import Output, OutputOption, RootOption, existing_config
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Names of two or more runs under the same root.")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN", help="Two or more runs under the same root; the others are set against the first.")
+    ],
     root: RootOption = None,
     output: OutputOption = Output.text,
 ) -> None:
-    """Set runs side by side with confidence intervals: methods, seeds, settings."""
+    """Set runs side by side with confidence intervals. They may differ in method, seed or settings."""
     from itool.cli.compare_tables import comparison_text  # noqa: PLC0415
     from itool.cli.tables import terminal_width  # noqa: PLC0415
     from itool.errors import ConfigError  # noqa: PLC0415

@@ -40,7 +40,7 @@ def doctor(
     ] = False,
     output: OutputOption = Output.text,
 ) -> None:
-    """Check what a run needs: on this machine, or with --backend kubernetes in the cluster. Nothing is created but one small object.
+    """Check what a run needs. On this machine, or with --backend kubernetes in the cluster; nothing is created but one small object.
 
     Ends with the code of the first thing that is missing: 64 a setting, 69 a service that does not answer, 74 a folder that cannot be
     written, 1 anything else on this machine.

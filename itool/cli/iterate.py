@@ -45,7 +45,7 @@ def iterate(
     ] = 0.0,
     output: OutputOption = Output.text,
 ) -> None:
-    """Run the training iterations: everything that is missing, nothing twice. Ctrl-C stops after a checkpoint; the same command resumes.
+    """Run the iterations: everything that is missing, nothing twice. Ctrl-C stops after a checkpoint; the same command resumes.
 
     With --backend kubernetes the stages are Jobs: Ctrl-C leaves them running, the same command follows them, `itoolctl cancel` stops them.
     """

@@ -42,7 +42,7 @@ def logs(
     backend: BackendOption = None,
     output: OutputOption = Output.text,
 ) -> None:
-    """Print the log of a stage's newest attempt: live, and from the store after its pods are gone. --output json: one object per line."""
+    """Print the log of a stage's newest attempt. Live, and from the store after its pods are gone. --output json: an object per line."""
     from itool.artifacts.store import open_store  # noqa: PLC0415
     from itool.errors import InputError  # noqa: PLC0415
     from itool.operations.attempt_logs import Wanted  # noqa: PLC0415

@@ -39,7 +39,8 @@ def _refuse_empty(root: str | None) -> str | None:
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="Configuration file (YAML).")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a setting, as in --set search.width=4.")
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="A setting, as in --set search.width=4; may be repeated."),
 ]
 RunOption = Annotated[str | None, typer.Option("--run", "-r", metavar="NAME", help="Name of the run.")]
 RootOption = Annotated[

@@ -21,7 +21,7 @@ def report(
     root: RootOption = None,
     output: OutputOption = Output.text,
 ) -> None:
-    """Print a run's results; --output json prints report.json (docs/report.schema.json)."""
+    """Print a run's results. --output json prints report.json (docs/report.schema.json)."""
     from itool.operations.reports import find_report  # noqa: PLC0415
 
     settings = existing_config(run, root, config, sets)

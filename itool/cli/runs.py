@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def runs(root: RootOption = None, output: OutputOption = Output.text) -> None:
-    """List the runs under a root: state, iterations, best accuracy so far, who works on them."""
+    """List the runs under a root, and who works on them. Each with its state, iterations and best accuracy so far."""
     names = run_names(root)
     lines = [line for name in names if (line := _line(name, root))]
     if output is Output.json:

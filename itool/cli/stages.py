@@ -11,7 +11,7 @@ from itool.cli.tables import columns, terminal_width
 
 
 def stages(output: OutputOption = Output.text) -> None:
-    """List the stages: what each does, whether it needs a GPU and has shards (-o json: also what it writes and which settings it reads)."""
+    """List the stages and what each does. Also whether it needs a GPU and has shards; -o json: what it writes, which settings it reads."""
     from itool.stages import STAGES  # noqa: PLC0415
 
     if output is Output.json:

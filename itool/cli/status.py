@@ -48,10 +48,10 @@ def status(
     config: ConfigOption = None,
     root: RootOption = None,
     backend: BackendOption = None,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing it until the run is finished or Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing it until the run is done, or Ctrl-C.")] = False,
     output: OutputOption = Output.text,
 ) -> None:
-    """Show how far a run is: every stage, its pods, vLLM, and why something waits or failed.
+    """Show how far a run is, and why something waits or failed. Shown are its stages, their pods, and vLLM.
 
     Ends with 69 when the store or the cluster did not answer, 74 when a folder cannot be read; what could be read is shown all the same.
     """

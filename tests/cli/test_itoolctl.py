@@ -32,6 +32,11 @@ def test_help_needs_no_torch_and_nothing_heavy(itoolctl: Itoolctl) -> None:
         assert f"  {command}" in done.stdout
 
 
+@pytest.mark.parametrize("group", [(), ("artifacts",)])
+def test_a_list_of_commands_says_each_in_a_whole_sentence(group: tuple[str, ...], within: Within) -> None:
+    assert "..." not in within(*group, "--help")[1].partition("Commands:")[2]
+
+
 def test_version_is_that_of_the_manifests(itoolctl: Itoolctl) -> None:
     assert itoolctl("--version").stdout.strip() == code_version()
 

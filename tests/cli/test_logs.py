@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,9 @@ from itool.operations.attempt_logs import Wanted
 from itool.operations.live_logs import ClusterLogs, PodText
 
 
-def test_a_newer_attempt_does_not_swallow_the_last_line_of_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_newer_attempt_does_not_swallow_the_last_line_of_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, store = RunConfig(root=str(tmp_path)), FolderStore(tmp_path)
     folder = store.path("demo/logs")
     folder.mkdir(parents=True)
@@ -27,14 +28,12 @@ def test_a_newer_attempt_does_not_swallow_the_last_line_of_the_one_before(tmp_pa
     lease = open_lease(store, config.run)
     lease.acquire()
 
-    def try_again() -> None:
+    def try_again(_seconds: float) -> None:
         (folder / "i0-prepare-2.log").write_text("done\n")
         lease.release()
 
-    timer = threading.Timer(0.5, try_again)
-    timer.start()
+    monkeypatch.setattr("itool.cli.logs.time.sleep", try_again)
     assert _show_local(config, store, Wanted("prepare"), Printer("prepare", as_json=False), follow=True)
-    timer.join()
     assert capsys.readouterr().out == "killed in the midd\ndone\n"
 
 

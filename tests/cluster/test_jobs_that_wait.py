@@ -105,7 +105,9 @@ def test_the_next_stage_does_not_wait_until_kubernetes_has_counted_the_pods_of_t
     run(cluster)
     assert "itool/verdict" not in str(cluster.objects["jobs"])
     last = cluster.objects["jobs"][cluster.created_jobs[-1]]
-    assert (seconds(last["metadata"]["creationTimestamp"]) or 0.0) - 1_800_000_000.0 < 90.0
+    created_at = seconds(last["metadata"]["creationTimestamp"])
+    assert created_at is not None
+    assert created_at - 1_800_000_000.0 < 90.0
 
 
 def test_shards_that_are_refused_a_pod_after_others_are_done_fail_the_run_and_say_why() -> None:

@@ -84,7 +84,7 @@ def share_within(quantile, degrees, steps=2000):
     return 2 * scale * quantile / steps / 3 * (heights[0] + heights[-1] + 4 * sum(heights[1:-1:2]) + 2 * sum(heights[2:-1:2]))
 
 
-@pytest.mark.parametrize("degrees", [2, 15, 16, 17, 24, 30])
+@pytest.mark.parametrize("degrees", range(1, 31))
 def test_a_spread_holds_95_percent_of_students_t(degrees):
     result = spread([0.0, 1.0] * ((degrees + 1) // 2) + [0.5] * ((degrees + 1) % 2))
     assert result.ci95 is not None

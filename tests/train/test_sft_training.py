@@ -35,7 +35,7 @@ def test_training_lowers_the_loss_and_saves_only_an_adapter(tiny_base, lora, seq
     assert str(tiny_base) not in (tmp_path / "adapter" / "adapter_config.json").read_text()
 
 
-def test_the_first_loss_is_the_one_that_trl_computes(tiny_base, lora, sequences, tmp_path):
+def test_the_first_loss_is_the_one_that_transformers_computes(tiny_base, lora, sequences, tmp_path):
     settings = FAST.model_copy(update={"batch_examples": 24, "epochs": 1, "curriculum": "mixed"})
     ours = train_sft(tiny_base, {"all": sequences}, model=lora, settings=settings, seed=3, output=tmp_path / "a").metrics[0]["loss"]
     model = load_model(tiny_base).eval()
