@@ -21,7 +21,18 @@ from itool.cluster.job_facts import LOGS_KEPT, VERDICT, hopeless, is_over, shard
 from itool.cluster.manifests import job_name, stage_job, workers_name, workers_service
 from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, RUN_LABEL, Object
 from itool.cluster.pod_logs import PodLogs
-from itool.cluster.pod_states import FIRST_POD, NEXT_POD, JobState, PodState, event_time, events_by_object, job_state, pod_state
+from itool.cluster.pod_states import (
+    FIRST_POD,
+    NEXT_POD,
+    JobState,
+    PodState,
+    event_time,
+    events_by_object,
+    job_state,
+    lacks_pods,
+    pod_state,
+    pods_at_once,
+)
 from itool.cluster.pods import config_object, is_leftover, owner_name, owner_object, owner_reference, taken_name
 from itool.cluster.runner import Attempt, Attempts, Task
 from itool.cluster.watching import Cache, View
@@ -235,14 +246,14 @@ class KubernetesRunner:
         name, now = job["metadata"]["name"], self.clock()
         turn_at = self._turn_at(job, states)
         waits = [(max(state.created_at, turn_at), state.reason) for state in states if state.phase == "pending"]
-        if found.phase != "pending" or job["spec"].get("suspend") or (states and not found.refused):
+        if not job["spec"].get("suspend") and (found.refused or (found.phase == "pending" and not states)):
+            waits.append((self._podless_since.setdefault(name, now), found.reason))
+        elif pods_at_once(job) == 1 or not lacks_pods(job, states):  # workers that end for want of another one end no refusal
             self._podless_since.pop(name, None)
-        else:
-            waits = [(self._podless_since.setdefault(name, now), found.reason)]
         verdict = hopeless(job, states, waits, now, self.config.kubernetes.pending_seconds)
         if verdict is not None:
             self._end(job, *verdict)
-        elif found.phase == "pending":
+        elif found.phase == "pending" or (states and lacks_pods(job, states)):
             self._look_at_events(name, [state.name for state in states if state.phase == "pending"])
 
     def _turn_at(self, job: Object, states: Sequence[PodState]) -> float:
