@@ -73,6 +73,7 @@ class KubernetesRunner:
     _ran_at: dict[str, float] = field(default_factory=dict)
     _spoken: dict[str, tuple[float, str]] = field(default_factory=dict)
     _failed_since: dict[str, float] = field(default_factory=dict)
+    _longest: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         run = f"{RUN_LABEL}={self.config.run}"
@@ -164,7 +165,7 @@ class KubernetesRunner:
     def _forget_all_but(self, jobs: Set[str]) -> None:
         """A Job that was removed may come again under its name: the next attempt's number follows from the Jobs that are there."""
         remembered: tuple[dict[str, Any], ...] = (
-            self._ended, self._events, self._spoken, self._failed_since, self._podless_since, self._ran_at,
+            self._ended, self._events, self._spoken, self._failed_since, self._podless_since, self._ran_at, self._longest,
         )  # fmt: skip
         for known in remembered:
             for name in known.keys() - jobs:
@@ -183,6 +184,8 @@ class KubernetesRunner:
         states = [pod_state(pod, events.get(pod["metadata"]["name"], ())) for pod in pods]
         found = self._job_state(job, states, events.get(name, ()))
         failed_pods = int((job.get("status") or {}).get("failed") or 0)
+        ran = [self._longest.get(name, 0.0), *(state.seconds_run(self.clock()) for state in states)]
+        self._longest[name] = max(ran)  # also of a pod that goes with its node
         attempt = Attempt(
             int(job["metadata"]["labels"][ATTEMPT_LABEL]),
             found.phase,
@@ -192,7 +195,7 @@ class KubernetesRunner:
             found.ended_at,
             shards_done=shards_done(job),
             past=name in self._past,
-            longest_pod_seconds=max((state.seconds for state in states), default=0.0),
+            longest_pod_seconds=self._longest[name],
         )
         if verdict is not None:
             code, reason = verdict

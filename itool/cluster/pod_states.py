@@ -41,10 +41,10 @@ class PodState:
     shard: int | None = None
     ready: bool = False
 
-    @property
-    def seconds(self) -> float:
-        """How long a pod that has ended ran; 0 of one that never did, or has not ended."""
-        return self.ended_at - self.started_at if self.ended_at is not None and self.started_at is not None else 0.0
+    def seconds_run(self, now: float) -> float:
+        """How long it ran, or has run by now; 0 of one that never did, or whose end nobody has seen."""
+        until = now if self.phase == "running" else self.ended_at
+        return until - self.started_at if until is not None and self.started_at is not None else 0.0
 
 
 @dataclass(frozen=True)
