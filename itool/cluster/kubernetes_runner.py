@@ -150,7 +150,7 @@ class KubernetesRunner:
         """Jobs live on without a controller."""
 
     def settle(self, seconds: float) -> None:
-        """Wait until the last pods have ended and all logs are stored: the run was finished by a manifest, before its pod ended."""
+        """Wait until the last pods have ended and all logs are stored or given up: a manifest finishes the run, before its pod ends."""
         deadline = time.monotonic() + seconds
         with contextlib.suppress(DependencyError):
             while any(job["metadata"]["name"] not in self._settled for job in self.cache.items("jobs")) and time.monotonic() < deadline:
@@ -233,14 +233,16 @@ class KubernetesRunner:
             self.keep_service(workers_name(self.config.run), workers_service)
 
     def _tend_logs(self, job: Object, pods: Sequence[Object]) -> None:
-        """Have the pods' logs kept; a Job that is over may go once they all are."""
+        """Have the pods' logs kept; a Job that is over may go once they all are. What was given up is left to the next controller."""
         name = job["metadata"]["name"]
         if LOGS_KEPT not in (job["metadata"].get("annotations") or {}):
             self.pod_logs.look(job, pods)
-            if not is_over(job) or not self.pod_logs.are_kept(job):
+            kept = self.pod_logs.are_kept(job) if is_over(job) else None
+            if kept is None:
                 return
-            annotations, spec = {LOGS_KEPT: "true"}, {"ttlSecondsAfterFinished": self.config.kubernetes.keep_seconds}
-            self.cluster.patch("jobs", name, {"metadata": {"annotations": annotations}, "spec": spec})
+            if kept:
+                annotations, spec = {LOGS_KEPT: "true"}, {"ttlSecondsAfterFinished": self.config.kubernetes.keep_seconds}
+                self.cluster.patch("jobs", name, {"metadata": {"annotations": annotations}, "spec": spec})
             self.pod_logs.forget(name)
         self._settled.add(name)
 
