@@ -31,7 +31,8 @@ def wait(
 ) -> None:
     """Wait until a run is done, or until nobody works on it any more. Starts nothing.
 
-    Ends with 0 when it is done, 65 when an artifact is damaged, 1 when it failed or stopped, 69 after the timeout or a long outage.
+    Ends with 0 when it is done, 65 when an artifact is damaged, 1 when it failed or stopped, 69 after the timeout, a long outage, or
+    kubernetes.pending_seconds in which the chart's controller cannot start.
     """
     settings = existing_config(run, root, config, backend=backend, hurried=True)
     found = wait_for_end(open_reader(settings), timeout)
@@ -43,7 +44,7 @@ def wait(
 
 
 def wait_for_end(reader: StatusReader, timeout: float) -> RunStatus:
-    """The run as it stands at its end. Raises DependencyError after `timeout` seconds or a long outage.
+    """The run as it stands at its end. Raises DependencyError after `timeout` seconds or a long outage, or where no controller can start.
 
     Only what two looks find is an end that nobody wanted: a controller may finish between the look at the artifacts and that at the lease.
     After an outage it has time to renew a lease that has expired meanwhile.
@@ -51,7 +52,7 @@ def wait_for_end(reader: StatusReader, timeout: float) -> RunStatus:
     from itool.cluster.leases import TTL_SECONDS  # noqa: PLC0415
     from itool.errors import DependencyError  # noqa: PLC0415
 
-    began = answered = renewed_by = time.monotonic()
+    began = answered = renewed_by = startable = time.monotonic()
     told, ended = -1, False
     while True:
         found, now = reader.read(), time.monotonic()
@@ -64,12 +65,23 @@ def wait_for_end(reader: StatusReader, timeout: float) -> RunStatus:
             if found.state == "done" or (idle and ended):
                 return found
             ended = idle
+            stuck = next((pod.reason for pod in found.controller_pods if pod.state == "pending"), "")
+            startable = startable if stuck and found.state != "running" else now
+            if now - startable >= reader.config.kubernetes.pending_seconds:
+                raise _cannot_start(found.run, now - startable, stuck)
             if found.done != told:
                 note(f"run {found.run}: {found.done} of {len(found.stages)} stages done")
             told = found.done
         if now - began >= timeout:
             raise DependencyError(f"run {found.run} has not ended within {timeout:g} s", remedy="Wait again, or see `itoolctl status`")
         time.sleep(min(LOOK_SECONDS, began + timeout - now))
+
+
+def _cannot_start(run: str, seconds: float, reason: str) -> Exception:
+    from itool.errors import DependencyError  # noqa: PLC0415
+
+    message = f"the controller of run {run} could not start within {seconds:.0f} s (kubernetes.pending_seconds): {reason}"
+    return DependencyError(message, remedy="Correct what keeps it; it starts by itself, or after `helm upgrade`")
 
 
 def _ending(found: RunStatus, root: str) -> Exception:

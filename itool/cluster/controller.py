@@ -51,7 +51,8 @@ class StageFailed(ItoolError):  # noqa: N818 - says what happened, like the exit
 class Controller:
     """One run's controller. `stop_requested` is asked in every round: True stops the stages and raises Interrupted.
 
-    `serving` is there where the controller runs vLLM itself, or has one of earlier settings to stop.
+    `serving` is there where the controller runs vLLM itself, or has one of earlier settings to stop. `clock` is the time of day, `awake`
+    counts only seconds in which the machine does not sleep.
     """
 
     config: RunConfig
@@ -64,6 +65,7 @@ class Controller:
     rules: RetryRules = field(default_factory=RetryRules)
     poll_seconds: float = 0.05
     clock: Callable[[], float] = time.time
+    awake: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     _known: artifacts.StoreListing | None = None
     _resolutions: dict[StageId, Resolution] | None = None
@@ -170,8 +172,8 @@ class Controller:
         return self.store.size(manifest_key(found.prefix)) is not None
 
     def _wait_out(self, error: DependencyError) -> None:
-        """Store and cluster may be away for a while; what runs is left alone meanwhile."""
-        now = self.clock()
+        """Store and cluster may be away for a while, not counting a laptop's sleep; what runs is left alone meanwhile."""
+        now = self.awake()
         if self._down_since is None:
             self._down_since = now
             log.warning("waiting for a service", error=str(error))

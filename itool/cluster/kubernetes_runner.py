@@ -21,7 +21,18 @@ from itool.cluster.job_facts import LOGS_KEPT, VERDICT, hopeless, is_over, shard
 from itool.cluster.manifests import job_name, stage_job, workers_name, workers_service
 from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, RUN_LABEL, Object
 from itool.cluster.pod_logs import PodLogs
-from itool.cluster.pod_states import FIRST_POD, NEXT_POD, JobState, PodState, event_time, events_by_object, job_state, pod_state
+from itool.cluster.pod_states import (
+    FIRST_POD,
+    NEXT_POD,
+    JobState,
+    PodState,
+    event_time,
+    events_by_object,
+    job_state,
+    lacks_pods,
+    pod_state,
+    pods_at_once,
+)
 from itool.cluster.pods import config_object, is_leftover, owner_name, owner_object, owner_reference, taken_name
 from itool.cluster.runner import Attempt, Attempts, Task
 from itool.cluster.watching import Cache, View
@@ -62,6 +73,7 @@ class KubernetesRunner:
     _ran_at: dict[str, float] = field(default_factory=dict)
     _spoken: dict[str, tuple[float, str]] = field(default_factory=dict)
     _failed_since: dict[str, float] = field(default_factory=dict)
+    _longest: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         run = f"{RUN_LABEL}={self.config.run}"
@@ -138,7 +150,7 @@ class KubernetesRunner:
         """Jobs live on without a controller."""
 
     def settle(self, seconds: float) -> None:
-        """Wait until the last pods have ended and all logs are stored: the run was finished by a manifest, before its pod ended."""
+        """Wait until the last pods have ended and all logs are stored or given up: a manifest finishes the run, before its pod ends."""
         deadline = time.monotonic() + seconds
         with contextlib.suppress(DependencyError):
             while any(job["metadata"]["name"] not in self._settled for job in self.cache.items("jobs")) and time.monotonic() < deadline:
@@ -153,7 +165,7 @@ class KubernetesRunner:
     def _forget_all_but(self, jobs: Set[str]) -> None:
         """A Job that was removed may come again under its name: the next attempt's number follows from the Jobs that are there."""
         remembered: tuple[dict[str, Any], ...] = (
-            self._ended, self._events, self._spoken, self._failed_since, self._podless_since, self._ran_at,
+            self._ended, self._events, self._spoken, self._failed_since, self._podless_since, self._ran_at, self._longest,
         )  # fmt: skip
         for known in remembered:
             for name in known.keys() - jobs:
@@ -172,6 +184,8 @@ class KubernetesRunner:
         states = [pod_state(pod, events.get(pod["metadata"]["name"], ())) for pod in pods]
         found = self._job_state(job, states, events.get(name, ()))
         failed_pods = int((job.get("status") or {}).get("failed") or 0)
+        ran = [self._longest.get(name, 0.0), *(state.seconds_run(self.clock()) for state in states)]
+        self._longest[name] = max(ran)  # also of a pod that goes with its node
         attempt = Attempt(
             int(job["metadata"]["labels"][ATTEMPT_LABEL]),
             found.phase,
@@ -181,7 +195,7 @@ class KubernetesRunner:
             found.ended_at,
             shards_done=shards_done(job),
             past=name in self._past,
-            longest_pod_seconds=max((state.seconds for state in states), default=0.0),
+            longest_pod_seconds=self._longest[name],
         )
         if verdict is not None:
             code, reason = verdict
@@ -219,14 +233,16 @@ class KubernetesRunner:
             self.keep_service(workers_name(self.config.run), workers_service)
 
     def _tend_logs(self, job: Object, pods: Sequence[Object]) -> None:
-        """Have the pods' logs kept; a Job that is over may go once they all are."""
+        """Have the pods' logs kept; a Job that is over may go once they all are. What was given up is left to the next controller."""
         name = job["metadata"]["name"]
         if LOGS_KEPT not in (job["metadata"].get("annotations") or {}):
             self.pod_logs.look(job, pods)
-            if not is_over(job) or not self.pod_logs.are_kept(job):
+            kept = self.pod_logs.are_kept(job) if is_over(job) else None
+            if kept is None:
                 return
-            annotations, spec = {LOGS_KEPT: "true"}, {"ttlSecondsAfterFinished": self.config.kubernetes.keep_seconds}
-            self.cluster.patch("jobs", name, {"metadata": {"annotations": annotations}, "spec": spec})
+            if kept:
+                annotations, spec = {LOGS_KEPT: "true"}, {"ttlSecondsAfterFinished": self.config.kubernetes.keep_seconds}
+                self.cluster.patch("jobs", name, {"metadata": {"annotations": annotations}, "spec": spec})
             self.pod_logs.forget(name)
         self._settled.add(name)
 
@@ -235,14 +251,14 @@ class KubernetesRunner:
         name, now = job["metadata"]["name"], self.clock()
         turn_at = self._turn_at(job, states)
         waits = [(max(state.created_at, turn_at), state.reason) for state in states if state.phase == "pending"]
-        if found.phase != "pending" or job["spec"].get("suspend") or (states and not found.refused):
+        if not job["spec"].get("suspend") and (found.refused or (found.phase == "pending" and not states)):
+            waits.append((self._podless_since.setdefault(name, now), found.reason))
+        elif pods_at_once(job) == 1 or not lacks_pods(job, states):  # workers that end for want of another one end no refusal
             self._podless_since.pop(name, None)
-        else:
-            waits = [(self._podless_since.setdefault(name, now), found.reason)]
         verdict = hopeless(job, states, waits, now, self.config.kubernetes.pending_seconds)
         if verdict is not None:
             self._end(job, *verdict)
-        elif found.phase == "pending":
+        elif found.phase == "pending" or (states and lacks_pods(job, states)):
             self._look_at_events(name, [state.name for state in states if state.phase == "pending"])
 
     def _turn_at(self, job: Object, states: Sequence[PodState]) -> float:

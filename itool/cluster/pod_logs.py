@@ -147,8 +147,11 @@ class PodLogs:
             reading.gone = uid not in present
         found.seen = present
 
-    def are_kept(self, job: Object) -> bool:
-        """Whether the logs of all pods of a Job that is over lie in the store. Asks once for the pods that came and went unseen."""
+    def are_kept(self, job: Object) -> bool | None:
+        """Whether the logs of all pods of a Job that is over lie in the store; False where one was given up, None while some are read.
+
+        Asks once for the pods that came and went unseen.
+        """
         found = self._jobs.setdefault(job["metadata"]["name"], JobLogs(live=False))
         if not found.complete:
             pods, _ = self._cluster.list("pods", f"{JOB_LABEL}={job['metadata']['name']}")
@@ -156,7 +159,8 @@ class PodLogs:
                 if pod["metadata"]["uid"] not in found.logs:
                     self._follow(found, pod)
             found.complete = True
-        return all(reading.kept for reading in found.logs.values())
+        readings = found.logs.values()
+        return all(reading.kept for reading in readings) if all(reading.finished for reading in readings) else None
 
     def text(self, job: str, offset: int = 0) -> bytes:
         """What a Job's pods have written, one after the other, from `offset` on; of Jobs with few pods at a time only.

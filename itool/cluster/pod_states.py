@@ -14,8 +14,9 @@ from datetime import datetime
 from typing import Any
 
 from itool.cluster.last_words import last_words
-from itool.cluster.objects import QUEUE_LABEL, Object
+from itool.cluster.objects import QUEUE_LABEL, STAGE_LABEL, Object
 from itool.cluster.runner import Phase
+from itool.names import TRAINING_STAGES
 
 SHARD_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 LONGEST_REASON = 300
@@ -40,10 +41,10 @@ class PodState:
     shard: int | None = None
     ready: bool = False
 
-    @property
-    def seconds(self) -> float:
-        """How long a pod that has ended ran; 0 of one that never did, or has not ended."""
-        return self.ended_at - self.started_at if self.ended_at is not None and self.started_at is not None else 0.0
+    def seconds_run(self, now: float) -> float:
+        """How long it ran, or has run by now; 0 of one that never did, or whose end nobody has seen."""
+        until = now if self.phase == "running" else self.ended_at
+        return until - self.started_at if until is not None and self.started_at is not None else 0.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def pod_state(pod: Object, events: Sequence[Object] = ()) -> PodState:
 
 
 def job_state(job: Object, states: Sequence[PodState], events: Sequence[Object] = ()) -> JobState:
-    """What a Job does, from the states of its own pods. `events` are its own, oldest first; a Job of which no pod is alive needs them."""
+    """What a Job does, from the states of its own pods. `events` are its own, oldest first; a Job that lacks pods needs them."""
     status, name = job.get("status") or {}, job["metadata"]["name"]
     created_at = seconds(job["metadata"].get("creationTimestamp")) or 0.0
     started_at = seconds(status.get("startTime")) or created_at
@@ -97,7 +98,7 @@ def job_state(job: Object, states: Sequence[PodState], events: Sequence[Object] 
     phase: Phase = "running" if any(state.phase == "running" for state in states) else "pending"
     if not states and _has_begun(job):
         return JobState(name, "running", "", None, started_at)  # between a pod's end and the Job's
-    refusal = _refusal(states, events)
+    refusal = _refusal(job, states, events)
     return JobState(name, phase, one_line(_job_reason(job, states, refusal)), None, started_at, refused=bool(refusal))
 
 
@@ -106,6 +107,18 @@ def ended_well(job: Object) -> int:
     status = job.get("status") or {}
     uncounted = (status.get("uncountedTerminatedPods") or {}).get("succeeded") or []
     return int(status.get("succeeded") or 0) + len(uncounted)
+
+
+def pods_at_once(job: Object) -> int:
+    """How many pods a Job needs at the same time: of a training that spans nodes all that have not ended well, of others one."""
+    if (job["metadata"].get("labels") or {}).get(STAGE_LABEL) not in TRAINING_STAGES:
+        return 1
+    return int((job.get("spec") or {}).get("completions") or 1) - ended_well(job)
+
+
+def lacks_pods(job: Object, states: Sequence[PodState]) -> bool:
+    """Whether fewer of a Job's pods are alive than it needs at the same time."""
+    return sum(state.phase in ("pending", "running") for state in states) < pods_at_once(job)
 
 
 def events_by_object(events: Iterable[Object]) -> dict[str, list[Object]]:
@@ -269,10 +282,10 @@ def _job_reason(job: Object, states: Sequence[PodState], refusal: str) -> str:
     return NEXT_POD if ended_well(job) else FIRST_POD
 
 
-def _refusal(states: Sequence[PodState], events: Sequence[Object]) -> str:
-    """Why a Job's next pod cannot be created (a quota, an admission rule); empty while a pod is alive, and for all that is known."""
+def _refusal(job: Object, states: Sequence[PodState], events: Sequence[Object]) -> str:
+    """Why a Job's next pod cannot be created (a quota, an admission rule); empty while it lacks none, and for all that is known."""
     refused, last = [event for event in events if event.get("reason") == "FailedCreate"], _last_failed(states)
-    if not refused or any(state.phase in ("pending", "running") for state in states):
+    if not refused or not lacks_pods(job, states):
         return ""
     if last is not None and event_time(refused[-1]) <= (last.ended_at or last.created_at):
         return ""

@@ -6,6 +6,7 @@ Works from a laptop or in a pod, with or without a living controller; three list
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from itool.cluster.decide_serving import ServingState
 from itool.cluster.job_facts import is_over
 from itool.cluster.manifests import STAGE_CONTAINER
 from itool.cluster.objects import JOB_LABEL, RUN_LABEL, Object
-from itool.cluster.pod_states import pod_state
+from itool.cluster.pod_states import PodState, lacks_pods, pod_state
 from itool.cluster.progress import Progress, last_progress
 from itool.cluster.serving_reader import ServingReader
 from itool.cluster.wish import Proof, read_proof
@@ -71,8 +72,10 @@ def _progress_of(cluster: Cluster, pod: str) -> Progress | None:
 def _events(cluster: Cluster, jobs: Sequence[Object], pods: Sequence[Object]) -> list[Object]:
     """Events of what is in trouble: by name while these are few, else the namespace's warnings."""
     names = [pod["metadata"]["name"] for pod in pods if _is_in_trouble(pod)]
-    alive = {pod["metadata"]["labels"].get(JOB_LABEL) for pod in pods if pod_state(pod).phase in ("pending", "running")}
-    names += [job["metadata"]["name"] for job in jobs if job["metadata"]["name"] not in alive and not is_over(job)]
+    states: dict[str, list[PodState]] = defaultdict(list)
+    for pod in pods:
+        states[pod["metadata"]["labels"].get(JOB_LABEL, "")].append(pod_state(pod))
+    names += [job["metadata"]["name"] for job in jobs if not is_over(job) and lacks_pods(job, states[job["metadata"]["name"]])]
     if len(names) > MOST_LOOKED_AT:
         return cluster.list("events", fields="type=Warning")[0]
     return [event for name in names for event in cluster.list("events", fields=f"involvedObject.name={name}")[0]]

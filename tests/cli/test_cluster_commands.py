@@ -63,6 +63,18 @@ def test_status_says_why_a_failed_pod_has_no_successor(scene: Scene, capsys: Cap
     )
 
 
+def test_status_says_why_a_training_over_nodes_lacks_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    scene = Scene(tmp_path, monkeypatch, kubernetes={"namespace": "here", "stages": {"warmup": {"nodes": 2}}})
+    scene.cluster.script["warmup"] = ["hangs", "no pod"]
+    scene.work(12)
+    assert scene.itoolctl("status", "--output", "json") == 0
+    rows = {row["stage"]: row for row in shown(capsys)["stages"]}
+    assert (rows["i0/warmup"]["state"], rows["i0/warmup"]["reason"]) == (
+        "running",
+        "no pod can be created: pods are forbidden: exceeded quota",
+    )
+
+
 def test_status_is_a_table_with_the_line_that_sums_it_up(scene: Scene, capsys: Capture) -> None:
     scene.cluster.script["generate"] = ["hangs"] * 3
     scene.work(40)

@@ -99,6 +99,34 @@ def test_what_a_controller_goes_on_with_is_no_end(scene: Scene, capsys: Capture)
     assert scene.itoolctl("wait", "--timeout", "60") == 69
 
 
+def test_a_controller_that_cannot_start_ends_with_69_and_its_reason(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, monkeypatch, kubernetes={"namespace": "here", "pending_seconds": 20.0})
+    job, pods = controller_job(scene), scene.cluster.objects["pods"]
+    labels = {**job["metadata"]["labels"], "batch.kubernetes.io/job-name": "chart"}
+    blocked = {"name": "controller", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}
+    status = {"phase": "Pending", "containerStatuses": [blocked]}
+    pods["chart-x"] = {"metadata": {"name": "chart-x", "labels": labels}, "status": status}
+    looks = itertools.count()
+
+    def start_for_a_moment() -> None:
+        status["phase"] = "Running" if next(looks) == 8 else "Pending"
+
+    pass_time(monkeypatch, start_for_a_moment)
+    assert scene.itoolctl("wait", "--timeout", "30") == 69
+    assert "has not ended within 30 s" in capsys.readouterr().err
+    assert scene.itoolctl("wait", "--timeout", "30") == 69
+    could_not = "the controller of run demo could not start within 20 s (kubernetes.pending_seconds)"
+    assert f"{could_not}: ImagePullBackOff: no such image. Correct what keeps it" in capsys.readouterr().err
+
+    del pods["chart-x"]
+    refusal = {"involvedObject": {"name": "chart"}, "type": "Warning", "reason": "FailedCreate", "message": "exceeded quota: pods"}
+    scene.cluster.objects["events"]["e"] = {"metadata": {}, **refusal}
+    assert scene.itoolctl("wait") == 69
+    assert f"{could_not}: no pod can be created: exceeded quota: pods." in capsys.readouterr().err
+
+
 def test_a_controller_that_finishes_while_it_is_looked_at_has_not_stopped(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

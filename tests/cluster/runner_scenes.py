@@ -40,9 +40,13 @@ def made_config(**more: object) -> RunConfig:
 
 def open_controller(cluster: InMemoryCluster) -> Controller:
     """A controller whose every look lets a second pass in the cluster."""
-    runner = KubernetesRunner(cluster.config, cluster, cluster.store, clock=lambda: cluster.now)
+
+    def clock() -> float:
+        return cluster.now
+
+    runner = KubernetesRunner(cluster.config, cluster, cluster.store, clock=clock)
     OPENED.append(runner)
-    lease = StoreLease(cluster.store, cluster.config.run, clock=lambda: cluster.now)
+    lease = StoreLease(cluster.store, cluster.config.run, clock=clock)
     lease.acquire()
 
     def sleep(_seconds: float) -> None:
@@ -53,7 +57,7 @@ def open_controller(cluster: InMemoryCluster) -> Controller:
     runner.cache.start(follow=False)
     runner.remember_the_past()
     rules = rules_of(cluster.config)
-    return Controller(cluster.config, cluster.store, runner, lease, rules=rules, clock=lambda: cluster.now, sleep=sleep)
+    return Controller(cluster.config, cluster.store, runner, lease, rules=rules, clock=clock, awake=clock, sleep=sleep)
 
 
 def run(cluster: InMemoryCluster) -> Controller:

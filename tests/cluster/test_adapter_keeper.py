@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from itool.cluster import adapter_keeper
 from itool.cluster.adapter_keeper import AdapterKeeper, KeeperSettings, fetch_folder, fetch_model, serve_readiness
 from itool.cluster.wish import Proof, StoredArtifact, read_proof, write_wish
 from itool.config import StoreConfig
-from itool.errors import ArtifactError, DependencyError
+from itool.errors import ArtifactError, DependencyError, Interrupted
 from itool.policy import vllm
 from tests.cluster.serving_scenes import store_adapter, store_model
 from tests.fakes.vllm_server import FakeVllm
@@ -366,7 +367,19 @@ def test_a_keeper_that_waits_for_the_store_ends_at_sigterm() -> None:
         assert process.stderr is not None
         assert "model cannot be fetched yet" in process.stderr.readline()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 128 + signal.SIGTERM
+        assert process.wait(10) == Interrupted.exit_code
+
+
+def test_a_keeper_hears_a_stop_signal_while_it_still_imports(tmp_path: Path) -> None:
+    (tmp_path / "httpx.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    command = [sys.executable, "-m", "itool.cluster.adapter_keeper", "keep"]
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (75, "interrupted: stopped by SIGTERM. Run the same command again\n")
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ class Clock:
 def controller(folder: Path, config: RunConfig = CONFIG, **runner_settings: object) -> Controller:
     store, clock = FolderStore(folder), Clock()
     runner = InMemoryRunner(store, config, **runner_settings)
-    return Controller(config, store, runner, FolderLease(folder / "lock"), clock=clock, sleep=clock.sleep)
+    return Controller(config, store, runner, FolderLease(folder / "lock"), clock=clock, awake=clock, sleep=clock.sleep)
 
 
 def started(made: Controller) -> list[tuple[StageId, int, int]]:
@@ -215,6 +215,15 @@ def test_patience_begins_anew_with_every_outage(tmp_path: Path) -> None:
     for _ in range(4):
         made.step()
         made.sleep(4.0)
+
+
+def test_a_laptop_that_sleeps_during_an_outage_does_not_lose_its_patience(tmp_path: Path) -> None:
+    made = controller(tmp_path)
+    made.store = FlakyStore(tmp_path)
+    made.step()
+    asleep_seconds, awake = 8 * 3600.0, made.awake
+    made.clock = lambda: awake() + asleep_seconds
+    made.run()
 
 
 class Listener(NoWatcher):

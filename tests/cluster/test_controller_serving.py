@@ -91,7 +91,7 @@ class CarefulRunner(InMemoryRunner):
 def controller(folder: Path, config: RunConfig, servers: Servers, **runner_settings: object) -> Controller:
     store, clock = FolderStore(folder), Clock()
     runner = CarefulRunner(store, config, servers=servers, **runner_settings)
-    made = Controller(config, store, runner, FolderLease(folder / "lock"), clock=clock, sleep=clock.sleep)
+    made = Controller(config, store, runner, FolderLease(folder / "lock"), clock=clock, awake=clock, sleep=clock.sleep)
     made.serving = servers
     return made
 

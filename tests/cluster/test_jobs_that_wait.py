@@ -141,6 +141,20 @@ def test_a_job_that_is_refused_another_pod_has_all_its_time_again() -> None:
         rounds(controller, 15)
 
 
+@pytest.mark.parametrize("ends_meanwhile", [False, True])
+def test_a_training_of_which_one_pod_is_refused_fails_the_run_and_says_why(ends_meanwhile: bool) -> None:
+    two_nodes = {"pending_seconds": 20.0, "stages": {"warmup": {"nodes": 2}}}
+    cluster = made_cluster(made_config(kubernetes=two_nodes), warmup=["hangs", "no pod"])
+    controller = open_controller(cluster)
+    rounds(controller, 20)  # of these some 15 with one pod
+    if ends_meanwhile:  # as it waits for the other one no longer
+        cluster.script["warmup"].insert(0, "hangs")
+        [alone] = [name for name, pod in cluster.objects["pods"].items() if pod["status"]["phase"] == "Running"]
+        cluster._outcomes[alone] = 69
+    with pytest.raises(StageFailed, match=r"could not start within 20 s .*: no pod can be created: pods are forbidden: exceeded quota"):
+        rounds(controller, 15)
+
+
 def test_shards_that_have_waited_for_others_may_still_wait_for_a_node_once_these_are_gone() -> None:
     cluster = made_cluster(made_config(search={"shards": 2}), generate=["hangs", "unschedulable", "unschedulable"])
     first = open_controller(cluster)

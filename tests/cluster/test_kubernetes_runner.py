@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from itool.cluster.leases import LeaseLost
 from itool.cluster.progress import NoWatcher
 from itool.cluster.run_events import RunEvents
 from itool.cluster.runner import Attempt, Task
-from itool.errors import DependencyError, Interrupted
+from itool.errors import ConfigError, DependencyError, Interrupted
 from itool.stages import StageId, stage_ids
 from tests.cluster.in_memory_cluster import InMemoryCluster, Killed
 from tests.cluster.runner_scenes import (
@@ -117,14 +120,19 @@ def test_a_dependency_that_stays_away_gets_another_job_until_patience_ends() -> 
     assert len(attempts) > 3
 
 
-def test_two_outages_with_hours_of_work_between_them_are_two() -> None:
+@pytest.mark.parametrize("goes_with_its_node", [False, True])
+def test_two_outages_with_hours_of_work_between_them_are_two(goes_with_its_node: bool) -> None:
     """The second Job's first pod works for three hours, then S3 is away again until the Job has used up its tries."""
-    cluster = made_cluster(prepare=[69, 69, 69, "hangs", 69, 69, 0])
+    cluster = made_cluster(prepare=[69, 69, 69, "hangs", *([69] if goes_with_its_node else []), 69, 69, 0])
     controller = open_controller(cluster)
     rounds(controller, 20)
     [working] = [name for name, pod in cluster.objects["pods"].items() if pod["status"]["phase"] == "Running"]
     cluster.now += 3 * 3600.0
-    cluster._outcomes[working] = 69
+    if goes_with_its_node:
+        rounds(controller, 1)
+        cluster._remove("pods", working)
+    else:
+        cluster._outcomes[working] = 69
     rounds(controller, 60)
     assert resolve(cluster.store, cluster.config)[StageId(0, "prepare")].done
     assert [name.rpartition("-")[2] for name in cluster.created_jobs if "-prepare-" in name] == ["1", "2", "3"]
@@ -321,6 +329,37 @@ def test_logs_of_all_pods_are_kept_and_then_the_job_may_go() -> None:
     lines = cluster.store.read("demo/logs/i1-score-1.log").decode().splitlines()
     assert [line.startswith("== pod demo-i1-score-") for line in lines] == [True, False, False] * 2
     assert [line for line in lines if not line.startswith("==")] == ["started", "error: told to end with 137", "started", "done"]
+
+
+def test_a_log_that_is_given_up_is_not_waited_for_but_left_to_the_next_controller() -> None:
+    class Denying(InMemoryCluster):
+        def pod_log(self, name: str, container: str, **_: Any) -> Iterator[bytes]:
+            if denied:
+                raise ConfigError("not allowed to get pods/log")
+            yield from super().pod_log(name, container)
+
+    denied, cluster = True, Denying(MemoryStore(), made_config())
+    controller = open_controller(cluster)
+    while not controller.step():
+        controller.sleep(1.0)
+    assert isinstance(controller.runner, KubernetesRunner)
+    looks, tick = itertools.count(), controller.sleep
+
+    def wait(seconds: float) -> None:
+        if next(looks) == 200:
+            pytest.fail("a log is waited for that was given up")
+        time.sleep(0.01)
+        tick(seconds)
+
+    controller.runner.cache.wait = wait
+    controller.runner.settle(10_000.0)
+    assert not cluster.store.list("demo/logs")
+    controller.lease.release()
+    denied = False
+    again = open_controller(cluster)
+    assert isinstance(again.runner, KubernetesRunner)
+    again.runner.settle(10_000.0)
+    assert len(cluster.store.list("demo/logs")) == len(stage_ids(cluster.config)) + 2  # generate has three
 
 
 def test_logs_are_kept_where_an_admission_policy_gives_every_job_a_time_to_live() -> None:

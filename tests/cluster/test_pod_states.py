@@ -194,6 +194,23 @@ def test_a_job_runs_when_any_pod_runs_and_says_what_another_waits_for() -> None:
     assert (state.phase, state.reason) == ("running", 'CreateContainerConfigError: secret "s3" not found')
 
 
+@pytest.mark.parametrize(
+    ("stage", "status", "alive", "reason"),
+    [
+        ("dpo", {}, 1, "no pod can be created: exceeded quota: gpus"),
+        ("dpo", {}, 2, ""),
+        ("dpo", {"succeeded": 1}, 1, ""),
+        ("generate", {}, 1, ""),
+    ],
+)
+def test_a_training_over_nodes_waits_for_every_pod_and_shards_for_none(stage: str, status: dict[str, Any], alive: int, reason: str) -> None:
+    given = job(completions=2, parallelism=2) | {"status": status}
+    given["metadata"]["labels"]["itool/stage"] = stage
+    running = pod_state(pod(phase="Running", containers=[container("running")], conditions=[condition("Ready")]))
+    state = job_state(given, [running] * alive, [event("j", "FailedCreate", "exceeded quota: gpus")])
+    assert (state.phase, state.reason, state.refused) == ("running", reason, bool(reason))
+
+
 def test_events_are_sorted_and_only_of_the_object() -> None:
     late, early = event("p", "b", "", "2026-11-21T11:49:09Z"), event("p", "a", "", "2026-11-21T11:49:01Z")
     assert [found["reason"] for found in events_by_object([late, event("q", "c", ""), early])["p"]] == ["a", "b"]
