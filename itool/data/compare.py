@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -68,18 +69,23 @@ def compare_calls(predicted: Sequence[Call], expected: Sequence[Call]) -> Compar
 
 
 def values_equal(left: Any, right: Any) -> bool:
-    """Typed equality: 1 equals 1.0 and neither "1" nor True; strings after strip; lists in order; dictionaries by key."""
+    """Typed equality: 1 equals 1.0 and neither "1" nor True; strings after strip, composed; lists in order; dictionaries by key."""
     if isinstance(left, bool) or isinstance(right, bool) or left is None or right is None:
         return left is right
     if isinstance(left, (int, float)) and isinstance(right, (int, float)):
         return left == right
     if isinstance(left, str) and isinstance(right, str):
-        return left.strip() == right.strip()
+        return _compose(left.strip()) == _compose(right.strip())
     if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
         return len(left) == len(right) and all(map(values_equal, left, right))
     if isinstance(left, Mapping) and isinstance(right, Mapping):
         return left.keys() == right.keys() and all(values_equal(left[key], right[key]) for key in left)
     return False
+
+
+def _compose(text: str) -> str:
+    """Unicode's composed form (NFC), in which many tokenizers (Qwen's) read a text: no model of theirs can answer in another one."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def _places(calls: Sequence[Call], name: str) -> list[int]:

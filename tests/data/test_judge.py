@@ -38,6 +38,9 @@ TEXT = CALLS.model_copy(update={"calls": []})
         ({"a": 1, "b": 2}, {"b": 2.0, "a": 1}, True),
         ({"a": 1}, {"a": True}, False),
         (None, None, True),
+        ("Cafe\u0301 ", "Caf\u00e9", True),
+        ("\u2126", "\u03a9", True),
+        ("\u2460", "1", False),
     ],
 )
 def test_values_compare_by_type_and_value(left: object, right: object, equal: bool) -> None:
