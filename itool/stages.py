@@ -59,7 +59,7 @@ STAGES: dict[StageName, StageSpec] = {
             ),
             ("warmup.jsonl", "buffer.jsonl", "validation.jsonl", "held_out.jsonl", "model/"),
             gpu=False,
-            version=5,
+            version=6,
         ),
         StageSpec("warmup", "SFT from easy to hard -> adapter 0", ("seed", "model", "warmup"), ("adapter/", "training.jsonl"), gpu=True),
         StageSpec(
@@ -77,7 +77,7 @@ STAGES: dict[StageName, StageSpec] = {
             ),
             ("scores.jsonl",),
             gpu=True,
-            version=6,
+            version=7,
         ),
         StageSpec(
             "generate",
@@ -96,7 +96,7 @@ STAGES: dict[StageName, StageSpec] = {
             ("pairs.jsonl", "trees.jsonl", "samples.jsonl"),
             gpu=True,
             sharded=True,
-            version=5,
+            version=6,
         ),
         StageSpec(
             "dpo",
@@ -121,7 +121,7 @@ STAGES: dict[StageName, StageSpec] = {
             ),
             ("held_out.jsonl", "validation.jsonl", "pass_counts.jsonl", "perplexities.jsonl", "metrics.json"),
             gpu=True,
-            version=5,
+            version=6,
         ),
         StageSpec(
             "report",

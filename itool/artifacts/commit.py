@@ -10,12 +10,13 @@ import hashlib
 import random
 import shutil
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from itool.artifacts.manifest import Manifest, data_folder, describe_file, describe_folder, manifest_key, parse_manifest
+from itool.artifacts.manifest import Counts, Manifest, data_folder, describe_file, describe_folder, manifest_key, parse_manifest
 from itool.artifacts.resolve import damage, shard_prefix
 from itool.artifacts.store import Store
 from itool.commands import removal
@@ -56,13 +57,14 @@ def commit(store: Store, prefix: str, folder: Path, draft: Manifest) -> Manifest
     return manifest
 
 
-def join_shards(store: Store, prefix: str, shards: int, scratch: Path) -> Manifest | None:
+def join_shards(store: Store, prefix: str, shards: int, scratch: Path, check: Callable[[Counts], None] = lambda _: None) -> Manifest | None:
     """Join the shards of a stage into its artifact once all of them are done; None before that.
 
-    JSONL files are concatenated in shard order, counts and numeric metrics added. Any number of shards may try at the same time.
+    JSONL files are concatenated in shard order, counts and numeric metrics added. Any number of shards may try at the same time. `check`
+    raises where the counts of all together are such that there shall be no artifact.
     """
     try:
-        return _join_shards(store, prefix, shards, scratch)
+        return _join_shards(store, prefix, shards, scratch, check)
     except ArtifactError:
         standing = read_manifest(store, prefix)  # another shard joined them, and removed them, while this one was reading
         if standing is None:
@@ -99,7 +101,7 @@ def check_file(path: Path, expected_sha256: str, origin: str) -> None:
         raise ArtifactError(f"{origin} was altered: its SHA-256 is not the manifest's")
 
 
-def _join_shards(store: Store, prefix: str, shards: int, scratch: Path) -> Manifest | None:
+def _join_shards(store: Store, prefix: str, shards: int, scratch: Path, check: Callable[[Counts], None]) -> Manifest | None:
     """A look at a few others tells a shard that it is not the last, a listing of all that it is; what is read then many threads read.
 
     A listing of thousands of shards has dozens of pages: if each of n shards asked for it, the requests would grow with n².
@@ -116,12 +118,14 @@ def _join_shards(store: Store, prefix: str, shards: int, scratch: Path) -> Manif
         manifests = [manifest for manifest in pool.map(partial(read_manifest, store), folders) if manifest is not None]
         if len(manifests) < shards:
             return read_manifest(store, prefix)  # another shard has joined and removed them
+        whole = _add_manifests(manifests)
+        check(whole.counts)
         files = [(folder, manifest, path) for folder, manifest in zip(folders, manifests, strict=True) for path in manifest.files]
         fetched = pool.map(lambda item: _fetch_part(store, item[0], item[1], item[2], Path(parts) / item[0].rpartition("/")[2]), files)
         for (_, _, path), part in zip(files, fetched, strict=True):
             _append(part, joined / path)
             part.unlink()
-    return commit(store, prefix, joined, _add_manifests(manifests))
+    return commit(store, prefix, joined, whole)
 
 
 def _fetch_part(store: Store, folder: str, manifest: Manifest, path: str, target: Path) -> Path:

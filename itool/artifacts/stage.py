@@ -307,11 +307,12 @@ def _attempt(store: Store, stage: Stage, body: Body) -> None:
         body(stage)
         if stage.rank:
             return
-        stage.check_dropped()
+        if stage.shards == 1:
+            stage.check_dropped()
         _only_jsonl(stage)
         manifest = commit(store, stage.own_prefix, stage.output, stage.draft())
     if stage.shards > 1:
-        manifest = join_shards(store, stage.prefix, stage.shards, stage.scratch) or manifest
+        manifest = join_shards(store, stage.prefix, stage.shards, stage.scratch, stage.check_dropped) or manifest
     _log.info(
         "stage finished",
         stage=str(stage.id),

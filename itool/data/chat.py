@@ -8,6 +8,7 @@ first ids of prompt + response. Nothing here imports torch.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,9 +45,10 @@ _PROBE = Tool(name="itool_probe", description="itool_probe")
 
 @dataclass(frozen=True)
 class _Template:
-    """What a tokenizer's chat template does."""
+    """What a tokenizer's chat template does. `leaves_out`: roles whose messages it passes over without a word."""
 
     shows_tools: bool
+    leaves_out: frozenset[str]
     end_of_turn_id: int
 
 
@@ -98,7 +100,7 @@ def _check_json(path: Path) -> Any:
 def render_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
     """Token ids of the tools, the conversation and the opening of the assistant's turn.
 
-    Raises InputError when the template refuses the conversation.
+    Raises InputError when the template refuses the conversation, or leaves a part of it out.
     """
     return _tokenize(tokenizer, _render(tokenizer, example, _messages(example)))
 
@@ -177,13 +179,16 @@ def _messages(example: Example) -> list[dict[str, str]]:
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, example: Example, messages: list[dict[str, str]]) -> str:
-    tools = None
+    template, which, tools = _inspect(tokenizer), f"example {example.id}", None
     if example.tools:
-        if _inspect(tokenizer).shows_tools:
+        if template.shows_tools:
             tools = [_as_openai(tool) for tool in example.tools]
         else:
             messages = _with_instruction(messages, INSTRUCTION.format(tools=describe_tools(example.tools)))
-    return _apply(tokenizer, messages, tools, opens_turn=True, which=f"example {example.id}")
+    for message in messages:
+        if message["role"] in template.leaves_out:
+            raise InputError(f"the model's chat template leaves out the {message['role']} message of {which}")
+    return _apply(tokenizer, messages, tools, opens_turn=True, which=which)
 
 
 def _with_instruction(messages: list[dict[str, str]], instruction: str) -> list[dict[str, str]]:
@@ -234,7 +239,7 @@ def _inspect(tokenizer: PreTrainedTokenizerBase) -> _Template:
     """What the template does, tried out once per tokenizer."""
     known = _TEMPLATES.get(tokenizer)
     if known is None:
-        known = _TEMPLATES[tokenizer] = _Template(shows_tools=_shows_tools(tokenizer), end_of_turn_id=_find_end_of_turn(tokenizer))
+        known = _TEMPLATES[tokenizer] = _Template(_shows_tools(tokenizer), _find_left_out(tokenizer), _find_end_of_turn(tokenizer))
     return known
 
 
@@ -243,9 +248,25 @@ def _shows_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
     return _PROBE.name in _apply(tokenizer, messages, [_as_openai(_PROBE)], opens_turn=True, which="a tool")
 
 
+def _find_left_out(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+    """A template that knows no tool results, say, may raise, or go on as if there were none. What raises is refused where it comes."""
+    conversations = {"system": ("system", "user"), "user": ("user",), "tool": ("user", "assistant", "tool")}
+    left_out = set()
+    for role, turns in conversations.items():
+        messages = [{"role": turn, "content": _PROBE_TEXT if turn == role else "q"} for turn in turns]
+        with suppress(InputError):
+            if _PROBE_TEXT not in _apply(tokenizer, messages, None, opens_turn=True, which=f"a {role} message"):
+                left_out.add(role)
+    return frozenset(left_out)
+
+
 def _find_end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": _PROBE_TEXT}]
-    tail = _apply(tokenizer, messages, None, opens_turn=False, which="an assistant's turn").rpartition(_PROBE_TEXT)[2]
+    _, shown, tail = _apply(tokenizer, messages, None, opens_turn=False, which="an assistant's turn").rpartition(_PROBE_TEXT)
+    if not shown:
+        raise InputError(
+            "the model's chat template leaves out what the assistant says", remedy="Set model.chat_template to one for text alone"
+        )
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     found = next((token for token in _tokenize(tokenizer, tail) if token in special), tokenizer.eos_token_id)
     if found is None:

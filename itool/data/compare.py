@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -22,17 +23,15 @@ class Call(Protocol):
 class Comparison:
     """The best order-free assignment of predicted to expected calls of the same name, and what remains of either side.
 
-    `pairs` holds (index in predicted, index in expected). Arguments are counted over pairs: `matched` have the expected value, `wrong`
-    another one, `missing` were expected only, `extra` predicted only.
+    `pairs` holds (index in predicted, index in expected). Of the arguments of pairs, `matched` have an equal one on the other side, and so
+    many of both sides together, `unmatched`, have none: another value, missing, or superfluous.
     """
 
     pairs: tuple[tuple[int, int], ...]
     missing_calls: int
     extra_calls: int
     matched_arguments: int
-    wrong_arguments: int
-    missing_arguments: int
-    extra_arguments: int
+    unmatched_arguments: int
 
     @property
     def error(self) -> CallError | None:
@@ -43,45 +42,40 @@ class Comparison:
             return "missing_call"
         if self.extra_calls:
             return "extra_call"
-        return "wrong_argument" if self.wrong_arguments or self.missing_arguments or self.extra_arguments else None
+        return "wrong_argument" if self.unmatched_arguments else None
 
 
 def compare_calls(predicted: Sequence[Call], expected: Sequence[Call]) -> Comparison:
-    """Assign predicted to expected calls: equal ones first, then so that most arguments agree (an exact assignment, not a greedy one).
+    """Assign predicted to expected calls, as many as can be, so that most arguments agree (an exact assignment, not a greedy one).
 
-    What assignments of equal agreement differ in, an argument being wrong in one and superfluous in the other, O(s) does not see.
+    Equal calls need no place of their own in it: where each has an equal one, that assignment alone lets all arguments agree.
     """
-    pairs = _pair_equal(predicted, expected)
-    if len(pairs) < min(len(predicted), len(expected)):
-        pairs += _pair_similar(predicted, expected, pairs)
-    matched = wrong = missing = extra = 0
-    for p, e in pairs:
-        got, wanted = predicted[p].arguments, expected[e].arguments
-        shared = got.keys() & wanted.keys()
-        agree = sum(1 for key in shared if values_equal(got[key], wanted[key]))
-        matched += agree
-        wrong += len(shared) - agree
-        missing += len(wanted) - len(shared)
-        extra += len(got) - len(shared)
+    pairs: list[tuple[int, int]] = []
+    for name in dict.fromkeys(call.name for call in expected):
+        given, wanted = _places(predicted, name), _places(expected, name)
+        if len(wanted) <= len(given):
+            pairs += [(p, e) for e, p in _pair_all(expected, wanted, predicted, given)]
+        else:
+            pairs += _pair_all(predicted, given, expected, wanted)
+    matched = sum(_agreeing(predicted[p], expected[e]) for p, e in pairs)
+    arguments = sum(len(predicted[p].arguments) + len(expected[e].arguments) for p, e in pairs)
     return Comparison(
         pairs=tuple(sorted(pairs)),
         missing_calls=len(expected) - len(pairs),
         extra_calls=len(predicted) - len(pairs),
         matched_arguments=matched,
-        wrong_arguments=wrong,
-        missing_arguments=missing,
-        extra_arguments=extra,
+        unmatched_arguments=arguments - 2 * matched,
     )
 
 
 def values_equal(left: Any, right: Any) -> bool:
-    """Typed equality: 1 equals 1.0 and neither "1" nor True; strings after strip; lists in order; dictionaries by key."""
+    """Typed equality: 1 equals 1.0 and neither "1" nor True; strings after strip, composed; lists in order; dictionaries by key."""
     if isinstance(left, bool) or isinstance(right, bool) or left is None or right is None:
         return left is right
     if isinstance(left, (int, float)) and isinstance(right, (int, float)):
         return left == right
     if isinstance(left, str) and isinstance(right, str):
-        return left.strip() == right.strip()
+        return _compose(left.strip()) == _compose(right.strip())
     if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
         return len(left) == len(right) and all(map(values_equal, left, right))
     if isinstance(left, Mapping) and isinstance(right, Mapping):
@@ -89,42 +83,25 @@ def values_equal(left: Any, right: Any) -> bool:
     return False
 
 
-def _calls_equal(left: Call, right: Call) -> bool:
-    return left.name == right.name and values_equal(left.arguments, right.arguments)
+def _compose(text: str) -> str:
+    """Unicode's composed form (NFC), in which many tokenizers (Qwen's) read a text: no model of theirs can answer in another one."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
-def _pair_equal(predicted: Sequence[Call], expected: Sequence[Call]) -> list[tuple[int, int]]:
-    """Equality is transitive, so taking the first free equal call never costs a pair."""
-    pairs = []
-    free = list(range(len(expected)))
-    for p, call in enumerate(predicted):
-        match = next((e for e in free if _calls_equal(call, expected[e])), None)
-        if match is not None:
-            pairs.append((p, match))
-            free.remove(match)
-    return pairs
+def _places(calls: Sequence[Call], name: str) -> list[int]:
+    return [place for place, call in enumerate(calls) if call.name == name]
 
 
-def _pair_similar(predicted: Sequence[Call], expected: Sequence[Call], taken: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Pairs of the calls that have no equal partner: each name by itself, as many as possible, most agreeing arguments."""
-    used_predicted, used_expected = {p for p, _ in taken}, {e for _, e in taken}
-    pairs = []
-    for name in dict.fromkeys(call.name for call in expected):
-        rows = [e for e, call in enumerate(expected) if call.name == name and e not in used_expected]
-        columns = [p for p, call in enumerate(predicted) if call.name == name and p not in used_predicted]
-        if len(rows) <= len(columns):
-            costs = [[_cost(predicted[p], expected[e]) for p in columns] for e in rows]
-            pairs += [(columns[column], rows[row]) for row, column in enumerate(assign(costs))]
-        else:
-            costs = [[_cost(predicted[p], expected[e]) for e in rows] for p in columns]
-            pairs += [(columns[row], rows[column]) for row, column in enumerate(assign(costs))]
-    return pairs
+def _pair_all(few: Sequence[Call], rows: Sequence[int], many: Sequence[Call], columns: Sequence[int]) -> list[tuple[int, int]]:
+    """A call of `many` for each of `few`, by their places, so that most arguments agree."""
+    costs = [[-_agreeing(few[row], many[column]) for column in columns] for row in rows]
+    return [(row, columns[chosen]) for row, chosen in zip(rows, assign(costs), strict=True)]
 
 
-def _cost(predicted: Call, expected: Call) -> int:
-    """Of pairing two calls of one tool: less by each argument that agrees. As many are paired as can be, so nothing else weighs."""
-    got, wanted = predicted.arguments, expected.arguments
-    return -sum(1 for key in got.keys() & wanted.keys() if values_equal(got[key], wanted[key]))
+def _agreeing(one: Call, other: Call) -> int:
+    """How many arguments of two calls have equal values."""
+    shared = one.arguments.keys() & other.arguments.keys()
+    return sum(1 for key in shared if values_equal(one.arguments[key], other.arguments[key]))
 
 
 def assign(costs: Sequence[Sequence[float]]) -> list[int]:

@@ -56,11 +56,13 @@ def agreement(calls: Sequence[Call], expected: Sequence[Call]) -> float:
     missing; so the value of a right beginning grows with every unit that it closes.
     """
     comparison = compare_calls(calls, expected)
-    paired = {index for index, _ in comparison.pairs}
-    superfluous = sum(1 + len(call.arguments) for index, call in enumerate(calls) if index not in paired)
     agreeing = len(comparison.pairs) + comparison.matched_arguments
-    units = sum(1 + len(call.arguments) for call in expected) + superfluous + comparison.wrong_arguments + comparison.extra_arguments
+    units = _count_units(expected) + _count_units(calls) - agreeing
     return agreeing / units if units else 0.0
+
+
+def _count_units(calls: Sequence[Call]) -> int:
+    return sum(1 + len(call.arguments) for call in calls)
 
 
 async def self_evaluation(policy: Policy, tokenizer: Any, example: Example, text: str) -> float:

@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from itool.config import ModelConfig
 from itool.errors import ArtifactError, InputError
+from itool.logs import get_logger
 from itool.policy.model_folder import LINEAR_LAYERS, check_adapter
 from itool.train.sequences import PASS_COST_TOKENS, Batch
 
@@ -37,6 +38,8 @@ CPU_FORWARD_COST_TOKENS = 96
 """What a forward pass without gradients costs on a CPU, in padded tokens, at 1 M parameters as at 135 M (measured: docs/experiments.md)."""
 TRAIN_AGAIN = "Run the training stage again"
 _SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+
+_log = get_logger(__name__)
 
 
 def load_model(model_dir: Path, *, dtype: Dtype = "float32") -> Any:
@@ -58,10 +61,14 @@ def load_model(model_dir: Path, *, dtype: Dtype = "float32") -> Any:
 
 
 def new_adapter(model: Any, config: ModelConfig, *, seed: int) -> PeftModel:
-    """A fresh LoRA adapter on all linear layers of the blocks; A is random from `seed`, B zero, so the model is unchanged at first.
+    """A fresh LoRA adapter on the linear layers of the blocks; A is random from `seed`, B zero, so the model is unchanged at first.
 
-    Raises InputError when the model has none of these layers.
+    A layer under a name of its own (Phi 3 joins q, k and v in one) has none; the log says which. Raises InputError when the model has none
+    of LINEAR_LAYERS.
     """
+    names = {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)}
+    if bare := names - {*LINEAR_LAYERS, "lm_head"}:
+        _log.warning("layers of the base model get no adapter", layers=sorted(bare))
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,

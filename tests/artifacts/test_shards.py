@@ -74,6 +74,29 @@ def test_the_last_shard_joins_all_in_shard_order(config: RunConfig) -> None:
     assert [key for key in store.list(str(done.prefix)) if "/shards/" in key] == []
 
 
+def drop(count: int) -> Any:
+    """A shard that could not use so many of its ten records."""
+
+    def body(stage: Stage) -> None:
+        stage.write("pairs.jsonl", [])
+        stage.count(incoming=10, kept=10 - count, dropped={"timeout": count})
+
+    return body
+
+
+def test_how_many_records_may_be_dropped_is_asked_of_all_shards_together(config: RunConfig) -> None:
+    """A shard of a few examples drops half of them by chance."""
+    assert [run_shard(config, shard, drop(count)) for shard, count in enumerate((5, 0, 1))] == [0, 0, 0]
+    assert resolution(config).done
+
+
+def test_shards_that_dropped_too_many_records_together_are_not_joined(config: RunConfig, capfd: pytest.CaptureFixture[str]) -> None:
+    assert [run_shard(config, shard, drop(3)) for shard in range(SHARDS)] == [0, 0, 65]
+    assert "stage i1/generate dropped 9 of 30 records (timeout 9), more than data.max_dropped_fraction 0.2" in capfd.readouterr().err
+    assert not resolution(config).done
+    assert run_shard(config, 1, lambda stage: pytest.fail("ran twice")) == 65
+
+
 def test_few_of_many_shards_list_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, shards, listed = FolderStore(tmp_path), 300, []
     monkeypatch.setattr(store, "list", lambda folder: listed.append(folder) or FolderStore.list(store, folder))

@@ -168,6 +168,32 @@ def test_a_conversation_that_the_template_refuses_names_its_example(chatml: Any)
         chat.render_prompt(chatml, example)
 
 
+def test_a_message_that_the_template_would_pass_over_is_refused(tmp_path: Path) -> None:
+    """As Phi 3's template does with tool results: the answer would be learned without what it answers."""
+    silent = CHATML.replace("{{ raise_exception('no tool turns here') }}{%- endif -%}", "{%- continue -%}{%- endif -%}")
+    tokenizer = chat.load_tokenizer(write_tokenizer(tmp_path, silent, CHATML_TOKENS, "<|im_end|>"))
+    assert "Weather in Bern?" in tokenizer.decode(chat.render_prompt(tokenizer, EXAMPLE))
+    answered = [*EXAMPLE.messages, Message(role="assistant", content="[f()]"), Message(role="tool", content="12 C")]
+    with pytest.raises(InputError, match="leaves out the tool message of example e1"):
+        chat.render_prompt(tokenizer, EXAMPLE.model_copy(update={"messages": answered}))
+
+
+def test_a_list_of_tools_that_would_go_into_a_system_message_nobody_sees_is_refused(tmp_path: Path) -> None:
+    silent = CHATML.replace("raise_exception('no tool turns here')", "''").replace("message.role == 'tool'", "false")
+    silent = "{%- set messages = messages | rejectattr('role', 'equalto', 'system') | list -%}" + silent
+    tokenizer = chat.load_tokenizer(write_tokenizer(tmp_path, silent, CHATML_TOKENS, "<|im_end|>"))
+    with pytest.raises(InputError, match="leaves out the system message of example e1"):
+        chat.render_prompt(tokenizer, EXAMPLE)
+
+
+def test_a_template_that_shows_no_text_names_no_end_of_turn(tmp_path: Path) -> None:
+    """Those of models that see images take lists of parts only, and show nothing of a text."""
+    parts = CHATML.replace("message.content +", "(message.content[0].text if message.content is not string else '') +")
+    tokenizer = chat.load_tokenizer(write_tokenizer(tmp_path, parts, CHATML_TOKENS, "<|im_end|>"))
+    with pytest.raises(InputError, match="leaves out what the assistant says"):
+        chat.end_of_turn_id(tokenizer)
+
+
 def test_a_folder_without_tokenizer_or_template_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no tokenizer"):
         chat.load_tokenizer(tmp_path)

@@ -223,6 +223,12 @@ def test_toolbench_counts_what_it_cannot_use(tmp_path: Path) -> None:
     assert load("toolbench", tmp_path, rows).dropped == {"gave_up": 1, "calls_unparseable": 3, "unknown_tool": 1}
 
 
+def test_toolbench_counts_what_follows_a_call_that_cannot_be_read(tmp_path: Path) -> None:
+    unreadable, result = action("weather_for_api", "no object"), ("function", "{}")
+    rows = [toolbench(unreadable, result, action("weather_for_api", {"q": "x"}), result, action("Finish", {"final_answer": "12"}))]
+    assert load("toolbench", tmp_path, [toolbench(action("weather_for_api", {}), query="a"), *rows]).dropped == {"calls_unparseable": 3}
+
+
 # --- OpenAI ---
 
 
@@ -280,11 +286,20 @@ def test_openai_counts_what_it_cannot_use(tmp_path: Path) -> None:
 
 
 def test_an_openai_conversation_ends_at_a_call_without_a_literal(tmp_path: Path) -> None:
-    """Later turns would stand after an assistant turn that says nothing."""
+    """Later turns would stand after an assistant turn that says nothing. They are lost, too, and counted."""
     unwritable = CALL | {"tool_calls": [openai_call("get_weather", '{"city": NaN}')]}
-    loaded = load("openai", tmp_path, [openai(USER, unwritable, USER, CALL), openai(USER, CALL)])
+    unlearned = unwritable | {"weight": 0}
+    rows = [openai(USER, unwritable, USER, CALL), openai(USER, unlearned, USER, CALL, USER, CALL), openai(USER, CALL)]
+    loaded = load("openai", tmp_path, rows)
     assert [len(example.messages) for example in loaded.examples] == [1]
-    assert loaded.dropped == {"calls_unparseable": 1}
+    assert loaded.dropped == {"calls_unparseable": 4}
+
+
+@pytest.mark.parametrize("arguments", [None, "", "null", "{}", {}])
+def test_an_openai_call_may_have_no_arguments(tmp_path: Path, arguments: object) -> None:
+    """Written as null they stand for the same as left out, which is how a column of a hub data set gives them."""
+    (example,) = load("openai", tmp_path, [openai(USER, CALL | {"tool_calls": [openai_call("get_weather", arguments)]})]).examples
+    assert example.response == "[get_weather()]"
 
 
 # --- structural faults, the same for every format ---

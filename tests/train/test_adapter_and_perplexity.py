@@ -3,6 +3,8 @@ import math
 
 import pytest
 import torch
+from structlog.testing import capture_logs
+from transformers import Phi3Config, Phi3ForCausalLM
 
 from itool.errors import ArtifactError, InputError
 from itool.train.model import fold_small_adapters, load_adapter, load_model, load_policy, new_adapter, response_logps, save_adapter
@@ -20,6 +22,14 @@ def test_a_new_adapter_changes_nothing_and_covers_every_linear_layer(tiny_base, 
     model = new_adapter(load_model(tiny_base), lora, seed=1)
     torch.testing.assert_close(logps(model, sequences), base)
     assert sum("lora_A" in name for name, _ in model.named_parameters()) == 2 * 7
+
+
+def test_layers_that_an_adapter_leaves_out_are_named(tiny_base, lora):
+    shape = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    with capture_logs() as said:
+        new_adapter(load_model(tiny_base), lora, seed=1)
+        new_adapter(Phi3ForCausalLM(Phi3Config(**shape, pad_token_id=0, eos_token_id=1, bos_token_id=2)), lora, seed=1)
+    assert [event["layers"] for event in said] == [["gate_up_proj", "qkv_proj"]]
 
 
 def test_equal_weights_are_saved_as_equal_bytes(tiny_base, lora, tmp_path):

@@ -55,14 +55,15 @@ def _convert_turns(
     row: Row, turns: list[dict[str, Any]], tools: list[Tool], conversation: str, *, named: bool, single: bool
 ) -> Iterator[Converted]:
     messages: list[Message] = []
+    readable = True
     for number, turn in enumerate(turns):
         role, text = _read_role(row, turn), _read_content(row, turn)
         calls = _read_calls(row, turn) if turn.get("tool_calls") else []
+        readable = readable and calls is not None  # what follows depends on a call that cannot be read
         if role == "assistant" and turn.get("weight") != 0:
             example_id = conversation if single else turn_id(conversation, number)
-            yield _convert_answer(calls, text, Asked(list(messages), tools, example_id, SOURCE, row.where, named))
-        if calls is None:
-            return  # what follows depends on a call that cannot be read
+            asked = Asked(list(messages), tools, example_id, SOURCE, row.where, named)
+            yield _convert_answer(calls if readable else None, text, asked)
         messages.append(Message(role=role, content=render_calls(calls) if calls else text))
 
 
@@ -93,16 +94,16 @@ def _read_calls(row: Row, turn: dict[str, Any]) -> list[ToolCall] | None:
     for value in row.expect(turn["tool_calls"], list, "field 'tool_calls'"):
         fields = row.expect(value, dict, "a tool call")
         function = row.expect(fields.get("function", fields), dict, "a tool call's function")
-        name, arguments = function.get("name"), function.get("arguments", "{}")
+        name, arguments = function.get("name"), function.get("arguments")
         if not isinstance(name, str) or not name:
             row.refuse("a tool call has no name")
         try:
             arguments = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
         except (ValueError, RecursionError):
             return None
-        if not isinstance(arguments, dict):
+        if not isinstance(arguments, dict | None):
             return None
-        calls.append(ToolCall(name=name, arguments=arguments))
+        calls.append(ToolCall(name=name, arguments=arguments or {}))
     try:
         render_calls(calls)
     except InputError:

@@ -46,6 +46,7 @@ def _convert_turns(row: Row, turns: list[tuple[str, str]], tools: list[Tool]) ->
     conversation = content_id(SOURCE, opening)
     if not any(role == "assistant" for role, _ in turns):
         yield Dropped("no_answer")
+    readable = True
     for role, text in turns:
         if role == "system":
             continue
@@ -53,16 +54,14 @@ def _convert_turns(row: Row, turns: list[tuple[str, str]], tools: list[Tool]) ->
             messages.append(Message(role="tool" if role == "tool" else "user", content=text.strip()))
             continue
         call = read_action(text)
+        readable = readable and call is not None  # what follows depends on a call that cannot be read
         # Branches of one search share the conversation; its turns are told apart by what was said before and what is answered.
         number = int(content_id("", [[message.content for message in messages], text])[1:], 16)
         asked = Asked(list(messages), tools, turn_id(conversation, number), SOURCE, row.where)
-        yield _convert_action(call, asked)
-        if call is None or call.name == FINISH:
+        yield _convert_action(call if readable else None, asked)
+        if call is not None and call.name == FINISH:
             return
-        try:
-            messages.append(Message(role="assistant", content=render_calls([call])))
-        except InputError:
-            return  # counted above: what follows depends on a call that has no literal
+        messages.append(Message(role="assistant", content=render_calls([call]) if call else text))
 
 
 def _convert_action(call: ToolCall | None, asked: Asked) -> Converted:
@@ -83,19 +82,17 @@ def _read_turn(row: Row, turn: Any) -> tuple[str, str]:
 
 
 def read_action(text: str) -> ToolCall | None:
-    """The call of a ReAct turn; None when there is none or its input is no JSON object."""
+    """The call of a ReAct turn; None when there is none, or its input is no JSON object or holds what JSON has no literal for."""
     match = _ACTION.search(text)
     if match is None or not match.group("name").strip():
         return None
     try:
-        arguments, _ = json.JSONDecoder(parse_constant=_refuse).raw_decode(match.group("input").strip() or "{}")
-    except (ValueError, RecursionError):
+        arguments, _ = json.JSONDecoder().raw_decode(match.group("input").strip() or "{}")
+        call = ToolCall(name=match.group("name").strip(), arguments=arguments)
+        render_calls([call])
+    except (ValueError, RecursionError, InputError):
         return None
-    return ToolCall(name=match.group("name").strip(), arguments=arguments) if isinstance(arguments, dict) else None
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(name)
+    return call
 
 
 def find_tools(system: str) -> list[Any] | None:
