@@ -27,7 +27,7 @@ _START_TROUBLE = ("FailedMount", "FailedAttachVolume", "FailedMapVolume", "Faile
 
 @dataclass(frozen=True)
 class PodState:
-    """One pod. Times are seconds since the epoch; `exit_code` is that of the container that ended it."""
+    """One pod. Times are seconds since the epoch; `exit_code` is that of the container that ended it. `deleted`: it was asked to stop."""
 
     name: str
     phase: Phase
@@ -39,6 +39,7 @@ class PodState:
     ended_at: float | None = None
     shard: int | None = None
     ready: bool = False
+    deleted: bool = False
 
     @property
     def seconds(self) -> float:
@@ -80,6 +81,7 @@ def pod_state(pod: Object, events: Sequence[Object] = ()) -> PodState:
         ended_at=seconds(ended.get("finishedAt")),
         shard=int(shard) if shard is not None else None,
         ready=_condition(pod, "Ready").get("status") == "True",
+        deleted=bool(metadata.get("deletionTimestamp")),
     )
 
 
@@ -242,15 +244,18 @@ def _has_begun(job: Object) -> bool:
 
 
 def _job_failure(failed: Object, states: Sequence[PodState]) -> tuple[int | None, str]:
-    """Exit code and reason of the pod that failed a Job: the one that the condition names, else the last that failed."""
+    """Exit code and reason of the pod that failed a Job: the one that the condition names, else the last that failed by itself.
+
+    A Job that fails deletes the pods that still run: these end later than the culprit, with a checkpoint and exit code 75.
+    """
     message = failed.get("message", "")
     culprits = [state for state in states if state.phase == "failed"]
     named = [state for state in culprits if f"/{state.name} " in message]
-    if named or culprits:
-        culprit = named[0] if named else max(culprits, key=lambda state: state.ended_at or state.created_at)
-        return culprit.exit_code, culprit.reason
-    code = re.search(r"exit code (\d+)", message)  # the pod is gone
-    return (int(code[1]) if code else None), f"{failed.get('reason', '')}: {message}"
+    code = re.search(r"exit code (\d+)", message)
+    if code and not named:  # the pod is gone
+        return int(code[1]), f"{failed.get('reason', '')}: {message}"
+    culprit = _last_failed(named or [state for state in culprits if not state.deleted] or culprits)
+    return (culprit.exit_code, culprit.reason) if culprit else (None, f"{failed.get('reason', '')}: {message}")
 
 
 def _job_reason(job: Object, states: Sequence[PodState], refusal: str) -> str:

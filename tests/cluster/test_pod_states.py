@@ -140,7 +140,7 @@ def test_a_job_fails_with_the_code_and_words_of_the_pod_that_failed_it() -> None
     for pods in ([culprit, bystander], [bystander, culprit]):
         state = job_state(job(failed), [pod_state(one) for one in pods])
         assert (state.phase, state.exit_code, state.reason) == ("failed", 65, "data.path holds no example")
-    gone = job_state(job(failed), [])
+    gone = job_state(job(failed), [pod_state(bystander)])
     assert (gone.exit_code, gone.reason) == (64, f"PodFailurePolicy: {message}")
     assert state.ended_at is not None
     assert state.ended_at - state.started_at == 140.0
