@@ -14,8 +14,9 @@ from structlog.testing import capture_logs
 
 from itool.cluster import pod_logs
 from itool.cluster.api_answers import ClusterDown
-from itool.cluster.pod_logs import PodLogs, comparable, log_name
+from itool.cluster.pod_logs import PodLogs, log_name
 from itool.cluster.progress import Progress, last_progress
+from itool.cluster.timed_lines import comparable
 from itool.errors import ConfigError
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.waiting import wait_until
@@ -92,6 +93,28 @@ def test_lines_that_come_again_after_a_cut_are_written_once(zone: str, hour: str
     wait_until_kept(logs, JOB)
     assert store.objects[KEY].splitlines()[1:] == [b"one", b"two"]
     assert {since for _, since in cluster.asked} == {"", "2026-01-01T00:00:00Z"}
+    logs.close(0.0)
+
+
+def test_lines_that_share_a_time_are_all_written_also_after_a_cut() -> None:
+    """CRI-O gives one time to all lines that it reads at once, as those of a traceback."""
+    time_of = b"2026-01-01T00:00:00.5Z "
+    lines = [time_of + word + b"\n" for word in (b"Traceback", b"  File", b"error: bad")]
+    logs, store, _ = made([lines[0], lines[1], ClusterDown("cut")], lines)
+    logs.look(JOB, [pod()])
+    logs.look(JOB, [])
+    wait_until_kept(logs, JOB)
+    assert store.objects[KEY].splitlines()[1:] == [b"Traceback", b"  File", b"error: bad"]
+    logs.close(0.0)
+
+
+def test_half_a_line_of_a_pod_that_is_gone_is_kept() -> None:
+    logs, store, _ = made([FIRST, SECOND[:-2], ClusterDown("cut")], [])
+    logs.look(JOB, [pod()])
+    wait_until(lambda: logs.text("job") == b"one\n")
+    logs.look(JOB, [])
+    wait_until_kept(logs, JOB)
+    assert store.objects[KEY].splitlines()[1:] == [b"one", b"tw"]
     logs.close(0.0)
 
 
