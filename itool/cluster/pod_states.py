@@ -163,10 +163,10 @@ def _failure(pod: Object) -> str:
     words = last_words(ended.get("message") or "")
     if disruption:
         return f"{disruption}{'; ' + words if words else ''}"
-    if ended.get("exitCode") == 137 and not words.startswith("error"):
-        return "killed by signal 9 (its grace period was over, or by hand)"
     if ended.get("reason") not in ("Error", "Completed", None):
-        return f"{ended['reason']}: {words}"
+        return f"{ended['reason']}: {words}".removesuffix(": ")
+    if ended.get("exitCode") == 137:
+        return "killed by signal 9 (its grace period was over, or by hand)"
     return words or (f"exit code {ended['exitCode']}" if "exitCode" in ended else "failed without a word from its container")
 
 

@@ -83,6 +83,12 @@ FAILED = {
         pod(phase="Failed", containers=[ended(128, 'exec: "/nope": no such file', "StartError")]),
         'StartError: exec: "/nope": no such file',
     ),
+    "a container that its node has forgotten": (
+        pod(phase="Failed", containers=[
+            ended(137, "The container could not be located when the pod was terminated", "ContainerStatusUnknown")]),
+        "ContainerStatusUnknown: The container could not be located when the pod was terminated",
+    ),
+    "a node that started again": (pod(phase="Failed", containers=[ended(255, reason="Unknown")]), "Unknown"),
 }  # fmt: skip
 
 
