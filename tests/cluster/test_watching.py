@@ -142,6 +142,20 @@ def test_what_was_just_written_outlives_a_list_that_began_before() -> None:
     assert names(cache) == ["a", "new"]
 
 
+def test_a_list_that_is_newer_than_what_was_just_written_counts() -> None:
+    """The watch goes on after the list: nothing else would tell of what it holds."""
+    cache, cluster = made([[]], [Gone("")])
+
+    def list_after_somebody_wrote() -> list[Object]:
+        cache.put("pods", item("new", 8))
+        return [item("new", 9)]
+
+    cluster.lists.append(list_after_somebody_wrote)
+    cache.look()
+    cache.look()
+    assert cache.items("pods") == [item("new", 9)]
+
+
 def test_an_answer_that_is_older_than_what_a_watch_has_told_changes_nothing() -> None:
     cache, _ = made([[item("a", 1)]], [[("MODIFIED", item("a", 12))]])
     cache.look()
