@@ -63,7 +63,7 @@ class PodLog:
     def heading(self) -> str:
         """The line above the pod's own."""
         state = pod_state(self.latest)
-        outcome = f"exit code {state.exit_code}: {state.reason}" if state.phase == "failed" else "gone" if self.gone else "ended"
+        outcome = state.outcome if state.phase == "failed" else "gone" if self.gone else "ended"
         return f"{heading_start(state.name)} on {state.node}, {outcome}\n"
 
     def append(self, text: bytes) -> None:

@@ -46,6 +46,11 @@ class PodState:
         """How long a pod that has ended ran; 0 of one that never did, or has not ended."""
         return self.ended_at - self.started_at if self.ended_at is not None and self.started_at is not None else 0.0
 
+    @property
+    def outcome(self) -> str:
+        """How a pod failed: exit code and reason, or what there is of them."""
+        return told_outcome(self.exit_code, self.reason)
+
 
 @dataclass(frozen=True)
 class JobState:
@@ -128,6 +133,12 @@ def event_time(event: Object) -> float:
 def seconds(timestamp: str | None) -> float | None:
     """A Kubernetes timestamp as seconds since the epoch."""
     return datetime.fromisoformat(timestamp).timestamp() or None if timestamp else None  # a container that never started says 1970
+
+
+def told_outcome(exit_code: int | None, reason: str) -> str:
+    """`exit code 65: data.path holds no example`. A pod that a node turned away, or evicted before it began, has no exit code."""
+    code = f"exit code {exit_code}" if exit_code is not None else ""
+    return ": ".join(part for part in (code, reason if reason != code else "") if part)
 
 
 def one_line(text: str) -> str:
@@ -269,8 +280,7 @@ def _job_reason(job: Object, states: Sequence[PodState], refusal: str) -> str:
         return told or refusal
     last = _last_failed(states)
     if last is not None:
-        code = f"exit code {last.exit_code}"
-        return f"pod {last.name} ended with {code}{': ' + last.reason if last.reason != code else ''}; the next one follows after a pause"
+        return f"pod {last.name} ended with {last.outcome}; the next one follows after a pause"
     return NEXT_POD if ended_well(job) else FIRST_POD
 
 

@@ -167,6 +167,12 @@ def test_a_job_without_pods_says_why() -> None:
     assert (pausing.reason, pausing.refused) == ("pod p ended with exit code 3; the next one follows after a pause", False)
 
 
+def test_a_pod_that_a_node_turned_away_has_no_exit_code() -> None:
+    away = pod(phase="Failed", reason="OutOfcpu", message="Pod was rejected: Node didn't have enough resource: cpu")
+    reason = job_state(job(), [pod_state(away)]).reason
+    assert reason.startswith("pod p ended with OutOfcpu: Pod was rejected: Node didn't have enough resource: cpu; the next one")
+
+
 def test_a_pod_that_never_ran_ends_a_refusal_too() -> None:
     refused = event("j", "FailedCreate", "exceeded quota: gpus", at="2026-11-21T11:48:00Z")
     evicted = pod_state(pod(phase="Failed", reason="Evicted", message="The node was low on memory"))
