@@ -87,8 +87,13 @@ class Cluster:
         """One object; None when there is none of that name."""
         return self._call("GET", "get", resource, name, absent=True)
 
-    def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[list[Object], str]:
-        """Every object that fits the selectors, and the version to watch from. Long lists come in pages, or whole if these get too old."""
+    def list(
+        self, resource: str, labels: str = "", fields: str = "", *, trim: Callable[[Object], Object] = lambda item: item
+    ) -> tuple[list[Object], str]:
+        """Every object that fits the selectors, and the version to watch from. Long lists come in pages, or whole if these get too old.
+
+        `trim` keeps of each what is needed, page by page: thousands of whole pods would fill a controller's memory.
+        """
         items: list[Object] = []
         selectors = {"labelSelector": labels, "fieldSelector": fields}
         query = {**selectors, "limit": str(PAGE_OBJECTS)}
@@ -100,7 +105,7 @@ class Cluster:
                     raise ClusterDown(f"Kubernetes does not list {resource}: {error}") from None
                 items, query = [], selectors
                 continue
-            items += page.get("items") or []
+            items += map(trim, page.get("items") or [])
             metadata = page.get("metadata") or {}
             if not metadata.get("continue"):
                 return items, str(metadata.get("resourceVersion", ""))

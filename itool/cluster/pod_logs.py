@@ -19,6 +19,7 @@ from pathlib import Path
 
 from itool.artifacts.store import Store
 from itool.cluster.client import Cluster
+from itool.cluster.job_facts import trim_pod
 from itool.cluster.log_names import LogName, log_key
 from itool.cluster.manifests import STAGE_CONTAINER
 from itool.cluster.objects import ATTEMPT_LABEL, ITERATION_LABEL, JOB_LABEL, STAGE_LABEL, Object
@@ -144,7 +145,7 @@ class PodLogs:
         """Whether the logs of all pods of a Job that is over lie in the store. Asks once for the pods that came and went unseen."""
         found = self._jobs.setdefault(job["metadata"]["name"], JobLogs(live=False))
         if not found.complete:
-            pods, _ = self._cluster.list("pods", f"{JOB_LABEL}={job['metadata']['name']}")
+            pods, _ = self._cluster.list("pods", f"{JOB_LABEL}={job['metadata']['name']}", trim=trim_pod)
             for pod in pods:
                 if pod["metadata"]["uid"] not in found.logs:
                     self._follow(found, pod)

@@ -136,9 +136,9 @@ class Cache:
 
     def _list(self, view: View) -> None:
         view._written.clear()
-        items, version = self._cluster.list(view.resource, view.labels, view.fields)
+        items, version = self._cluster.list(view.resource, view.labels, view.fields, trim=view.trim)
         with self._changed:
-            found = {item["metadata"]["name"]: view.trim(item) for item in items}
+            found = {item["metadata"]["name"]: item for item in items}
             for name in view._written & view._items.keys():
                 if name not in found or _version(found[name]) < _version(view._items[name]):
                     found[name] = view._items[name]

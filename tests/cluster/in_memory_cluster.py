@@ -71,9 +71,11 @@ class InMemoryCluster:
         self._call(resource, "get")
         return self.objects[resource].get(name)
 
-    def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[list[Object], str]:
+    def list(
+        self, resource: str, labels: str = "", fields: str = "", *, trim: Callable[[Object], Object] = lambda item: item
+    ) -> tuple[list[Object], str]:
         self._call(resource, "list")
-        return [item for item in self.objects[resource].values() if _fits(item, labels, fields)], str(self._version)
+        return [trim(item) for item in self.objects[resource].values() if _fits(item, labels, fields)], str(self._version)
 
     def watch(self, resource: str, version: str, labels: str = "", fields: str = "") -> Iterator[tuple[str, Object]]:
         """What has happened since; it ends at once instead of waiting. An object that no longer fits the selectors is DELETED."""

@@ -56,9 +56,9 @@ class Logs:
                 raise chunk
             yield chunk
 
-    def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[list[dict[str, Any]], str]:
+    def list(self, resource: str, labels: str = "", fields: str = "", *, trim: Any) -> tuple[list[dict[str, Any]], str]:
         self.lists += 1
-        return self.listed, "1"
+        return [trim(one) for one in self.listed], "1"
 
 
 def made(*answers: Any, listed: list[dict[str, Any]] | None = None) -> tuple[PodLogs, MemoryStore, Logs]:
@@ -267,6 +267,15 @@ def shard_pods(count: int) -> list[dict[str, Any]]:
     for index, one in enumerate(pods):
         one["metadata"]["annotations"] = {"batch.kubernetes.io/job-completion-index": str(index)}
     return pods
+
+
+def test_of_thousands_of_pods_only_what_is_needed_is_held() -> None:
+    logs, _, _ = made([FIRST], listed=[pod(phase="Succeeded", code=0, managedFields=[{"manager": "kubelet"}])])
+    assert not logs.are_kept(JOB)
+    (reading,) = logs._jobs["job"].logs.values()
+    assert "managedFields" not in reading.latest["metadata"]
+    wait_until_kept(logs, JOB)
+    logs.close(0.0)
 
 
 class LogsByPod(Logs):

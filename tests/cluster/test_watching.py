@@ -28,12 +28,12 @@ class Scripted:
         self.lists, self.watches = lists, watches
         self.watched_from: list[str] = []
 
-    def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[list[Object], str]:
+    def list(self, resource: str, labels: str = "", fields: str = "", *, trim: Any) -> tuple[list[Object], str]:
         answer = self.lists.pop(0)
         answer = answer() if callable(answer) else answer
         if isinstance(answer, Exception):
             raise answer
-        return answer, "10"
+        return [trim(found) for found in answer], "10"
 
     def watch(self, resource: str, version: str, labels: str = "", fields: str = "") -> Iterator[tuple[str, Object]]:
         self.watched_from.append(version)
