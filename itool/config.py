@@ -29,7 +29,7 @@ FORMS = {
     DNS_NAME: "DNS name: use small letters, digits, inner dashes and dots",
     METADATA_KEY: "label key: use name or domain/name, of letters, digits, dashes, dots and underscores",
     LABEL_VALUE: "label value: use at most 63 letters, digits, inner dashes, dots and underscores",
-    URL: "URL: use http://host:8000 or https://host",
+    URL: "URL: use http://host:8000 or https://host, without a password",
     QUANTITY: "quantity: use a number with a unit, as in 500m, 2 or 4Gi",
 }
 """What a value of each pattern is called in errors, and how it looks."""
@@ -469,7 +469,8 @@ def _explain(error: ValidationError, origin: str) -> str:
     elif first["type"] == "string_too_short":
         text = f"{origin}: {key} is empty; {'use a folder or s3://bucket/prefix' if key == 'root' else 'give a value, or leave it out'}"
     elif first["type"] == "string_pattern_mismatch" and first["ctx"]["pattern"] in FORMS:
-        text = f"{origin}: {key} = {first['input']!r} is no {FORMS[first['ctx']['pattern']]}"
+        shown = re.sub(r"//[^\s/]*@", "//...@", repr(first["input"]))  # a password is nobody's to read
+        text = f"{origin}: {key} = {shown} is no {FORMS[first['ctx']['pattern']]}"
     else:
         message = first["msg"][:1].lower() + first["msg"][1:]
         text = f"{origin}: {key} = {show_value(first['input'])}: {message}"

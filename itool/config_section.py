@@ -15,8 +15,9 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 CountOrZero = Annotated[int, Field(ge=0, le=2**31 - 1)]
 """Below 2**31, which every library and Kubernetes can hold. What costs memory or time by its size has a lower limit at its field."""
 
-URL = r"^https?://([^\s/@]+@)?(\[[0-9A-Fa-f:.]+\]|[^\s/:@?#\[\]]+)(:[0-9]{1,5})?([/?#]\S*)?$"
+URL = r"^https?://(\[[0-9A-Fa-f:.]+\]|[^\s/:@?#\[\]]+)(:[0-9]{1,5})?([/?#]\S*)?$"
 Url = Annotated[str, Field(pattern=URL)]
+"""Without a user and a password: a URL is stored beside the artifacts, stands in a ConfigMap, and is named in messages."""
 
 
 class Section(BaseModel):

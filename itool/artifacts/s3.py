@@ -1,7 +1,8 @@
 """Artifacts in S3 or a compatible store, through boto3. The only module that imports it.
 
 Errors keep their meaning: wrong credentials, a missing bucket or a refused request are settings (ConfigError, no retry helps); an
-endpoint that does not answer, throttling, 409 and 5xx are a dependency that is down (DependencyError) after botocore's bounded retries.
+endpoint that does not answer, throttling, 409 and 5xx are a dependency that is down (DependencyError) after botocore's bounded retries, and
+so is the service that gives a pod its credentials.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectionError,  # noqa: A004 - botocore's own class; it is the root of "the endpoint does not answer"
+    CredentialRetrievalError,
     HTTPClientError,
     IncompleteReadError,
+    MetadataRetrievalError,
     NoCredentialsError,
     PartialCredentialsError,
     ReadTimeoutError,
@@ -50,7 +53,6 @@ _REFUSED = {
     "403",
     "ExpiredToken",
     "InvalidToken",
-    "RequestTimeTooSkewed",
 }
 _THROTTLED = {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestLimitExceeded", "TooManyRequests"}
 _DOWN = (ConnectionError, HTTPClientError, ReadTimeoutError, ResponseStreamingError, IncompleteReadError, RetriesExceededError)
@@ -162,6 +164,8 @@ class S3Store:
             raise ConfigError(
                 f"{self.root}: no S3 credentials", remedy="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile or role"
             ) from None
+        except (CredentialRetrievalError, MetadataRetrievalError) as error:
+            raise DependencyError(f"{self.root}: {error}", remedy="Check what gives the credentials, then run again") from None
         except _DOWN as error:
             raise self._down(f"{type(error).__name__}: {error}") from None
         except (BotoCoreError, Boto3Error, ValueError) as error:  # ValueError: an endpoint that is not a URL
@@ -179,6 +183,9 @@ class S3Store:
             return _ObjectExistsError(f"{self._url(key)} exists")
         if code == "ConditionalRequestConflict" or status == 409:
             return _ConflictError(f"{self._url(key)}: other writers keep the object busy ({code})", remedy="Run again")
+        if code == "RequestTimeTooSkewed":
+            text = f"{self.root} at {self._endpoint} has another time than this machine ({code})"
+            return ConfigError(text, remedy="Set this machine's clock")
         if code in _REFUSED:
             text = f"{self.root} at {self._endpoint} refuses the credentials ({code})"
             return ConfigError(text, remedy="Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights")

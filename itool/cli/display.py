@@ -124,7 +124,8 @@ def ending(task: Task, attempt: Attempt) -> str:
         return f"{task.label}: done in {took}{memory}"
     if attempt.reason == NOT_BEGUN:
         return f"{task.label}: {NOT_BEGUN}"
-    how = "stopped" if attempt.exit_code == Interrupted.exit_code else f"exit code {attempt.exit_code}"
+    code = attempt.exit_code
+    how = "stopped" if code == Interrupted.exit_code else "failed" if code is None else f"exit code {code}"
     return f"{task.label}: {how} after {took}{': ' + attempt.reason if attempt.reason else ''}"
 
 

@@ -1,4 +1,4 @@
-"""What the API server's answers mean when they are no success: a dependency that is down, a list that is too old, or a setting."""
+"""What the API server's answers mean when they are no success: a dependency that is down or full, a list that is too old, or a setting."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ class ClusterDown(DependencyError):  # noqa: N818 - says what is the case, like 
 
 class Denied(ConfigError):  # noqa: N818 - as above
     """These credentials lack a right."""
+
+
+class OverQuota(DependencyError):  # noqa: N818 - as above
+    """A quota of the namespace has no room now: others, or Jobs of this run that are over, use it up."""
 
 
 class Gone(ItoolError):  # noqa: N818 - the name of the answer
@@ -54,7 +58,10 @@ class Refused(Exception):  # noqa: N818 - says what happened, and never leaves t
             return Denied(text, remedy="Use the chart's Role, or ask for these rights; `itoolctl doctor` lists what is missing")
         if self.status == HTTPStatus.NOT_FOUND and "namespaces" in self.message:
             return ConfigError(f"namespace {namespace} does not exist", remedy="Create it, or set kubernetes.namespace")
-        return ConfigError(f"Kubernetes refuses to {what} in namespace {namespace}: {self.message}")
+        text = f"Kubernetes refuses to {what} in namespace {namespace}: {self.message}"
+        if self.status == HTTPStatus.FORBIDDEN and "exceeded quota: " in self.message:
+            return OverQuota(text, remedy="Let others end, or raise the quota")
+        return ConfigError(text)
 
 
 def refusal_of(response: urllib3.BaseHTTPResponse) -> Refused:

@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 import urllib3
 
 from itool.cluster.api_answers import LONGEST_PAUSE_SECONDS, ClusterDown, Refused, refusal_of, retry_after_seconds
+from itool.errors import ConfigError
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
@@ -23,24 +24,30 @@ FIRST_PAUSE_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Connection:
-    """An API server and how to speak to it. `headers` is asked before every request, since tokens expire."""
+    """An API server and how to speak to it. `headers` is asked before every request, since tokens expire.
+
+    `context` is the kubeconfig's that names it; None in a pod.
+    """
 
     host: str
     pool: urllib3.PoolManager
     headers: Callable[[], dict[str, str]]
     namespace: str
+    context: str | None = None
+
+
+Connect = Callable[[str | None], Connection]
+"""Gives the connection of a kubeconfig's context; None: of its current one, or of the pod."""
 
 
 class Transport:
-    """A connection that lasts. Thread safe. `connect` gives one and is asked again after a 401.
+    """A connection that lasts. Thread safe. `connect` gives one and is asked again, for the same context, after a 401.
 
     `granted` holds the rights (`create jobs`) that the server has accepted once. An API server that has just started answers for some
     seconds, before it knows everybody's rights, with 403; so a right that was there before is waited for, as the server itself is.
     """
 
-    def __init__(
-        self, connect: Callable[[], Connection], attempts: int, sleep: Callable[[float], None], read_seconds: float = READ_SECONDS
-    ) -> None:
+    def __init__(self, connect: Connect, attempts: int, sleep: Callable[[float], None], read_seconds: float = READ_SECONDS) -> None:
         self._connect = connect
         self._attempts = attempts
         self._read_seconds = read_seconds
@@ -48,7 +55,7 @@ class Transport:
         self._lock = threading.Lock()
         self._accepted = False
         self.granted: set[str] = set()
-        self.connection = connect()
+        self.connection = connect(None)
         self.calls = 0
 
     def request(
@@ -125,7 +132,11 @@ class Transport:
         )
 
     def _reconnect(self, refused: Connection) -> None:
-        """Read the credentials again, unless another thread has done so since."""
+        """Read the credentials again, unless another thread has done so since. A kubeconfig that is just being written is read later."""
         with self._lock:
             if self.connection is refused:
-                self.connection = self._connect()
+                try:
+                    self.connection = self._connect(refused.context)
+                except ConfigError:
+                    if not self._accepted:
+                        raise

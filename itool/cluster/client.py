@@ -22,7 +22,7 @@ import urllib3
 import yaml
 
 from itool.cluster.api_answers import ClusterDown, Gone, Refused, watch_error
-from itool.cluster.api_transport import READ_SECONDS, Connection, Transport
+from itool.cluster.api_transport import READ_SECONDS, Connect, Connection, Transport
 from itool.cluster.objects import Object
 from itool.errors import ConfigError, ItoolError
 from itool.logs import get_logger
@@ -64,11 +64,11 @@ An account that lacks it works nevertheless.
 
 
 class Cluster:
-    """One namespace of a cluster. Thread safe. `connect` gives a connection and is asked again after a 401."""
+    """One namespace of a cluster. Thread safe. `connect` gives a connection and is asked again, for the same context, after a 401."""
 
     def __init__(
         self,
-        connect: Callable[[], Connection],
+        connect: Connect,
         namespace: str | None = None,
         *,
         attempts: int = ATTEMPTS,
@@ -87,8 +87,13 @@ class Cluster:
         """One object; None when there is none of that name."""
         return self._call("GET", "get", resource, name, absent=True)
 
-    def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[list[Object], str]:
-        """Every object that fits the selectors, and the version to watch from. Long lists come in pages, or whole if these get too old."""
+    def list(
+        self, resource: str, labels: str = "", fields: str = "", *, trim: Callable[[Object], Object] = lambda item: item
+    ) -> tuple[list[Object], str]:
+        """Every object that fits the selectors, and the version to watch from. Long lists come in pages, or whole if these get too old.
+
+        `trim` keeps of each what is needed, page by page: thousands of whole pods would fill a controller's memory.
+        """
         items: list[Object] = []
         selectors = {"labelSelector": labels, "fieldSelector": fields}
         query = {**selectors, "limit": str(PAGE_OBJECTS)}
@@ -100,7 +105,7 @@ class Cluster:
                     raise ClusterDown(f"Kubernetes does not list {resource}: {error}") from None
                 items, query = [], selectors
                 continue
-            items += page.get("items") or []
+            items += map(trim, page.get("items") or [])
             metadata = page.get("metadata") or {}
             if not metadata.get("continue"):
                 return items, str(metadata.get("resourceVersion", ""))
@@ -275,8 +280,11 @@ def open_cluster(namespace: str | None = None, *, hurried: bool = False) -> Clus
     return Cluster(connect, namespace, attempts=2, read_seconds=5.0) if hurried else Cluster(connect, namespace)
 
 
-def connect() -> Connection:
-    """Find cluster and credentials: an explicit KUBECONFIG first, then the pod's own service account, then the default kubeconfig."""
+def connect(context: str | None = None) -> Connection:
+    """Find cluster and credentials: an explicit KUBECONFIG first, then the pod's own service account, then the default kubeconfig.
+
+    Of a kubeconfig its current context, or the one that is named: whoever connects again stays with the cluster that he began with.
+    """
     import kubernetes  # noqa: PLC0415 - half a second, and only this backend needs it
 
     configuration = kubernetes.client.Configuration()
@@ -286,9 +294,11 @@ def connect() -> Connection:
             kubernetes.config.load_incluster_config(client_configuration=configuration)
             namespace = (TOKEN_FOLDER / "namespace").read_text(encoding="utf-8").strip()
         else:
-            kubernetes.config.load_kube_config(client_configuration=configuration)
-            _, context = kubernetes.config.list_kube_config_contexts()
-            namespace = context["context"].get("namespace") or "default"
+            contexts, current = kubernetes.config.list_kube_config_contexts()
+            chosen = next((found for found in contexts if found["name"] == context), current)
+            context = chosen["name"] if context is None else context
+            kubernetes.config.load_kube_config(client_configuration=configuration, context=context)
+            namespace = chosen["context"].get("namespace") or "default"
     except (kubernetes.config.ConfigException, OSError, ValueError) as error:
         raise _unconfigured(str(error)) from None
     except (yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
@@ -300,7 +310,7 @@ def connect() -> Connection:
         settings = configuration.auth_settings().values()
         return {setting["key"]: setting["value"] for setting in settings if setting["in"] == "header" and setting["value"]}
 
-    return Connection(configuration.host, pool, headers, namespace)
+    return Connection(configuration.host, pool, headers, namespace, context)
 
 
 def quantity(text: str) -> Decimal:

@@ -76,7 +76,7 @@ def hopeless(
 def trim_job(job: Object) -> Object:
     """What is asked of a Job."""
     spec = job.get("spec") or {}
-    kept = ("suspend", "completions", "parallelism", "backoffLimit")
+    kept = ("suspend", "completions", "parallelism")
     return {"metadata": _trim_metadata(job), "spec": {key: spec[key] for key in kept if key in spec}, "status": job.get("status") or {}}
 
 
@@ -87,7 +87,7 @@ def trim_pod(pod: Object) -> Object:
         kind: [{key: found[key] for key in ("name", "resources", "restartPolicy") if key in found} for found in spec.get(kind) or []]
         for kind in ("containers", "initContainers")
     }
-    kept = ("phase", "reason", "message", "conditions", "containerStatuses", "initContainerStatuses", "podIP")
+    kept = ("phase", "reason", "message", "conditions", "containerStatuses", "initContainerStatuses")
     return {
         "metadata": _trim_metadata(pod),
         "spec": {"nodeName": spec.get("nodeName"), **containers},

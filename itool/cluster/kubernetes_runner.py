@@ -225,7 +225,8 @@ class KubernetesRunner:
     def _waits_for_culprit(self, name: str, states: Sequence[PodState]) -> bool:
         """A Job's failure may be heard of before the end of the pod that failed it, which says why."""
         since = self._failed_since.setdefault(name, self.clock())
-        return not any(state.phase == "failed" for state in states) and self.clock() - since < CULPRIT_SECONDS
+        heard = any(state.phase == "failed" and not state.deleted for state in states)
+        return not heard and self.clock() - since < CULPRIT_SECONDS
 
     def _keep_meeting_point(self, task: Task) -> None:
         """The Service through which the pods of a training that spans nodes find each other."""

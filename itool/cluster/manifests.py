@@ -6,6 +6,7 @@ controller only decides whether a Job that failed for good is followed by anothe
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, ITERATION_LABEL, KEY_LABEL, QUEUE_LABEL, RUN_LABEL, STAGE_LABEL, Object
@@ -20,7 +21,6 @@ from itool.cluster.pods import (
     labels,
     owner_reference,
     pod_spec,
-    short_name,
 )
 from itool.config import RunConfig
 from itool.config_kubernetes import StagePodConfig, Target
@@ -30,6 +30,8 @@ from itool.stages import StageId, shards_of
 
 STAGE_CONTAINER = "stage"
 RENDEZVOUS_PORT = 29400
+LONGEST_RUN_NAME = 30
+"""In the names of Jobs."""
 
 TARGETS: dict[StageName, Target] = {
     "prepare": "warmup",
@@ -44,13 +46,19 @@ TARGETS: dict[StageName, Target] = {
 
 
 def job_name(config: RunConfig, stage: StageId, key: str, attempt: int) -> str:
-    """`<run>-i<k>-<stage>-<key>-<attempt>`, short enough for its pods' host names."""
-    return f"{short_name(config.run, 30)}-i{stage.iteration}-{stage.name}-{key[:8]}-{attempt}"
+    """`<run>-i<k>-<stage>-<key>-<attempt>`, short enough for its pods' host names.
+
+    A run's name that is cut ends in a hash: two runs of one namespace with equal keys must not share a Job.
+    """
+    run = config.run
+    if len(run) > LONGEST_RUN_NAME:
+        run = f"{run[: LONGEST_RUN_NAME - 9].rstrip('-')}-{hashlib.sha256(run.encode()).hexdigest()[:8]}"
+    return f"{run}-i{stage.iteration}-{stage.name}-{key[:8]}-{attempt}"
 
 
 def workers_name(run: str) -> str:
     """The headless Service through which the pods of a training that spans nodes find each other."""
-    return f"{short_name(run, 40)}-workers"
+    return f"{run}-workers"
 
 
 def stage_job(config: RunConfig, stage: StageId, key: str, attempt: int, *, config_map: str, owner: Object) -> Object:

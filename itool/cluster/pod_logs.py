@@ -15,15 +15,16 @@ import time
 import weakref
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 from itool.artifacts.store import Store
 from itool.cluster.client import Cluster
+from itool.cluster.job_facts import trim_pod
 from itool.cluster.log_names import LogName, log_key
 from itool.cluster.manifests import STAGE_CONTAINER
 from itool.cluster.objects import ATTEMPT_LABEL, ITERATION_LABEL, JOB_LABEL, STAGE_LABEL, Object
 from itool.cluster.pod_states import SHARD_ANNOTATION, pod_state
+from itool.cluster.timed_lines import TimedLines
 from itool.errors import DependencyError, ItoolError
 from itool.logs import get_logger
 
@@ -50,7 +51,7 @@ class PodLog:
     complete: bool = False
     kept: bool = False
     finished: bool = False
-    since: str = ""
+    lines: TimedLines = field(default_factory=TimedLines)
     _closed: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -63,22 +64,15 @@ class PodLog:
     def heading(self) -> str:
         """The line above the pod's own."""
         state = pod_state(self.latest)
-        outcome = f"exit code {state.exit_code}: {state.reason}" if state.phase == "failed" else "gone" if self.gone else "ended"
+        outcome = state.outcome if state.phase == "failed" else "gone" if self.gone else "ended"
         return f"{heading_start(state.name)} on {state.node}, {outcome}\n"
 
-    def append_lines(self, lines: Sequence[bytes]) -> None:
-        """Add lines, each behind its time, except those that were there already or have no time."""
-        new = []
-        for line in lines:
-            stamp, _, text = line.partition(b" ")
-            moment = comparable(stamp.decode(errors="replace"))
-            if moment > self.since:
-                self.since = moment
-                new.append(text + b"\n")
+    def append(self, text: bytes) -> None:
+        """Add what was read."""
         with self._lock:
-            if new and not self._closed:
+            if text and not self._closed:
                 with self.path.open("ab") as file:
-                    file.writelines(new)
+                    file.write(text)
 
     def read(self, offset: int = 0) -> bytes:
         """What is there from `offset` on."""
@@ -154,7 +148,7 @@ class PodLogs:
         """
         found = self._jobs.setdefault(job["metadata"]["name"], JobLogs(live=False))
         if not found.complete:
-            pods, _ = self._cluster.list("pods", f"{JOB_LABEL}={job['metadata']['name']}")
+            pods, _ = self._cluster.list("pods", f"{JOB_LABEL}={job['metadata']['name']}", trim=trim_pod)
             for pod in pods:
                 if pod["metadata"]["uid"] not in found.logs:
                     self._follow(found, pod)
@@ -250,15 +244,13 @@ class PodLogs:
         return ended
 
     def _read(self, reading: PodLog) -> None:
-        rest, name = b"", reading.latest["metadata"]["name"]
-        since = f"{reading.since[:19]}Z" if reading.since else ""
+        name, since = reading.latest["metadata"]["name"], reading.lines.begin()
         for chunk in self._cluster.pod_log(name, STAGE_CONTAINER, follow=True, since=since, timestamps=True):
-            *lines, rest = (rest + chunk).split(b"\n")
-            reading.append_lines(lines)
+            reading.append(reading.lines.take(chunk))
             if self._stopping.is_set():
                 return
-        if rest and reading.ended:
-            reading.append_lines([rest])
+        if reading.ended and (last := reading.lines.end()):
+            reading.append(last + b"\n")
 
     def _store_log(self, reading: PodLog) -> None:
         """Append to what earlier pods of the same attempt have left, unless it is there already."""
@@ -285,19 +277,6 @@ HEADING = re.compile(rb"^== pod (?P<pod>\S+)", re.MULTILINE)
 def heading_start(pod: str) -> str:
     """How the line above a pod's log begins."""
     return f"== pod {pod}"
-
-
-def comparable(stamp: str) -> str:
-    """A log line's time in UTC with all nine digits of its fraction, so that text sorts as time does; a node writes in its own time zone.
-
-    "" for what is no time, which begins a line of the kubelet's own.
-    """
-    try:
-        seconds = datetime.fromisoformat(stamp).astimezone(UTC)
-    except ValueError:
-        return ""
-    fraction = re.search(r"\.(\d+)", stamp)
-    return f"{seconds:%Y-%m-%dT%H:%M:%S}.{fraction[1] if fraction else '':0<9}"
 
 
 def _has_ended(pod: Object) -> bool:

@@ -28,7 +28,7 @@ _START_TROUBLE = ("FailedMount", "FailedAttachVolume", "FailedMapVolume", "Faile
 
 @dataclass(frozen=True)
 class PodState:
-    """One pod. Times are seconds since the epoch; `exit_code` is that of the container that ended it."""
+    """One pod. Times are seconds since the epoch; `exit_code` is that of the container that ended it. `deleted`: it was asked to stop."""
 
     name: str
     phase: Phase
@@ -40,11 +40,17 @@ class PodState:
     ended_at: float | None = None
     shard: int | None = None
     ready: bool = False
+    deleted: bool = False
 
     def seconds_run(self, now: float) -> float:
         """How long it ran, or has run by now; 0 of one that never did, or whose end nobody has seen."""
         until = now if self.phase == "running" else self.ended_at
         return until - self.started_at if until is not None and self.started_at is not None else 0.0
+
+    @property
+    def outcome(self) -> str:
+        """How a pod failed: exit code and reason, or what there is of them."""
+        return told_outcome(self.exit_code, self.reason)
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ def pod_state(pod: Object, events: Sequence[Object] = ()) -> PodState:
         ended_at=seconds(ended.get("finishedAt")),
         shard=int(shard) if shard is not None else None,
         ready=_condition(pod, "Ready").get("status") == "True",
+        deleted=bool(metadata.get("deletionTimestamp")),
     )
 
 
@@ -141,6 +148,12 @@ def seconds(timestamp: str | None) -> float | None:
     return datetime.fromisoformat(timestamp).timestamp() or None if timestamp else None  # a container that never started says 1970
 
 
+def told_outcome(exit_code: int | None, reason: str) -> str:
+    """`exit code 65: data.path holds no example`. A pod that a node turned away, or evicted before it began, has no exit code."""
+    code = f"exit code {exit_code}" if exit_code is not None else ""
+    return ": ".join(part for part in (code, reason if reason != code else "") if part)
+
+
 def one_line(text: str) -> str:
     """Whitespace collapsed, and a long text cut in the middle: causes stand at both ends."""
     line = " ".join(text.split())
@@ -174,10 +187,10 @@ def _failure(pod: Object) -> str:
     words = last_words(ended.get("message") or "")
     if disruption:
         return f"{disruption}{'; ' + words if words else ''}"
-    if ended.get("exitCode") == 137 and not words.startswith("error"):
-        return "killed by signal 9 (its grace period was over, or by hand)"
     if ended.get("reason") not in ("Error", "Completed", None):
-        return f"{ended['reason']}: {words}"
+        return f"{ended['reason']}: {words}".removesuffix(": ")
+    if ended.get("exitCode") == 137:
+        return "killed by signal 9 (its grace period was over, or by hand)"
     return words or (f"exit code {ended['exitCode']}" if "exitCode" in ended else "failed without a word from its container")
 
 
@@ -255,15 +268,18 @@ def _has_begun(job: Object) -> bool:
 
 
 def _job_failure(failed: Object, states: Sequence[PodState]) -> tuple[int | None, str]:
-    """Exit code and reason of the pod that failed a Job: the one that the condition names, else the last that failed."""
+    """Exit code and reason of the pod that failed a Job: the one that the condition names, else the last that failed by itself.
+
+    A Job that fails deletes the pods that still run: these end later than the culprit, with a checkpoint and exit code 75.
+    """
     message = failed.get("message", "")
     culprits = [state for state in states if state.phase == "failed"]
     named = [state for state in culprits if f"/{state.name} " in message]
-    if named or culprits:
-        culprit = named[0] if named else max(culprits, key=lambda state: state.ended_at or state.created_at)
-        return culprit.exit_code, culprit.reason
-    code = re.search(r"exit code (\d+)", message)  # the pod is gone
-    return (int(code[1]) if code else None), f"{failed.get('reason', '')}: {message}"
+    code = re.search(r"exit code (\d+)", message)
+    if code and not named:  # the pod is gone
+        return int(code[1]), f"{failed.get('reason', '')}: {message}"
+    culprit = _last_failed(named or [state for state in culprits if not state.deleted] or culprits)
+    return (culprit.exit_code, culprit.reason) if culprit else (None, f"{failed.get('reason', '')}: {message}")
 
 
 def _job_reason(job: Object, states: Sequence[PodState], refusal: str) -> str:
@@ -277,8 +293,7 @@ def _job_reason(job: Object, states: Sequence[PodState], refusal: str) -> str:
         return told or refusal
     last = _last_failed(states)
     if last is not None:
-        code = f"exit code {last.exit_code}"
-        return f"pod {last.name} ended with {code}{': ' + last.reason if last.reason != code else ''}; the next one follows after a pause"
+        return f"pod {last.name} ended with {last.outcome}; the next one follows after a pause"
     return NEXT_POD if ended_well(job) else FIRST_POD
 
 

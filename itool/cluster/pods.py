@@ -67,13 +67,6 @@ def labels(config: RunConfig, component: str, extra: Mapping[str, str] | None = 
     return {**config.kubernetes.labels, **ours, **(extra or {})}
 
 
-def short_name(run: str, length: int) -> str:
-    """A run's name in at most `length` characters; a longer one ends in a hash, so that two runs never share it."""
-    if len(run) <= length:
-        return run
-    return f"{run[: length - 5].rstrip('-')}-{hashlib.sha256(run.encode()).hexdigest()[:4]}"
-
-
 def owner_name(run: str) -> str:
     """The ConfigMap that owns everything which the controller creates for a run."""
     return f"itool-run-{run}"
@@ -93,7 +86,7 @@ def is_leftover(item: Object, owner: Object) -> bool:
 
 def serving_name(run: str) -> str:
     """The Deployment and the Service of the run's vLLM."""
-    return f"{short_name(run, 40)}-vllm"
+    return f"{run}-vllm"
 
 
 def pod_config(config: RunConfig, namespace: str) -> RunConfig:

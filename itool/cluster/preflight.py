@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any
 
-from itool.cluster.api_answers import Denied
+from itool.cluster.api_answers import Denied, OverQuota
 from itool.cluster.check import Check
 from itool.cluster.client import PERMISSIONS, Cluster, quantity
 from itool.cluster.manifests import stage_job
@@ -36,7 +36,7 @@ KUEUE = "kueue.x-k8s.io"
 LOOK_AGAIN_SECONDS = 2.0
 _RIGHTS = "permissions"
 _UNSEEN = "cannot be looked at by this account"
-_EXCEEDED = re.compile(r"exceeded quota: \S+, requested: (?P<requested>\S+), used: \S+, limited: (?P<limited>\S+)")
+_EXCEEDED = re.compile(r"exceeded quota: \S+, requested: (?P<requested>\S+), used: \S+, limited: (?P<limited>\S*[^\s.])")
 """How a quota refuses: it names the resources of which too much is asked for, as in `limited: pods=9,requests.nvidia.com/gpu=4`."""
 NOBODY: Object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "dry-run", "uid": "00000000-0000-0000-0000-000000000000"}}
 """Owner of what is never created."""
@@ -195,32 +195,33 @@ def _dry_run(cluster: Cluster, config: RunConfig) -> Check:
     """
     objects = list(dry_run_objects(config, cluster.namespace))
     pods_too, waits = cluster.may("create", "pods"), ""
-    for label, resource, body in objects:
+    pods = [(f"a pod of {label}", "pods", _pod_of(body)) for label, _, body in objects] if pods_too else []
+    for label, resource, body in [*objects, *pods]:
         try:
-            cluster.create(resource, body, dry_run=True)
-            if pods_too and (full := _full_quota(cluster, body)):
-                waits = waits or f"a pod of {label} would have to wait: {full}"
+            full = _full_quota(cluster, resource, body)
         except DependencyError:
             raise
         except ItoolError as error:
             return _wrong("dry run", f"{label}: {error}", "Correct the kubernetes section, or ask who set this rule")
+        if full:
+            waits = waits or f"{label} would have to wait: {full}"
     if waits:
-        return Check("dry run", "note", waits, "Let others end, or raise the quota; nothing, where the run's own pods use it")
+        return Check("dry run", "note", waits, "Let others end, or raise the quota; nothing, where the run itself uses it")
     names = ", ".join(label for label, _, _ in objects)
     return Check("dry run", "ok", f"accepted {'with their pods' if pods_too else '(pods not tried, this account creates none)'}: {names}")
 
 
-def _full_quota(cluster: Cluster, body: Object) -> str:
-    """Which quota has no room for an object's pod now, "" for none. Raises ConfigError for a pod that never fits."""
+def _full_quota(cluster: Cluster, resource: str, body: Object) -> str:
+    """Which quota has no room for an object now, "" for none. Raises ConfigError for one that never fits, or is refused otherwise."""
     try:
-        cluster.create("pods", _pod_of(body), dry_run=True)
-    except ConfigError as error:
+        cluster.create(resource, body, dry_run=True)
+    except OverQuota as error:
         found = _EXCEEDED.search(str(error))
         if found is None:
             raise
         requested, limited = (dict(amount.split("=", 1) for amount in found[part].split(",")) for part in ("requested", "limited"))
         if any(quantity(amount) > quantity(limited[resource]) for resource, amount in requested.items()):
-            raise
+            raise ConfigError(f"never fits: {found[0]}") from None
         return found[0]
     return ""
 

@@ -15,6 +15,7 @@ from itool.cluster.client import Cluster
 from itool.cluster.decide import Action, Fail, Finish, StartStage
 from itool.cluster.decide_serving import Serve, StopServing
 from itool.cluster.objects import Object
+from itool.cluster.pod_states import told_outcome
 from itool.cluster.progress import Progress, Watcher
 from itool.cluster.runner import Attempt, Task
 from itool.errors import ItoolError
@@ -57,7 +58,7 @@ class RunEvents:
         if attempt.phase == "succeeded":
             self._write("StageSucceeded", f"{task.stage}, attempt {attempt.number}")
         else:
-            text = f"{task.stage}, attempt {attempt.number}: exit code {attempt.exit_code}: {attempt.reason}"
+            text = f"{task.stage}, attempt {attempt.number}: {told_outcome(attempt.exit_code, attempt.reason)}"
             self._write("StageFailed", text, kind="Warning")
 
     def progressed(self, task: Task, progress: Progress) -> None:

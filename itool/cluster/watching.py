@@ -136,10 +136,13 @@ class Cache:
 
     def _list(self, view: View) -> None:
         view._written.clear()
-        items, version = self._cluster.list(view.resource, view.labels, view.fields)
+        items, version = self._cluster.list(view.resource, view.labels, view.fields, trim=view.trim)
         with self._changed:
-            newer = {name: view._items[name] for name in view._written if name in view._items}
-            view._items = {item["metadata"]["name"]: view.trim(item) for item in items} | newer
+            found = {item["metadata"]["name"]: item for item in items}
+            for name in view._written & view._items.keys():
+                if name not in found or _version(found[name]) < _version(view._items[name]):
+                    found[name] = view._items[name]
+            view._items = found
             view._version, view._listed_at, view._error = version, self._clock(), None
             self._notify()
 

@@ -15,6 +15,7 @@ from itool.cluster.manifests import STAGE_CONTAINER
 from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, ITERATION_LABEL, RUN_LABEL, STAGE_LABEL, Object
 from itool.cluster.pod_logs import HEADING
 from itool.cluster.pod_states import pod_state
+from itool.cluster.timed_lines import TimedLines
 from itool.config import RunConfig
 from itool.operations.attempt_logs import AttemptKey, AttemptLog, Wanted, stored_logs
 
@@ -59,25 +60,25 @@ class ClusterLogs:
         return new
 
     def read(self, text: PodText, *, follow: bool = False) -> Iterator[bytes]:
-        """A pod's text; with `follow` until the pod ends, over every break of the connection."""
+        """A pod's text; with `follow` until the pod ends, over every break of the connection, from where it broke."""
         if text.stored is not None:
             yield text.stored
             return
-        given = 0
+        lines, over = TimedLines(), not follow
         while True:
-            position = 0
+            since = lines.begin()
             try:
-                for chunk in self.cluster.pod_log(text.pod, STAGE_CONTAINER, follow=follow):
-                    position += len(chunk)
-                    if position > given:
-                        yield chunk[given - position :]
-                        given = position
+                for chunk in self.cluster.pod_log(text.pod, STAGE_CONTAINER, follow=follow, since=since, timestamps=True):
+                    yield lines.take(chunk)
             except ClusterDown:
                 if not follow:
                     raise
-            if not follow or self._has_ended(text.pod):
+            if over:
+                yield lines.end()
                 return
-            self.sleep(LOOK_AGAIN_SECONDS)
+            over = self._has_ended(text.pod)  # what it wrote meanwhile is read once more
+            if not over:
+                self.sleep(LOOK_AGAIN_SECONDS)
 
     def has_open_jobs(self) -> bool:
         """Whether a stage of the run still runs, whoever looks after it."""

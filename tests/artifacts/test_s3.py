@@ -50,6 +50,16 @@ def test_no_credentials_are_a_configuration_error(s3_config: StoreConfig, monkey
         S3Store("s3://bucket/x", s3_config).read("a")
 
 
+def test_a_service_that_gives_no_credentials_now_may_give_them_later(s3_config: StoreConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a node's agent for workload identity that starts again."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:1/v1/credentials")
+    monkeypatch.setattr("botocore.utils.ContainerMetadataFetcher.SLEEP_TIME", 0)
+    with pytest.raises(DependencyError, match="s3://test/x: Error when retrieving credentials from container-role"):
+        S3Store("s3://test/x", s3_config)
+
+
 def test_a_missing_bucket_is_a_configuration_error(s3_config: StoreConfig, tmp_path: Path) -> None:
     store = S3Store("s3://no-such-bucket/x", s3_config)
     source = tmp_path / "file"
@@ -106,6 +116,7 @@ def refused(client: Refusing) -> S3Store:
         ("OperationAborted", 409, DependencyError, r"s3://bucket/x/a: other writers keep the object busy \(OperationAborted\)\. Run again"),
         ("AccessDenied", 403, ConfigError, r"refuses the credentials \(AccessDenied\)\. Check AWS_ACCESS_KEY_ID"),
         ("403", 403, ConfigError, "refuses the credentials"),
+        ("RequestTimeTooSkewed", 403, ConfigError, r"another time than this machine \(RequestTimeTooSkewed\)\. Set this"),
         ("NotImplemented", 501, ConfigError, "cannot do PutObject"),
         ("InvalidArgument", 400, ConfigError, r"s3://bucket/x/a: .*Check root and the store settings"),
     ],

@@ -15,6 +15,7 @@ from itool.artifacts import s3
 from itool.artifacts.store import FolderStore
 from itool.cli import main as entry
 from itool.cluster import client, pod_logs, watching
+from itool.cluster.api_answers import Refused
 from itool.cluster.controller import Controller, rules_of
 from itool.cluster.kubernetes_runner import KubernetesRunner
 from itool.cluster.leases import StoreLease
@@ -69,7 +70,7 @@ class CheckedCluster(InMemoryCluster):
         if not dry_run:
             return super().create(resource, body)
         if resource in self.refuses:
-            raise client.ConfigError(self.refuses[resource])
+            raise Refused(403, "Forbidden", self.refuses[resource]).explained(f"create {resource}", host="h", namespace=self.namespace)
         return body
 
 

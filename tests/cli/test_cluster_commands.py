@@ -210,25 +210,31 @@ def test_logs_come_from_the_pods_and_then_from_the_store(scene: Scene, capsys: C
     }
 
 
-def test_logs_are_followed_until_the_pod_ends_each_byte_once_whatever_becomes_of_the_connection(
+def test_logs_are_followed_until_the_pod_ends_each_line_once_whatever_becomes_of_the_connection(
     scene: Scene, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The second answer begins where the node has begun another file, as it does when a log grows long."""
     pod, asked = scene.hanging_pod("warmup"), []
+    one, two, three = (f"2026-01-01T00:00:0{second}.5Z {word}\n".encode() for second, word in enumerate(("one", "two", "three"), start=1))
 
-    def pod_log(name: str, _container: str, *, follow: bool) -> Iterator[bytes]:
-        asked.append((name, follow))
+    def pod_log(name: str, _container: str, *, follow: bool, since: str, timestamps: bool) -> Iterator[bytes]:
+        asked.append((name, follow, since, timestamps))
         if len(asked) == 1:
-            yield b"one\ntw"
+            yield from (one, two[:-2])
             raise ClusterDown("the connection is gone")
+        if len(asked) == 2:
+            yield from (two[:5], two[5:])
+            raise ClusterDown("the connection is gone again, and the pod ends")
         scene.end(pod)
-        yield from (b"on", b"e\ntwo\nthree\n")
+        yield from (two, three)
 
     monkeypatch.setattr(scene.cluster, "pod_log", pod_log)
     for module in ("cli.logs", "operations.live_logs"):
         monkeypatch.setattr(f"itool.{module}.LOOK_AGAIN_SECONDS", 0.0)
     assert scene.itoolctl("logs", "warmup", "--follow") == 0
     assert capsys.readouterr().out == "one\ntwo\nthree\n"
-    assert asked == [(pod, True), (pod, True)]
+    times = ["", "2026-01-01T00:00:01Z", "2026-01-01T00:00:02Z", "2026-01-01T00:00:03Z"]
+    assert asked == [(pod, True, since, True) for since in times]
 
 
 def test_logs_of_a_stage_that_never_ran_say_so(scene: Scene, capsys: Capture) -> None:

@@ -60,7 +60,7 @@ class Gone:
     """A cluster whose node is lost: the log breaks off, and the pod is there no more."""
 
     def pod_log(self, *_: Any, **_options: Any) -> Iterator[bytes]:
-        yield b"one\ntw"
+        yield b"2026-01-01T00:00:00Z one\n2026-01-01T00:00:01Z tw"
         raise ClusterDown("the connection is gone")
 
     def list(self, *_: Any, **_options: Any) -> tuple[list[Any], str]:

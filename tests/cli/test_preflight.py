@@ -95,7 +95,11 @@ BAD = {
         "kubectl -n here delete configmap itool-run-demo",
     ),
     "no account": ({}, {f"{NAMESPACE}/serviceaccounts/default": HTTPStatus.NOT_FOUND}, "kubernetes.job_service_account = 'default'"),
-    "refused": ({"refuses": {"jobs": "quota gpus is exceeded"}}, {}, "prepare: quota gpus is exceeded"),
+    "refused": (
+        {"refuses": {"jobs": "no pod may lack a limit"}},
+        {},
+        "prepare: Kubernetes refuses to create jobs in namespace here: no pod",
+    ),
 }
 
 
@@ -119,11 +123,17 @@ def test_a_quota_that_the_runs_own_stage_uses_up_stops_nobody_from_following_it(
     scene.cluster.refuses["pods"] = f'pods "x" is forbidden: {full}requests.nvidia.com/gpu=1'
     assert scene.itoolctl("doctor") == 0
     assert "note     dry run     a pod of prepare would have to wait: exceeded quota: one, requested:" in capsys.readouterr().out
+    jobs = "exceeded quota: one, requested: count/jobs.batch=1, used: count/jobs.batch=100, limited: count/jobs.batch=100"
+    scene.cluster.refuses["jobs"] = f'jobs.batch "x" is forbidden: {jobs}'  # Jobs that are over count until they expire
+    assert scene.itoolctl("doctor") == 0
+    assert f"note     dry run     prepare would have to wait: {jobs}. Let others end" in capsys.readouterr().out
     scene.cluster.script["prepare"] = [65]
     assert scene.itoolctl("iterate") == 65  # it has come as far as that
     too_small = "exceeded quota: one, requested: requests.memory=9000Mi, used: requests.memory=1Gi, limited: requests.memory=8Gi"
     scene.cluster.refuses["pods"] = f'pods "x" is forbidden: {too_small}'
+    capsys.readouterr()
     assert scene.itoolctl("doctor") == 64  # it fits nobody, whoever ends
+    assert f"a pod of prepare: never fits: {too_small}. Correct the kubernetes section" in capsys.readouterr().out
     scene.cluster.refuses["pods"] = 'pods "x" is forbidden: violates PodSecurity "restricted:latest"'
     assert scene.itoolctl("doctor") == 64
 

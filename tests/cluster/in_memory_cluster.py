@@ -71,9 +71,11 @@ class InMemoryCluster:
         self._call(resource, "get")
         return self.objects[resource].get(name)
 
-    def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[list[Object], str]:
+    def list(
+        self, resource: str, labels: str = "", fields: str = "", *, trim: Callable[[Object], Object] = lambda item: item
+    ) -> tuple[list[Object], str]:
         self._call(resource, "list")
-        return [item for item in self.objects[resource].values() if _fits(item, labels, fields)], str(self._version)
+        return [trim(item) for item in self.objects[resource].values() if _fits(item, labels, fields)], str(self._version)
 
     def watch(self, resource: str, version: str, labels: str = "", fields: str = "") -> Iterator[tuple[str, Object]]:
         """What has happened since; it ends at once instead of waiting. An object that no longer fits the selectors is DELETED."""
@@ -243,14 +245,23 @@ class InMemoryCluster:
         action = _action(spec["podFailurePolicy"]["rules"], code, disrupted=outcome in ("evicted", "disrupted"))
         if action == "FailJob":
             name = pod["metadata"]["name"]
-            self._end(job, "Failed", "PodFailurePolicy", f"Container stage for pod here/{name} failed with exit code {code} matching")
+            self._fail(job, "PodFailurePolicy", f"Container stage for pod here/{name} failed with exit code {code} matching")
         elif action is None:
             failed = {**(status.get("failures") or {}), str(index): (status.get("failures") or {}).get(str(index), 0) + 1}
             job = self._put("jobs", merged(job, {"status": {"failures": failed, "failed": sum(failed.values())}}))
             if "backoffLimitPerIndex" in spec and failed[str(index)] > spec["backoffLimitPerIndex"]:
-                self._end(job, "Failed", "MaxFailedIndexesExceeded", "Job has exceeded the specified maximal number of failed indexes")
+                self._fail(job, "MaxFailedIndexesExceeded", "Job has exceeded the specified maximal number of failed indexes")
             elif "backoffLimit" in spec and sum(failed.values()) > spec["backoffLimit"]:
-                self._end(job, "Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
+                self._fail(job, "BackoffLimitExceeded", "Job has reached the specified backoff limit")
+
+    def _fail(self, job: Object, reason: str, message: str) -> None:
+        """The pods that still run are deleted: they end with a checkpoint, and are there until their node has put everything away."""
+        for pod in self._pods_of(job):
+            if pod["status"]["phase"] == "Running":
+                ended = {"exitCode": 75, "message": "interrupted: stage was stopped", "reason": "Error", "finishedAt": self._time(1.0)}
+                status = {"phase": "Failed", "containerStatuses": [{"name": "stage", "state": {"terminated": ended}}]}
+                self._put("pods", merged(pod, {"metadata": {"deletionTimestamp": self._time(30.0)}, "status": status}))
+        self._end(job, "Failed", reason, message)
 
     def _end(self, job: Object, kind: str, reason: str, message: str) -> None:
         condition = {"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": self._time()}
@@ -294,8 +305,8 @@ class InMemoryCluster:
                 raise Killed
             self.die_after -= 1
 
-    def _time(self) -> str:
-        return datetime.fromtimestamp(self.now, UTC).isoformat().replace("+00:00", "Z")
+    def _time(self, later: float = 0.0) -> str:
+        return datetime.fromtimestamp(self.now + later, UTC).isoformat().replace("+00:00", "Z")
 
 
 def commit_rows(store: Store, prefix: str, draft: Manifest, on_committed: Callable[[], None] = lambda: None) -> None:

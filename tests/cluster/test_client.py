@@ -16,7 +16,7 @@ import pytest
 import urllib3
 
 from itool.cluster import client
-from itool.cluster.api_answers import ClusterDown, Denied, Gone
+from itool.cluster.api_answers import ClusterDown, Denied, Gone, OverQuota
 from itool.cluster.api_transport import Connection
 from itool.cluster.client import PERMISSIONS, Cluster, connect
 from itool.errors import ConfigError
@@ -42,7 +42,7 @@ class Server:
     def cluster(self, **more: Any) -> Cluster:
         return Cluster(self.connect, sleep=self.sleeps.append, **more)
 
-    def connect(self) -> Connection:
+    def connect(self, _context: str | None = None) -> Connection:
         token = self.tokens.pop(0) if len(self.tokens) > 1 else self.tokens[0]
         return Connection(f"http://127.0.0.1:{self.port}", urllib3.PoolManager(), lambda: {"authorization": f"Bearer {token}"}, "here")
 
@@ -108,7 +108,10 @@ def test_long_lists_come_in_pages(server: Server) -> None:
         (200, {"items": [1, 2], "metadata": {"resourceVersion": "5", "continue": "more"}}),
         (200, {"items": [3], "metadata": {"resourceVersion": "5"}}),
     ]
-    assert server.cluster().list("pods", "a=b", "status.phase!=Succeeded") == ([1, 2, 3], "5")
+    assert server.cluster().list("pods", "a=b", "status.phase!=Succeeded", trim=lambda item: {"of": item}) == (
+        [{"of": 1}, {"of": 2}, {"of": 3}],
+        "5",
+    )
     assert server.requests[1][2] == {
         "labelSelector": "a=b",
         "fieldSelector": "status.phase!=Succeeded",
@@ -290,7 +293,6 @@ def test_another_right_than_the_one_that_was_there_is_a_setting(server: Server) 
 @pytest.mark.parametrize(
     "rule",
     [
-        "jobs.batch b is forbidden: exceeded quota: jobs",
         'admission webhook "validation.gatekeeper.sh" denied the request: [gpus] container <stage> cannot ask for more than 2 GPUs',
         "jobs.batch b is forbidden: cannot set an ownerRef on a resource you can't delete: , <nil>",
     ],
@@ -306,7 +308,7 @@ def test_an_admission_rule_is_a_setting_whatever_was_accepted_before(server: Ser
 
 def test_a_refusal_that_is_no_right_says_what_the_server_says(server: Server) -> None:
     server.answers = [status(403, "Forbidden", "jobs.batch a is forbidden: exceeded quota: jobs"), status(422, "Invalid", "spec.x: bad")]
-    with pytest.raises(ConfigError, match=r"refuses to create jobs a in namespace here: .*exceeded quota"):
+    with pytest.raises(OverQuota, match=r"refuses to create jobs a in namespace here: .*exceeded quota: jobs\. Let others end"):
         server.cluster().create("jobs", {"metadata": {"name": "a"}})
     with pytest.raises(ConfigError, match=r"spec\.x: bad"):
         server.cluster().create("jobs", {"metadata": {"name": "a"}})
@@ -400,6 +402,48 @@ def test_without_a_cluster_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("KUBECONFIG", str(tmp_path_factory.mktemp("none") / "config"))
     with pytest.raises(ConfigError, match=r"no Kubernetes cluster is configured: .*Set KUBECONFIG"):
         connect()
+
+
+def kubeconfig(current: str, **servers: str) -> str:
+    """A context and a cluster per name."""
+    contexts = [{"name": name, "context": {"cluster": name, "user": "me", "namespace": f"at-{name}"}} for name in servers]
+    clusters = [{"name": name, "cluster": {"server": server}} for name, server in servers.items()]
+    document = {"current-context": current, "contexts": contexts, "clusters": clusters, "users": [{"name": "me", "user": {"token": "t"}}]}
+    return json.dumps(document)
+
+
+def test_after_an_expired_token_it_stays_with_its_cluster_though_a_person_has_switched_to_another(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    servers = {"first": f"http://127.0.0.1:{server.port}", "other": "http://127.0.0.1:1"}
+    file = tmp_path / "config"
+    file.write_text(kubeconfig("first", **servers))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))  # read when it is imported
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    server.answers = [(200, POD), status(401, "Unauthorized"), (200, POD)]
+    cluster = Cluster(connect, sleep=lambda _: None)
+    cluster.get("pods", "a")
+    file.write_text(kubeconfig("other", **servers))
+    assert cluster.get("pods", "a") == POD
+    assert {path for _, path, *_ in server.requests} == {"/api/v1/namespaces/at-first/pods/a"}
+
+
+def test_a_kubeconfig_that_is_being_written_when_a_token_expires_is_read_again_later(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = kubeconfig("first", first=f"http://127.0.0.1:{server.port}")
+    file = tmp_path / "config"
+    file.write_text(whole)
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    server.answers = [(200, POD), *[status(401, "Unauthorized")] * 4, status(401, "Unauthorized"), (200, POD)]
+    cluster = Cluster(connect, sleep=lambda _: None)
+    cluster.get("pods", "a")
+    file.write_text(whole[: len(whole) // 2])
+    with pytest.raises(ClusterDown, match="401"):
+        cluster.get("pods", "a")
+    file.write_text(whole)
+    assert cluster.get("pods", "a") == POD
 
 
 ODD_KUBECONFIGS = {

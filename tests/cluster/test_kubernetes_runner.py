@@ -110,6 +110,14 @@ def test_a_shard_has_retries_of_its_own() -> None:
     assert len(cluster.created_jobs) == len(stage_ids(cluster.config))
 
 
+def test_a_shard_that_fails_for_good_is_not_mistaken_for_the_ones_that_are_stopped_with_it() -> None:
+    """These end last, with a checkpoint and exit code 75: taken for the reason, that would start another Job without an end."""
+    cluster = made_cluster(generate=[1, "hangs", "hangs", 1, 1])
+    with pytest.raises(StageFailed, match="told to end with 1") as caught:
+        run(cluster)
+    assert caught.value.exit_code == 1
+
+
 def test_a_dependency_that_stays_away_gets_another_job_until_patience_ends() -> None:
     cluster = made_cluster(score=[69] * 10_000)
     with pytest.raises(StageFailed, match="told to end with 69") as caught:

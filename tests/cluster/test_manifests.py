@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from itool.cluster.manifests import stage_job, workers_service
-from itool.cluster.pods import config_object, gpus_of, labels, owner_object, pod_config, short_name, threads_of
+from itool.cluster.manifests import stage_job, workers_name, workers_service
+from itool.cluster.pods import config_object, gpus_of, labels, owner_object, pod_config, serving_name, threads_of
 from itool.config import RunConfig, parse_config
 from itool.stages import StageId
 
@@ -56,11 +56,16 @@ def test_the_longest_names_still_fit_a_pods_host_name() -> None:
     assert len(f"{name}-4999") <= 63
 
 
-def test_two_long_run_names_never_share_a_short_one() -> None:
-    one, two = (short_name(f"a-long-name-of-an-experiment-{end}", 30) for end in ("first", "second"))
-    assert one != two
-    assert max(len(one), len(two)) <= 30
-    assert short_name("demo", 30) == "demo"
+def test_runs_with_long_names_share_no_job_and_no_service() -> None:
+    """These two, as a sweep names its runs, agree in the first sixteen bits of their hash."""
+    runs = [f"llama-31-8b-toolace-mcts-dpo-ablation-b1-seed-{number}" for number in (22, 73)]
+    for names in (
+        {job(run=run)["metadata"]["name"] for run in runs},
+        {serving_name(run) for run in runs},
+        {workers_name(run) for run in runs},
+    ):
+        assert len(names) == 2
+    assert max(len(name_of("r" * 53)) for name_of in (serving_name, workers_name)) <= 63
 
 
 def test_exit_codes_decide_and_disruptions_count_for_nothing() -> None:

@@ -14,8 +14,9 @@ from structlog.testing import capture_logs
 
 from itool.cluster import pod_logs
 from itool.cluster.api_answers import ClusterDown
-from itool.cluster.pod_logs import PodLogs, comparable, log_name
+from itool.cluster.pod_logs import PodLogs, log_name
 from itool.cluster.progress import Progress, last_progress
+from itool.cluster.timed_lines import comparable
 from itool.errors import ConfigError
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.waiting import wait_until
@@ -55,9 +56,9 @@ class Logs:
                 raise chunk
             yield chunk
 
-    def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[list[dict[str, Any]], str]:
+    def list(self, resource: str, labels: str = "", fields: str = "", *, trim: Any) -> tuple[list[dict[str, Any]], str]:
         self.lists += 1
-        return self.listed, "1"
+        return [trim(one) for one in self.listed], "1"
 
 
 def made(*answers: Any, listed: list[dict[str, Any]] | None = None) -> tuple[PodLogs, MemoryStore, Logs]:
@@ -92,6 +93,28 @@ def test_lines_that_come_again_after_a_cut_are_written_once(zone: str, hour: str
     wait_until_kept(logs, JOB)
     assert store.objects[KEY].splitlines()[1:] == [b"one", b"two"]
     assert {since for _, since in cluster.asked} == {"", "2026-01-01T00:00:00Z"}
+    logs.close(0.0)
+
+
+def test_lines_that_share_a_time_are_all_written_also_after_a_cut() -> None:
+    """CRI-O gives one time to all lines that it reads at once, as those of a traceback."""
+    time_of = b"2026-01-01T00:00:00.5Z "
+    lines = [time_of + word + b"\n" for word in (b"Traceback", b"  File", b"error: bad")]
+    logs, store, _ = made([lines[0], lines[1], ClusterDown("cut")], lines)
+    logs.look(JOB, [pod()])
+    logs.look(JOB, [])
+    wait_until_kept(logs, JOB)
+    assert store.objects[KEY].splitlines()[1:] == [b"Traceback", b"  File", b"error: bad"]
+    logs.close(0.0)
+
+
+def test_half_a_line_of_a_pod_that_is_gone_is_kept() -> None:
+    logs, store, _ = made([FIRST, SECOND[:-2], ClusterDown("cut")], [])
+    logs.look(JOB, [pod()])
+    wait_until(lambda: logs.text("job") == b"one\n")
+    logs.look(JOB, [])
+    wait_until_kept(logs, JOB)
+    assert store.objects[KEY].splitlines()[1:] == [b"one", b"tw"]
     logs.close(0.0)
 
 
@@ -244,6 +267,15 @@ def shard_pods(count: int) -> list[dict[str, Any]]:
     for index, one in enumerate(pods):
         one["metadata"]["annotations"] = {"batch.kubernetes.io/job-completion-index": str(index)}
     return pods
+
+
+def test_of_thousands_of_pods_only_what_is_needed_is_held() -> None:
+    logs, _, _ = made([FIRST], listed=[pod(phase="Succeeded", code=0, managedFields=[{"manager": "kubelet"}])])
+    assert not logs.are_kept(JOB)
+    (reading,) = logs._jobs["job"].logs.values()
+    assert "managedFields" not in reading.latest["metadata"]
+    wait_until_kept(logs, JOB)
+    logs.close(0.0)
 
 
 class LogsByPod(Logs):

@@ -83,6 +83,12 @@ FAILED = {
         pod(phase="Failed", containers=[ended(128, 'exec: "/nope": no such file', "StartError")]),
         'StartError: exec: "/nope": no such file',
     ),
+    "a container that its node has forgotten": (
+        pod(phase="Failed", containers=[
+            ended(137, "The container could not be located when the pod was terminated", "ContainerStatusUnknown")]),
+        "ContainerStatusUnknown: The container could not be located when the pod was terminated",
+    ),
+    "a node that started again": (pod(phase="Failed", containers=[ended(255, reason="Unknown")]), "Unknown"),
 }  # fmt: skip
 
 
@@ -140,7 +146,7 @@ def test_a_job_fails_with_the_code_and_words_of_the_pod_that_failed_it() -> None
     for pods in ([culprit, bystander], [bystander, culprit]):
         state = job_state(job(failed), [pod_state(one) for one in pods])
         assert (state.phase, state.exit_code, state.reason) == ("failed", 65, "data.path holds no example")
-    gone = job_state(job(failed), [])
+    gone = job_state(job(failed), [pod_state(bystander)])
     assert (gone.exit_code, gone.reason) == (64, f"PodFailurePolicy: {message}")
     assert state.ended_at is not None
     assert state.ended_at - state.started_at == 140.0
@@ -159,6 +165,12 @@ def test_a_job_without_pods_says_why() -> None:
     without, pausing = job_state(job(), [], [refused]), job_state(job(), [pod_state(FAILED["silent"][0])], [refused])
     assert (without.reason, without.refused) == (f"no pod can be created: {refused['message']}", True)
     assert (pausing.reason, pausing.refused) == ("pod p ended with exit code 3; the next one follows after a pause", False)
+
+
+def test_a_pod_that_a_node_turned_away_has_no_exit_code() -> None:
+    away = pod(phase="Failed", reason="OutOfcpu", message="Pod was rejected: Node didn't have enough resource: cpu")
+    reason = job_state(job(), [pod_state(away)]).reason
+    assert reason.startswith("pod p ended with OutOfcpu: Pod was rejected: Node didn't have enough resource: cpu; the next one")
 
 
 def test_a_pod_that_never_ran_ends_a_refusal_too() -> None:

@@ -28,12 +28,12 @@ class Scripted:
         self.lists, self.watches = lists, watches
         self.watched_from: list[str] = []
 
-    def list(self, resource: str, labels: str = "", fields: str = "") -> tuple[list[Object], str]:
+    def list(self, resource: str, labels: str = "", fields: str = "", *, trim: Any) -> tuple[list[Object], str]:
         answer = self.lists.pop(0)
         answer = answer() if callable(answer) else answer
         if isinstance(answer, Exception):
             raise answer
-        return answer, "10"
+        return [trim(found) for found in answer], "10"
 
     def watch(self, resource: str, version: str, labels: str = "", fields: str = "") -> Iterator[tuple[str, Object]]:
         self.watched_from.append(version)
@@ -140,6 +140,20 @@ def test_what_was_just_written_outlives_a_list_that_began_before() -> None:
     cache.look()
     cache.look()
     assert names(cache) == ["a", "new"]
+
+
+def test_a_list_that_is_newer_than_what_was_just_written_counts() -> None:
+    """The watch goes on after the list: nothing else would tell of what it holds."""
+    cache, cluster = made([[]], [Gone("")])
+
+    def list_after_somebody_wrote() -> list[Object]:
+        cache.put("pods", item("new", 8))
+        return [item("new", 9)]
+
+    cluster.lists.append(list_after_somebody_wrote)
+    cache.look()
+    cache.look()
+    assert cache.items("pods") == [item("new", 9)]
 
 
 def test_an_answer_that_is_older_than_what_a_watch_has_told_changes_nothing() -> None:
