@@ -39,7 +39,7 @@ def find_artifact(store: Store, name: str) -> str:
     Raises InputError when none or several fit.
     """
     name = name.strip("/")
-    if store.size(manifest_key(name)) is not None:
+    if name and store.size(manifest_key(name)) is not None:
         return name
     return _only(_beginning_with(name, manifest_prefixes(store.list(name.partition("/")[0]))), store, name)
 
