@@ -9,7 +9,6 @@ Which stage reads which field stands in `stages.py`; a field that no stage lists
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from itool.config_section import URL, Count, CountOrZero, Fraction, Rate, Sectio
 from itool.config_yaml import RepeatedKey, read_yaml, yaml_problem
 from itool.errors import ConfigError
 from itool.names import Backend, Method
+from itool.paths import absolute_path, local_path
 
 RUN_NAME = r"^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$"
 FORMS = {
@@ -49,11 +49,6 @@ Tokens = Annotated[Count, Field(le=2**20)]
 Padded = Annotated[Count, Field(le=2**24)]
 LearningRate = Annotated[Rate, Field(le=1.0)]
 """More than these limits is a slip of the pen: the run would need all memory there is, or years."""
-
-
-def local_path(name: str) -> Path:
-    """Where a path of the `model` or `data` section lies on this machine: `~` is the home folder, if there is one of that name."""
-    return Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser raises for the home of nobody
 
 
 class ModelConfig(Section):
@@ -395,7 +390,7 @@ def _read_document(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"configuration file {path} does not exist", remedy="Give an existing file with --config") from None
     except IsADirectoryError:
-        raise ConfigError(f"configuration file {path.absolute()} is a folder", remedy="Give a file with --config") from None
+        raise ConfigError(f"configuration file {absolute_path(path)} is a folder", remedy="Give a file with --config") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration file {path} cannot be read: {error}") from None
     except RepeatedKey as error:

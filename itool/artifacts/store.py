@@ -19,6 +19,7 @@ from typing import Protocol
 from itool.artifacts.disk import TEMPORARY_SUFFIX, Use, storage_error
 from itool.config import StoreConfig
 from itool.errors import ArtifactError, ConfigError
+from itool.paths import absolute_path, local_path
 
 WORK_FOLDER = ".work"
 """Folder under a local root for the staging folders of running stages; on the root's own disk, so that a commit moves and never copies."""
@@ -88,7 +89,7 @@ class FolderStore:
     """Objects as files below a folder. Writers go through a temporary file, fsync and rename or link."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder.expanduser().absolute()
+        self.folder = absolute_path(local_path(folder))
 
     @property
     def root(self) -> str:

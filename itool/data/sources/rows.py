@@ -18,8 +18,8 @@ from typing import Any, NoReturn, TypeVar
 import httpx
 from pydantic import ValidationError
 
-from itool.config import local_path
 from itool.errors import DependencyError, InputError, ItoolError, StorageError
+from itool.paths import absolute_path, local_path
 
 T = TypeVar("T")
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -90,7 +90,7 @@ def read_rows(path: str, *, excluding: Sequence[str | None] = ()) -> Iterator[Ro
     elif is_hub_id(path):
         yield from _read_hub(path)
     else:
-        raise InputError(f"data file {local.absolute()} does not exist", remedy="Set data.path to a file, a folder or a hub id")
+        raise InputError(f"data file {absolute_path(local)} does not exist", remedy="Set data.path to a file, a folder or a hub id")
 
 
 def is_hub_id(path: str) -> bool:
