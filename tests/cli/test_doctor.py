@@ -65,7 +65,12 @@ def test_doctor_asks_a_server_of_the_cluster_without_a_proxy_as_the_policy_does(
 def test_the_disk_of_a_root_in_the_home_folder_is_looked_at(within: Within, monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at: list[Path] = []
     usage = shutil.disk_usage
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: looked_at.append(folder) or usage(folder))
+
+    def look(folder: Path) -> object:
+        looked_at.append(folder)
+        return usage(folder)
+
+    monkeypatch.setattr(shutil, "disk_usage", look)
     Path("home").mkdir()
     monkeypatch.setenv("HOME", str(Path("home").absolute()))
     within("doctor", "--root", "~/runs")
