@@ -328,7 +328,7 @@ def test_a_structural_fault_stops_with_file_and_line(source: str, row: Any, mess
 def test_broken_json_names_its_line(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps(openai(USER, CALL)) + '\n{"messages": \n')
-    with pytest.raises(InputError, match=r"data.jsonl:2: broken JSON: Expecting value"):
+    with pytest.raises(InputError, match=r"data.jsonl:2: broken JSON: Expecting value at column 14$"):
         load_examples(DataConfig(source="openai", path=str(path)))
     path.write_text('{"messages": "\t"}')
     with pytest.raises(InputError, match=r"data.jsonl:1: broken JSON: Invalid control character at column 15"):

@@ -153,7 +153,7 @@ def _read_array(text: str, path: Path) -> Iterator[Row]:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text.rstrip("\r\n"), parse_constant=_refuse_constant)  # with its end a line that is cut off breaks in the next
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: broken JSON: {_explain(error)}") from None
 
