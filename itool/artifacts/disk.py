@@ -32,6 +32,7 @@ _READING = {
     errno.EISDIR: "A folder stands where a file is needed: move it away",
 }
 _TARGET = {
+    errno.ENOENT: "Name a folder that can be made",
     errno.ENOSPC: "Free some space, or write elsewhere",
     errno.EDQUOT: "Free some of your quota, or write elsewhere",
     errno.EROFS: "Write to a folder that can be written",

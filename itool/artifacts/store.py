@@ -148,8 +148,11 @@ class FolderStore:
             if not path.is_file():
                 raise FileNotFoundError(path)
             path.open("rb").close()  # what cannot be read is the store's fault, all else the target's
-        with _explained(target, "target"):
+        try:
             target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(error, target.parent, "target") from None
+        with _explained(target, "target"):
             shutil.copyfile(path, target)
 
     def list(self, folder: str) -> dict[str, int]:
