@@ -14,7 +14,7 @@ from itool.commands import DEFAULT_ROOT, ROOT_VARIABLE, itoolctl
 from itool.names import Backend, Method
 
 if TYPE_CHECKING:
-    from itool.artifacts.store import Store
+    from itool.artifacts.store import FolderStore, Store
     from itool.config import RunConfig
     from itool.errors import InputError
 
@@ -145,17 +145,36 @@ def open_root(root: str | None, *, hurried: bool = False) -> Store:
 
 
 def run_names(root: str | None, *, hurried: bool = False) -> list[str]:
-    """Runs under a root: folders with a stored configuration."""
+    """Runs under a root: folders with a stored configuration. Raises StorageError for a root that cannot be read."""
     from itool.artifacts.store import FolderStore  # noqa: PLC0415
     from itool.cluster.controller import CONFIG_NAME  # noqa: PLC0415
-    from itool.errors import StorageError  # noqa: PLC0415
 
     store = open_root(root, hurried=hurried)
     if isinstance(store, FolderStore):
-        if store.folder.is_file():
-            raise StorageError(f"root {store.root} is a file", remedy="Give a folder or s3://bucket/prefix with --root")
-        return sorted(path.parent.name for path in store.folder.glob(f"*/{CONFIG_NAME}"))
+        return _folders_with(CONFIG_NAME, store)
     return sorted(key.partition("/")[0] for key in store.list("") if key.count("/") == 1 and key.endswith(f"/{CONFIG_NAME}"))
+
+
+def _folders_with(name: str, store: FolderStore) -> list[str]:
+    """The folders of a root that hold a file, and those that do not say: whoever reads them is told why."""
+    from itool.artifacts.disk import storage_error  # noqa: PLC0415
+    from itool.artifacts.store import list_folder  # noqa: PLC0415
+    from itool.errors import StorageError  # noqa: PLC0415
+
+    def has(folder: str) -> bool:
+        try:
+            return store.size(f"{folder}/{name}") is not None
+        except StorageError:
+            return True
+
+    if store.folder.is_file():
+        raise StorageError(f"root {store.root} is a file", remedy="Give a folder or s3://bucket/prefix with --root")
+    try:
+        return [entry.name for entry in list_folder(store.folder) if has(entry.name)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise storage_error(error, store.folder, "reading") from None
 
 
 def print_json(document: Any) -> None:

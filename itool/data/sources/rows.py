@@ -18,7 +18,8 @@ from typing import Any, NoReturn, TypeVar
 import httpx
 from pydantic import ValidationError
 
-from itool.errors import DependencyError, InputError, ItoolError, StorageError
+from itool.artifacts.disk import storage_error
+from itool.errors import DependencyError, InputError, ItoolError
 from itool.paths import absolute_path, local_path
 
 T = TypeVar("T")
@@ -113,7 +114,7 @@ def _read_file(path: Path) -> Iterator[Row]:
                     if line.strip():
                         yield _to_row(_parse(line, f"{path}:{number}"), f"{path}:{number}", line)
     except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+        raise storage_error(error, path, "reading") from None
 
 
 def _decode(data: bytes, path: Path, line: int = 1) -> str:
