@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from pathlib import Path
+
+from itool.paths import absolute_path, local_path
 
 DEFAULT_ROOT = "runs"
 ROOT_VARIABLE = "ITOOL_ROOT"
@@ -13,7 +14,7 @@ ROOT_VARIABLE = "ITOOL_ROOT"
 def itoolctl(words: str, root: str) -> str:
     """`itoolctl WORDS --root ROOT` in backquotes; without --root where the command finds that root without it."""
     default = os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT
-    if root in (default, str(Path(default).expanduser().absolute())):
+    if root in (default, str(absolute_path(local_path(default)))):
         return f"`itoolctl {words}`"
     return f"`itoolctl {words} --root {shlex.quote(root)}`"
 

@@ -9,18 +9,21 @@ Which stage reads which field stands in `stages.py`; a field that no stage lists
 from __future__ import annotations
 
 import json
-import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from itool.config_kubernetes import DNS_LABEL, DNS_NAME, LABEL_VALUE, METADATA_KEY, QUANTITY, KubernetesConfig
 from itool.config_section import URL, Count, CountOrZero, Fraction, Rate, Section, Share, Url, Weight
+from itool.config_yaml import RepeatedKey, read_yaml, yaml_problem
 from itool.errors import ConfigError
 from itool.names import Backend, Method
+from itool.paths import absolute_path, local_path
 
 RUN_NAME = r"^[a-z0-9]([-a-z0-9]{0,51}[a-z0-9])?$"
 FORMS = {
@@ -33,6 +36,10 @@ FORMS = {
     QUANTITY: "quantity: use a number with a unit, as in 500m, 2 or 4Gi",
 }
 """What a value of each pattern is called in errors, and how it looks."""
+OPTIONS = "command line"
+"""Where what short options such as --run say comes from, in errors."""
+UNKNOWN = ("extra_forbidden", "invalid_key")
+"""pydantic's names for a key that no setting has."""
 Filled = Annotated[str, Field(min_length=1)]
 MOST_DEMO_EXAMPLES = 100_000
 Samples = Annotated[Count, Field(le=10_000)]
@@ -42,11 +49,6 @@ Tokens = Annotated[Count, Field(le=2**20)]
 Padded = Annotated[Count, Field(le=2**24)]
 LearningRate = Annotated[Rate, Field(le=1.0)]
 """More than these limits is a slip of the pen: the run would need all memory there is, or years."""
-
-
-def local_path(name: str) -> Path:
-    """Where a path of the `model` or `data` section lies on this machine: `~` is the home folder, if there is one of that name."""
-    return Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser raises for the home of nobody
 
 
 class ModelConfig(Section):
@@ -334,28 +336,24 @@ class RunConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def load_config(path: Path | None, overrides: list[str] | None = None) -> RunConfig:
-    """Read a YAML file (None: the defaults), apply `a.b=c` overrides (values are YAML), check everything.
+def load_config(path: Path | None, overrides: list[str] | None = None, options: Mapping[str, Any] | None = None) -> RunConfig:
+    """Read a YAML file (None: the defaults), apply `a.b=c` overrides (values are YAML), then `options`, check everything.
 
     Raises ConfigError with the key, the value and what is allowed.
     """
     document = _read_document(path) if path is not None else {}
-    return merge_config(document, overrides or [], origin=str(path) if path else "configuration")
+    return merge_config(document, overrides or [], options, origin=str(path) if path else "configuration")
 
 
-def merge_config(document: dict[str, Any], overrides: list[str], *, origin: str) -> RunConfig:
-    """Apply `a.b=c` overrides to a mapping, in place, and check everything. Raises ConfigError."""
-    for override in overrides:
-        _apply_override(document, override)
-    return parse_config(document, origin=origin)
-
-
-def read_overrides(overrides: list[str]) -> dict[str, Any]:
-    """What `a.b=c` overrides say, as a mapping that is not checked. Raises ConfigError for one that cannot be read."""
-    document: dict[str, Any] = {}
-    for override in overrides:
-        _apply_override(document, override)
-    return document
+def merge_config(document: dict[str, Any], overrides: list[str], options: Mapping[str, Any] | None = None, *, origin: str) -> RunConfig:
+    """Apply `a.b=c` overrides, then options (`a.b` and its value), to a mapping, in place, and check everything. Raises ConfigError."""
+    options = options or {}
+    _apply(document, overrides, options)
+    try:
+        return RunConfig.model_validate(document)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise ConfigError(_explain(error, _origin_of(problem, overrides, options, origin))) from None
 
 
 def parse_config(document: dict[str, Any], *, origin: str = "configuration") -> RunConfig:
@@ -392,13 +390,13 @@ def _read_document(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"configuration file {path} does not exist", remedy="Give an existing file with --config") from None
     except IsADirectoryError:
-        raise ConfigError(f"configuration file {path.absolute()} is a folder", remedy="Give a file with --config") from None
+        raise ConfigError(f"configuration file {absolute_path(path)} is a folder", remedy="Give a file with --config") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration file {path} cannot be read: {error}") from None
-    except _RepeatedKey as error:
+    except RepeatedKey as error:
         raise ConfigError(f"configuration file {path}, {error}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"configuration file {path} is not YAML: {_yaml_problem(error)}") from None
+        raise ConfigError(f"configuration file {path} is not YAML: {yaml_problem(error)}") from None
     if document is None:
         return {}
     if not isinstance(document, dict):
@@ -406,61 +404,58 @@ def _read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    """What is wrong and in which line, without the excerpt: its marker points at nothing in a message of one line."""
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return str(error)
-    return f"line {error.problem_mark.line + 1}: " + ", ".join(filter(None, (error.context, error.problem)))
+def _apply(document: dict[str, Any], overrides: list[str], options: Mapping[str, Any]) -> None:
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not all(part.strip() for part in key.split(".")):
+            raise ConfigError(f"--set {override!r} is not of the form section.key=value")
+        try:
+            value = read_yaml(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from None
+        _put(document, key.strip(), value, f"--set {override}")
+    for key, value in options.items():
+        _put(document, key, value, OPTIONS)
 
 
-def read_yaml(text: str | bytes) -> Any:
-    """A YAML document. Raises yaml.YAMLError, also for a key that stands twice in a mapping: the last would win, and no one would know."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except (ValueError, RecursionError) as error:  # 2026-11-31 and 0x_ look like a date and a number, and are none
-        raise yaml.YAMLError(str(error)) from None
-
-
-class _RepeatedKey(yaml.YAMLError):
-    """A key that stands twice in a mapping."""
-
-
-class _Loader(yaml.SafeLoader):
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Looks before merge keys (`<<`) are resolved: a key that overrides a merged one stands there once."""
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        lines: dict[Any, int] = {}
-        for key, _ in node.value:
-            line, name = key.start_mark.line + 1, (key.tag, str(key.value))
-            if name in lines:
-                raise _RepeatedKey(f"line {line}: key {key.value} stands in line {lines[name]} already")
-            lines[name] = line
-        return node
-
-
-def _apply_override(document: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not all(part.strip() for part in key.split(".")):
-        raise ConfigError(f"--set {override!r} is not of the form section.key=value")
-    try:
-        value = read_yaml(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from None
-    *parents, leaf = key.strip().split(".")
+def _put(document: dict[str, Any], key: str, value: Any, origin: str) -> None:
+    *parents, leaf = key.split(".")
     for parent in parents:
         section = document.setdefault(parent, {})
         if not isinstance(section, dict):
-            raise ConfigError(f"--set {key}: {parent} is a value, not a section")
+            raise ConfigError(f"{origin}: {key} cannot be set, as {parent} is a value, not a section")
         document = section
     document[leaf] = value
+
+
+def _origin_of(problem: ErrorDetails, overrides: list[str], options: Mapping[str, Any], origin: str) -> str:
+    """Where what is refused comes from: the last --set that gave it, or the document, with each --set of a section that is at odds."""
+    key = _joined(problem["loc"])
+    if key in options:
+        return OPTIONS
+    named = [(override.partition("=")[0].strip(), f"--set {override}") for override in overrides]
+    giving = [text for name, text in named if _is_within(key, name)]
+    below = [text for name, text in named if _is_within(name, key)]
+    if giving or (below and problem["type"] in UNKNOWN):
+        return (giving or below)[-1]
+    return f"{origin} with {' '.join(below)}" if below else origin
+
+
+def _is_within(key: str, section: str) -> bool:
+    """Whether a key is the section (empty: the whole), or lies in it."""
+    return not section or key == section or key.startswith(f"{section}.")
+
+
+def _joined(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location if part != "[key]")
 
 
 def _explain(error: ValidationError, origin: str) -> str:
     """One line for the first problem, and how many more there are."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    key = ".".join(str(part) for part in first["loc"] if part != "[key]") or "configuration"
-    if first["type"] in ("extra_forbidden", "invalid_key"):
+    key = _joined(first["loc"]) or "configuration"
+    if first["type"] in UNKNOWN:
         text = f"{origin}: unknown key {key}; allowed here: {', '.join(_siblings(first['loc']))}"
     elif first["type"] == "value_error":
         text = f"{origin}: {key + ': ' if first['loc'] else ''}{first['ctx']['error']}"

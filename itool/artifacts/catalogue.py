@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from itool.artifacts.commit import fetch, read_manifest
+from itool.artifacts.commit import fetch, fetch_file, read_manifest
+from itool.artifacts.disk import TEMPORARY_SUFFIX, storage_error
 from itool.artifacts.manifest import Manifest, NewerArtifact, manifest_key, parse_manifest
 from itool.artifacts.resolve import damage, manifest_prefixes
 from itool.artifacts.store import Store, delete_tree
@@ -39,7 +42,7 @@ def find_artifact(store: Store, name: str) -> str:
     Raises InputError when none or several fit.
     """
     name = name.strip("/")
-    if store.size(manifest_key(name)) is not None:
+    if name and store.size(manifest_key(name)) is not None:
         return name
     return _only(_beginning_with(name, manifest_prefixes(store.list(name.partition("/")[0]))), store, name)
 
@@ -90,7 +93,7 @@ def verify_artifact(store: Store, prefix: str) -> list[str]:
 def copy_artifact(store: Store, prefix: str, target: Path, names: list[str] | None = None) -> Iterator[Path]:
     """Copy an artifact's files (all, or those named; a name that ends in `/` is a folder) below a local folder, verified, one by one.
 
-    Gives each when it is there. Raises InputError before all when a named file does not exist, ArtifactError when one was altered.
+    Gives each when it is there, whole. Raises InputError before all when a named file does not exist, ArtifactError when one was altered.
     """
     manifest = read_manifest(store, prefix)
     if manifest is None:
@@ -100,8 +103,16 @@ def copy_artifact(store: Store, prefix: str, target: Path, names: list[str] | No
         if not any(_is_named(path, name) for path in wanted):
             raise InputError(f"artifact {prefix} has no {name!r}; it has {', '.join(manifest.files)}")
     for path in wanted:
-        fetch(store, manifest.file_key(prefix, path), manifest.files[path].sha256, target / path)
-        yield target / path
+        whole = target / path
+        part = whole.with_name(f"{whole.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+        try:
+            fetch_file(store, prefix, manifest, path, part).replace(whole)
+        except OSError as error:
+            raise storage_error(error, whole, "target") from None
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+        yield whole
 
 
 def remove_artifact(store: Store, prefix: str) -> int:

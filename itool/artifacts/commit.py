@@ -78,6 +78,15 @@ def fetch(store: Store, key: str, expected_sha256: str, target: Path) -> None:
     check_file(target, expected_sha256, f"{store.root}/{key}")
 
 
+def fetch_file(store: Store, prefix: str, manifest: Manifest, path: str, target: Path) -> Path:
+    """Copy one file of an artifact or a shard to a local file, checked. Raises ArtifactError when it is not what the manifest says."""
+    try:
+        fetch(store, manifest.file_key(prefix, path), manifest.files[path].sha256, target)
+    except ArtifactError as error:
+        raise ArtifactError(str(error), remedy=f"Remove it with {removal(prefix, store.root)} and run again") from None
+    return target
+
+
 def read_file(store: Store, prefix: str, manifest: Manifest, path: str) -> bytes:
     """One file of an artifact, checked. Raises ArtifactError when it is gone or not what the manifest says."""
     key = manifest.file_key(prefix, path)
@@ -121,19 +130,13 @@ def _join_shards(store: Store, prefix: str, shards: int, scratch: Path, check: C
         whole = _add_manifests(manifests)
         check(whole.counts)
         files = [(folder, manifest, path) for folder, manifest in zip(folders, manifests, strict=True) for path in manifest.files]
-        fetched = pool.map(lambda item: _fetch_part(store, item[0], item[1], item[2], Path(parts) / item[0].rpartition("/")[2]), files)
+        fetched = pool.map(
+            lambda item: fetch_file(store, item[0], item[1], item[2], Path(parts) / item[0].rpartition("/")[2] / item[2]), files
+        )
         for (_, _, path), part in zip(files, fetched, strict=True):
             _append(part, joined / path)
             part.unlink()
     return commit(store, prefix, joined, whole)
-
-
-def _fetch_part(store: Store, folder: str, manifest: Manifest, path: str, target: Path) -> Path:
-    try:
-        fetch(store, manifest.file_key(folder, path), manifest.files[path].sha256, target / path)
-    except ArtifactError as error:
-        raise ArtifactError(str(error), remedy=f"Remove it with {removal(folder, store.root)} and run again") from None
-    return target / path
 
 
 def _append(part: Path, target: Path) -> None:

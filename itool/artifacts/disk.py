@@ -32,6 +32,7 @@ _READING = {
     errno.EISDIR: "A folder stands where a file is needed: move it away",
 }
 _TARGET = {
+    errno.ENOENT: "Name a folder that can be made",
     errno.ENOSPC: "Free some space, or write elsewhere",
     errno.EDQUOT: "Free some of your quota, or write elsewhere",
     errno.EROFS: "Write to a folder that can be written",
@@ -52,8 +53,8 @@ def cache_folder() -> Path:
 
 
 def storage_error(error: OSError, path: Path, use: Use = "root") -> StorageError:
-    """An operating system error at a path as one line with a remedy."""
-    place = error.filename or path
+    """An operating system error at a path as one line with a remedy. Of a copy or a move that names two, the second is the one written."""
+    place = error.filename2 or error.filename or path
     return StorageError(f"cannot use {place}: {os.strerror(error.errno) if error.errno else error}", remedy=storage_remedy(error, use))
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from itool.artifacts.disk import cache_folder
 from itool.artifacts.store import FolderStore
-from itool.config import RunConfig, local_path
+from itool.config import RunConfig
 from itool.errors import ArtifactError, StorageError
 from itool.logs import get_logger
+from itool.paths import local_path
 
 _log = get_logger(__name__)
 

@@ -180,8 +180,8 @@ def as_itool_error(error: BaseException, place: str = "the staging folder", use:
 
 
 def _wrapped_errno(message: str) -> int | None:
-    """The storage error that a library has wrapped into text: safetensors writes "(os error 28)", torch names none at all."""
+    """The storage error that a library has wrapped into text: safetensors "(os error 28)", copytree "[Errno 28]"; torch names none."""
     if "PytorchStreamWriter failed" in message or ("inline_container" in message and "unexpected pos" in message):
         return errno.ENOSPC
-    found = re.search(r"\(os error (\d+)\)", message)
+    found = re.search(r"(?:\(os error |\[Errno )(\d+)[])]", message)
     return int(found[1]) if found and int(found[1]) in _STORAGE_ERRNOS else None

@@ -19,6 +19,7 @@ from typing import Protocol
 from itool.artifacts.disk import TEMPORARY_SUFFIX, Use, storage_error
 from itool.config import StoreConfig
 from itool.errors import ArtifactError, ConfigError
+from itool.paths import absolute_path, local_path
 
 WORK_FOLDER = ".work"
 """Folder under a local root for the staging folders of running stages; on the root's own disk, so that a commit moves and never copies."""
@@ -88,7 +89,7 @@ class FolderStore:
     """Objects as files below a folder. Writers go through a temporary file, fsync and rename or link."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder.expanduser().absolute()
+        self.folder = absolute_path(local_path(folder))
 
     @property
     def root(self) -> str:
@@ -147,8 +148,11 @@ class FolderStore:
             if not path.is_file():
                 raise FileNotFoundError(path)
             path.open("rb").close()  # what cannot be read is the store's fault, all else the target's
-        with _explained(target, "target"):
+        try:
             target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(error, target.parent, "target") from None
+        with _explained(target, "target"):
             shutil.copyfile(path, target)
 
     def list(self, folder: str) -> dict[str, int]:

@@ -25,7 +25,7 @@ RemovedArgument = Annotated[str, typer.Argument(metavar="ARTIFACT", help="As `ls
 
 @app.command("ls")
 def ls(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Only this run.")] = "",
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Only this run.")] = None,
     root: RootOption = None,
     output: OutputOption = Output.text,
 ) -> None:
@@ -74,7 +74,7 @@ def show(name: NameArgument, root: RootOption = None, output: OutputOption = Out
 
 @app.command("verify")
 def verify(
-    run: Annotated[str, typer.Argument(metavar="RUN|ARTIFACT", help="Only this.")] = "",
+    run: Annotated[str | None, typer.Argument(metavar="RUN|ARTIFACT", help="Only this.")] = None,
     root: RootOption = None,
     output: OutputOption = Output.text,
 ) -> None:
@@ -88,9 +88,9 @@ def verify(
     from itool.errors import ArtifactError, InputError  # noqa: PLC0415
 
     store = open_root(root)
-    prefixes = [find_artifact(store, run)] if run.count("/") >= 2 else [entry.prefix for entry in _list(store, run, root)]
+    prefixes = [find_artifact(store, run)] if run and run.count("/") >= 2 else [entry.prefix for entry in _list(store, run, root)]
     if not prefixes:
-        raise InputError(f"there is no artifact in {store.root}{'/' if run else ''}{run}", remedy="Give another --root")
+        raise InputError(f"there is no artifact in {store.root}{f'/{run}' if run else ''}", remedy="Give another --root")
     problems, newer = {}, []
     for prefix in track(prefixes, "reading", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()):
         try:
@@ -117,15 +117,18 @@ def verify(
 @app.command("get")
 def get(
     name: NameArgument,
-    target: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the files go.")],
+    target: Annotated[str, typer.Argument(metavar="FOLDER", help="Where the files go.")],
     files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Only these; a name that ends in / is a folder.")] = None,
     root: RootOption = None,
 ) -> None:
     """Copy an artifact's files, verified, to a local folder."""
     from itool.artifacts.catalogue import copy_artifact, find_artifact  # noqa: PLC0415
+    from itool.errors import ConfigError  # noqa: PLC0415
 
+    if not target:  # as of a variable that is not set: a Path of it would be the current folder
+        raise ConfigError("FOLDER is empty", remedy="Give a folder; . is the current one")
     store = open_root(root)
-    for path in copy_artifact(store, find_artifact(store, name), target, files):
+    for path in copy_artifact(store, find_artifact(store, name), Path(target), files):
         typer.echo(path)
 
 
@@ -139,10 +142,13 @@ def rm(name: RemovedArgument, root: RootOption = None) -> None:
     note(f"Removed {prefix}: {remove_artifact(store, prefix)} objects.")
 
 
-def _list(store: Store, run: str, root: str | None) -> list[CatalogueEntry]:
+def _list(store: Store, run: str | None, root: str | None) -> list[CatalogueEntry]:
     from itool.artifacts.catalogue import list_artifacts, no_such_artifact  # noqa: PLC0415
+    from itool.config import check_run_name  # noqa: PLC0415
 
-    entries = list_artifacts(store, run)
+    if run is not None:
+        check_run_name(run.partition("/")[0])
+    entries = list_artifacts(store, run or "")
     if run and not entries and not store.list(run):
         raise no_such_artifact(store, run) if "/" in run.strip("/") else no_such_run(run, root)
     return entries

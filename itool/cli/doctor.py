@@ -18,6 +18,7 @@ import typer
 from itool.cli.options import BackendOption, ConfigOption, Output, OutputOption, RootOption, SetOption, given_config, note, print_json
 from itool.cli.tables import folded, terminal_width
 from itool.cluster.check import Check
+from itool.paths import absolute_path, local_path
 
 if TYPE_CHECKING:
     from itool.artifacts.store import Store
@@ -130,7 +131,7 @@ def _packages(_config: RunConfig) -> Check:
 def _disk(config: RunConfig) -> Check:
     if "://" in config.root:
         return Check("disk", "ok", f"artifacts go to {config.root}")
-    folder = Path(config.root).absolute()
+    folder = absolute_path(local_path(config.root))
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -219,7 +220,6 @@ def _server(url: str, policy: PolicyConfig) -> Check:
 
 def _base_model(config: RunConfig) -> Check:
     """Whether the base model is here; what it holds is for `prepare` to say."""
-    from itool.config import local_path  # noqa: PLC0415
     from itool.demo import base_model_path  # noqa: PLC0415
     from itool.errors import InputError  # noqa: PLC0415
     from itool.train.materialise import model_kind  # noqa: PLC0415
@@ -253,7 +253,6 @@ def _hub_model(name: str) -> Check:
 
 def _data(config: RunConfig) -> Check:
     """Whether the data are here and can be read; what they hold is for `prepare` to say."""
-    from itool.config import local_path  # noqa: PLC0415
     from itool.data.sources.seal_tools import find_pool  # noqa: PLC0415
     from itool.errors import InputError  # noqa: PLC0415
 
@@ -273,15 +272,14 @@ def _data(config: RunConfig) -> Check:
     remote = [path for path, problem in found.values() if problem is None]
     if remote:
         return Check("data", "note", f"{', '.join(remote)} is taken from the Hugging Face hub when `prepare` runs", "Needs network access")
-    return Check("data", "ok", ", ".join(str(local_path(path).absolute()) for path, _ in found.values()))
+    return Check("data", "ok", ", ".join(str(absolute_path(local_path(path))) for path, _ in found.values()))
 
 
 def _unreadable(name: str) -> str | None:
     """Why a path cannot be read; "" when it can, None for the id of a hub data set."""
-    from itool.config import local_path  # noqa: PLC0415
     from itool.data.sources.rows import is_hub_id  # noqa: PLC0415
 
     path = local_path(name)
     if path.exists():
-        return "" if os.access(path, os.R_OK) else f"{path.absolute()} cannot be read"
-    return None if is_hub_id(name) else f"{path.absolute()} does not exist"
+        return "" if os.access(path, os.R_OK) else f"{absolute_path(path)} cannot be read"
+    return None if is_hub_id(name) else f"{absolute_path(path)} does not exist"

@@ -14,7 +14,7 @@ from itool.commands import DEFAULT_ROOT, ROOT_VARIABLE, itoolctl
 from itool.names import Backend, Method
 
 if TYPE_CHECKING:
-    from itool.artifacts.store import Store
+    from itool.artifacts.store import FolderStore, Store
     from itool.config import RunConfig
     from itool.errors import InputError
 
@@ -72,28 +72,26 @@ def build_config(
     name that does not takes the defaults. Raises InputError for a named run without a file that does not exist.
     """
     from itool.artifacts.store import open_store  # noqa: PLC0415
-    from itool.config import load_config, parse_config, read_overrides  # noqa: PLC0415 - pydantic, only when a command runs
+    from itool.config import load_config  # noqa: PLC0415 - pydantic, only when a command runs
 
-    named = {"run": run, "root": root, "iterations": n, "method": method, "runtime.backend": backend}
-    overrides = _overrides(sets, named)
+    options = _given({"run": run, "root": root, "iterations": n, "method": method, "runtime.backend": backend})
     if config is not None:
-        return load_config(config, overrides)
-    asked = read_overrides(overrides)
-    place = parse_config({key: asked[key] for key in ("run", "root", "store") if key in asked})
+        return load_config(config, sets, options)
+    place = load_config(None, [text for text in sets or [] if _names_place(text)], _given({"run": run, "root": root}))
     store = open_store(place.root, place.store)
     stored = _stored_document(place.run, store)
     if stored is not None:
-        return _continued(stored, store, place.run, place.root, overrides)
+        return _continued(stored, store, place.run, place.root, sets=sets, options=options)
     if run is not None:
         raise no_such_run(place.run, place.root, start="give --config to start it")
-    return load_config(None, overrides)
+    return load_config(None, sets, options)
 
 
 def given_config(config: Path | None, sets: list[str] | None, *, root: str | None = None, backend: Backend | None = None) -> RunConfig:
     """The configuration of a command that asks no store for one, as it checks the store itself: a file or the defaults, then options."""
     from itool.config import load_config  # noqa: PLC0415
 
-    return load_config(config, _overrides(sets, {"root": root, "runtime.backend": backend}))
+    return load_config(config, sets, _given({"root": root, "runtime.backend": backend}))
 
 
 def existing_config(
@@ -121,12 +119,12 @@ def existing_config(
     stored = _stored_document(name, store)
     if stored is None:
         raise no_such_run(name, root)
-    named = {"run": name, "root": root, "runtime.backend": backend}
+    options = _given({"run": name, "root": root, "runtime.backend": backend})
     if known_keys_only:
         from itool.config import drop_unknown_keys  # noqa: PLC0415
 
         drop_unknown_keys(stored)
-    return _continued(stored, store, name, root, _overrides(sets, named))
+    return _continued(stored, store, name, root, sets=sets, options=options)
 
 
 def no_such_run(name: str, root: str | None, *, start: str = "") -> InputError:
@@ -148,17 +146,36 @@ def open_root(root: str | None, *, hurried: bool = False) -> Store:
 
 
 def run_names(root: str | None, *, hurried: bool = False) -> list[str]:
-    """Runs under a root: folders with a stored configuration."""
+    """Runs under a root: folders with a stored configuration. Raises StorageError for a root that cannot be read."""
     from itool.artifacts.store import FolderStore  # noqa: PLC0415
     from itool.cluster.controller import CONFIG_NAME  # noqa: PLC0415
-    from itool.errors import StorageError  # noqa: PLC0415
 
     store = open_root(root, hurried=hurried)
     if isinstance(store, FolderStore):
-        if store.folder.is_file():
-            raise StorageError(f"root {store.root} is a file", remedy="Give a folder or s3://bucket/prefix with --root")
-        return sorted(path.parent.name for path in store.folder.glob(f"*/{CONFIG_NAME}"))
+        return _folders_with(CONFIG_NAME, store)
     return sorted(key.partition("/")[0] for key in store.list("") if key.count("/") == 1 and key.endswith(f"/{CONFIG_NAME}"))
+
+
+def _folders_with(name: str, store: FolderStore) -> list[str]:
+    """The folders of a root that hold a file, and those that do not say: whoever reads them is told why."""
+    from itool.artifacts.disk import storage_error  # noqa: PLC0415
+    from itool.artifacts.store import list_folder  # noqa: PLC0415
+    from itool.errors import StorageError  # noqa: PLC0415
+
+    def has(folder: str) -> bool:
+        try:
+            return store.size(f"{folder}/{name}") is not None
+        except StorageError:
+            return True
+
+    if store.folder.is_file():
+        raise StorageError(f"root {store.root} is a file", remedy="Give a folder or s3://bucket/prefix with --root")
+    try:
+        return [entry.name for entry in list_folder(store.folder) if has(entry.name)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise storage_error(error, store.folder, "reading") from None
 
 
 def print_json(document: Any) -> None:
@@ -186,12 +203,19 @@ def _start(root: str | None) -> str:
     return f"Start one with {itoolctl('iterate', root or DEFAULT_ROOT)}"
 
 
-def _overrides(sets: list[str] | None, named: dict[str, Any]) -> list[str]:
-    """--set in order, then the short options that were given."""
-    return [*(sets or []), *(f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None)]
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if value is not None}
 
 
-def _continued(stored: dict[str, Any], store: Store, run: str, root: str | None, overrides: list[str]) -> RunConfig:
+def _names_place(override: str) -> bool:
+    """Whether a --set says where the run's configuration lies."""
+    return override.partition("=")[0].partition(".")[0].strip() in ("run", "root", "store")
+
+
+def _continued(
+    stored: dict[str, Any], store: Store, run: str, root: str | None, *, sets: list[str] | None, options: dict[str, Any]
+) -> RunConfig:
+    """The stored configuration with what was given now; its own root is the one that it was found under."""
     from itool.cluster.controller import config_key  # noqa: PLC0415
     from itool.config import merge_config, parse_config  # noqa: PLC0415
     from itool.errors import ConfigError  # noqa: PLC0415
@@ -201,14 +225,14 @@ def _continued(stored: dict[str, Any], store: Store, run: str, root: str | None,
         parse_config(stored, origin=origin)
     except ConfigError as error:  # not the options' fault
         raise ConfigError(str(error), remedy=f"Use the itool that has written it. {OTHER_FILE}") from None
-    return merge_config(stored, [f"root={json.dumps(root or DEFAULT_ROOT)}", *overrides], origin=origin)
+    return merge_config(stored | {"root": root or DEFAULT_ROOT}, sets or [], options, origin=origin)
 
 
 def _stored_document(run: str, store: Store) -> dict[str, Any] | None:
     import yaml  # noqa: PLC0415
 
     from itool.cluster.controller import config_key  # noqa: PLC0415
-    from itool.config import read_yaml  # noqa: PLC0415
+    from itool.config_yaml import read_yaml  # noqa: PLC0415
     from itool.errors import InputError  # noqa: PLC0415
 
     key = config_key(run)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from itool.cli.options import Output, OutputOption, RootOption, existing_config, note, print_json, run_names
-from itool.cli.tables import columns
+from itool.cli.tables import columns, folded, terminal_width
 from itool.commands import DEFAULT_ROOT, itoolctl
 
 if TYPE_CHECKING:
@@ -38,14 +38,15 @@ def runs(root: RootOption = None, output: OutputOption = Output.text) -> None:
         ]
         for line in lines
     ]
-    typer.echo(columns(["run", "state", "method", "iterations", "stages", "best"], shown, right=["iterations", "stages"]))
+    header, width = ["run", "state", "method", "iterations", "stages", "best"], terminal_width()
+    typer.echo(columns(header, shown, right=["iterations", "stages"], fold="run", width=width, names=True))
     held = [
         f"{line.run}: process {line.controller.get('pid')} on {line.controller.get('host')} works on it"
         for line in lines
         if line.controller
     ]
     if held:
-        typer.echo("\n".join(["", *held]))
+        typer.echo("\n".join(["", *(part for line in held for part in folded(line, width, indent="  "))]))
     for line in lines:
         if line.problem:
             note(f"{line.run}: {line.problem}")

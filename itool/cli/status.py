@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -24,7 +24,7 @@ from itool.cli.options import (
     given_config,
     print_json,
 )
-from itool.cli.tables import columns, duration, terminal_width
+from itool.cli.tables import columns, duration, folded, terminal_width
 from itool.names import Backend
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ STATUS_VERSION = 1
 WATCH_SECONDS = 2.0
 SHOWN_PODS = 8
 FOLDED_ITERATIONS = 3
+BELOW = ("pod", "node", "reason")
+"""Columns that a table for a narrow terminal has no room for."""
+INDENT = "    "
 HEADER = ("stage", "state", "time", "attempt", "pod", "node", "age", "progress", "reason")
 CLEAR_SCREEN = "\x1b[H\x1b[2J"
 
@@ -105,13 +108,11 @@ def as_document(found: RunStatus) -> dict[str, Any]:
 
 def as_text(found: RunStatus, *, with_problem: bool = True, width: int | None = None) -> str:
     """The status as a table and a line that sums it up; without the problem where the command ends with it."""
-    rows = [cells for line in folded(found.stages) for cells in line]
+    rows = [cells for group in stage_lines(found.stages) for cells in group]
     rows += [_pod_cells("vLLM", row) for row in found.serving or ()]
     rows += [_pod_cells("controller", row) for row in found.controller_pods if row.state != "succeeded"]
     used = [index for index, name in enumerate(HEADER) if name in ("stage", "state", "reason") or any(row[index] for row in rows)]
-    header = [HEADER[index] for index in used]
-    shown = [[row[index] for index in used] for row in rows]
-    table = columns(header, shown, right=["time", "attempt", "age"], fold="reason", width=width)
+    table = _table([HEADER[index] for index in used], [[row[index] for index in used] for row in rows], width)
     holder = found.controller
     worker = f"process {holder.get('pid')} on {holder.get('host')} works on it" if holder else "nothing works on it"
     if "lock" in found.unread:
@@ -119,10 +120,31 @@ def as_text(found: RunStatus, *, with_problem: bool = True, width: int | None = 
     line = f"run {found.run}: {found.state}, {found.done} of {len(found.stages)} stages done; {worker}"
     if "artifacts" in found.unread:
         line = f"run {found.run}: {'only its Jobs' if found.stages else 'nothing of it'} can be seen"
-    return f"{table}\n\n{line}" + (f"\n{found.problem}" if found.problem and with_problem else "")
+    said = [line, found.problem] if found.problem and with_problem else [line]
+    return "\n".join([table, "", *(part for text in said for part in folded(text, width, indent="  "))])
 
 
-def folded(stages: Sequence[StageRow]) -> Iterator[list[list[str | None]]]:
+def _table(header: Sequence[str], rows: Sequence[Sequence[str | None]], width: int | None) -> str:
+    """One line per row; where that is too wide, pod, node and reason stand below it."""
+    right = [name for name in header if name in ("time", "attempt", "age")]
+    whole = columns(header, rows, right=right, fold="reason", width=width)
+    if width is None or max(map(len, whole.splitlines())) <= width:
+        return whole
+    kept = [name for name in header if name not in BELOW]
+    cells = [dict(zip(header, row, strict=True)) for row in rows]
+    shown, *lines = ([line] for line in columns(kept, [[row[name] for name in kept] for row in cells], right=right).splitlines())
+    for row, line in zip(cells, lines, strict=True):
+        shown += [*line, *(f"{INDENT}{part}" for part in folded(_details(row), width - len(INDENT), indent="  ") if part)]
+    return "\n".join(shown)
+
+
+def _details(row: Mapping[str, str | None]) -> str:
+    pod, node, reason = (row.get(name) for name in BELOW)
+    where = f"{pod} on {node}" if pod and node else pod or node
+    return ": ".join(filter(None, (where, reason)))
+
+
+def stage_lines(stages: Sequence[StageRow]) -> Iterator[list[list[str | None]]]:
     """The rows of every stage; of many iterations in a row that are all done, or all waiting, one line."""
     iterations = [list(rows) for _, rows in groupby(stages, key=lambda row: row.iteration)]
     for state, group in groupby(iterations, key=_common_state):

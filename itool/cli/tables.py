@@ -11,6 +11,7 @@ from itertools import zip_longest
 
 NARROWEST_TERMINAL = 80
 NARROWEST_FOLDED = 24
+NARROWEST_NAMES = 12
 _COMMAND = re.compile(r"`[^`]*`")
 
 
@@ -20,20 +21,28 @@ def terminal_width() -> int | None:
 
 
 def columns(
-    header: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = (), fold: str | None = None, width: int | None = None
+    header: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    right: Sequence[str] = (),
+    fold: str | None = None,
+    width: int | None = None,
+    names: bool = False,
 ) -> str:
     """A table as text. Columns named in `right` are aligned to the right; None is shown as nothing.
 
-    Where it is wider than `width`, the cells of the column `fold` go on below.
+    Where it is wider than `width`, the cells of the column `fold` go on below; with `names` they hold names, which break if they must.
     """
     cells = [list(header), *(["" if cell is None else str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[index]) for row in cells) for index in range(len(header))]
     if width is not None and fold in header:
         others = sum(widths) + 2 * (len(widths) - 1) - widths[header.index(fold)]
-        widths[header.index(fold)] = min(widths[header.index(fold)], max(width - others, NARROWEST_FOLDED))
+        narrowest = NARROWEST_NAMES if names else NARROWEST_FOLDED
+        widths[header.index(fold)] = min(widths[header.index(fold)], max(width - others, narrowest))
     lines = []
     for row in cells:
-        stacks = [folded(cell, room) if name == fold else [cell] for cell, room, name in zip(row, widths, header, strict=True)]
+        parts_of = textwrap.wrap if names else folded
+        stacks = [parts_of(cell, room) if name == fold else [cell] for cell, room, name in zip(row, widths, header, strict=True)]
         for parts in zip_longest(*stacks, fillvalue=""):
             aligned = [
                 part.rjust(room) if name in right else part.ljust(room) for part, room, name in zip(parts, widths, header, strict=True)

@@ -114,10 +114,14 @@ class FolderLease:
             self._descriptor = descriptor
 
     def _wait_for_lock(self, descriptor: int) -> None:
+        """Whoever looks has the lock too, for a moment and shared: then the file names the last holder, and nobody holds the run."""
         deadline = time.monotonic() + ORPHAN_WAIT_SECONDS
         while not _try_lock(descriptor):
+            only_looked_at = _try_lock(descriptor, shared=True)
+            if only_looked_at:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
             holder = _parse(os.pread(descriptor, 4096, 0))
-            if _lives(holder) or time.monotonic() > deadline:
+            if (not only_looked_at and _lives(holder)) or time.monotonic() > deadline:
                 raise _held(self.path.parent.name, str(self.path.parent.parent), holder)
             self.sleep(0.1)
 

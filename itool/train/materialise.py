@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from itool.artifacts.disk import storage_error, storage_remedy
-from itool.config import ModelConfig, local_path
+from itool.config import ModelConfig
 from itool.data.chat import require_tokenizer
 from itool.demo import base_model_path
 from itool.errors import DependencyError, InputError, StorageError
 from itool.logs import get_logger
+from itool.paths import absolute_path, local_path
 from itool.policy.model_folder import read_json, read_stop_ids
 
 NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
@@ -74,7 +75,7 @@ def model_kind(name: str) -> ModelKind:
         )
     if path.parent.is_dir():  # a folder whose name is misspelt
         raise InputError(
-            f"model.path {name} is not in the folder {path.parent.absolute()}",
+            f"model.path {name} is not in the folder {absolute_path(path.parent)}",
             remedy="Correct the name, or begin where no folder is called like a hub's owner",
         )
     return "hub"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ def test_a_log_on_a_full_disk_does_not_change_the_exit_code() -> None:
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),  # safetensors
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0: PytorchStreamWriter failed writing file data/0"),
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 380224 vs 380116"),  # torch, at the end of a file
+        shutil.Error([("a", "b", "[Errno 28] No space left on device: 'a' -> 'b'")]),  # copytree
     ],
 )
 def test_a_full_disk_is_one_error_whoever_reports_it(error: Exception) -> None:

@@ -16,7 +16,7 @@ from itool.artifacts.catalogue import copy_artifact, find_artifact, find_remains
 from itool.artifacts.manifest import manifest_key
 from itool.artifacts.stage import Body, Stage, stage_seed
 from itool.artifacts.store import FolderStore, Store
-from itool.errors import ConfigError, DependencyError, InputError, Interrupted, NumericalError
+from itool.errors import ArtifactError, ConfigError, DependencyError, InputError, Interrupted, NumericalError, StorageError
 from itool.records import Example, Message
 from itool.stages import StageId
 from tests.artifacts.conftest import Run, S3Server
@@ -393,6 +393,25 @@ def test_artifacts_are_listed_found_and_copied_out(run: Run, tmp_path: Path) -> 
         next(copy_artifact(run.store, entry.prefix, tmp_path / "out", ["x"]))
     assert next(copy_artifact(run.store, entry.prefix, tmp_path / "all")) == tmp_path / "all/model/weights"
     assert not (tmp_path / "all/warmup.jsonl").exists()  # a large artifact shows how far it is
+
+
+def test_a_copy_that_is_there_is_whole(run: Run, tmp_path: Path) -> None:
+    run.stage("prepare", prepare)
+    prefix = find_artifact(run.store, "demo/i0/prepare")
+    list(copy_artifact(run.store, prefix, tmp_path / "out", ["model/"]))
+    before = (tmp_path / "out/model/weights").read_bytes()
+    key = next(key for key in run.store.list(prefix) if key.endswith("weights"))
+    run.store.write(key, before[:-1] + b"x")
+    for out in ("out", "new"):
+        with pytest.raises(ArtifactError, match=r"was altered: .*\. Remove it with `itoolctl artifacts rm demo/i0/prepare/"):
+            list(copy_artifact(run.store, prefix, tmp_path / out, ["model/"]))
+    found = [path for path in tmp_path.rglob("model/*") if "out" in path.parts or "new" in path.parts]
+    assert found == [tmp_path / "out/model/weights"]
+    assert found[0].read_bytes() == before
+    run.store.write(key, before)
+    (tmp_path / "taken/model/weights").mkdir(parents=True)
+    with pytest.raises(StorageError, match=r"A folder stands where a file is needed: move it away, or name another folder"):
+        list(copy_artifact(run.store, prefix, tmp_path / "taken", ["model/"]))
 
 
 def test_nobody_is_told_to_remove_what_a_newer_version_wrote(run: Run, capfd: pytest.CaptureFixture[str]) -> None:

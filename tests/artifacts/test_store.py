@@ -243,5 +243,9 @@ def test_a_remedy_fits_what_was_tried(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"A file stands where a folder is needed: move it away, or name another folder"):
         store.download("a/manifest.json", tmp_path / "file" / "manifest.json")
+    with pytest.raises(StorageError, match=r"cannot use /proc/none: No such file or directory\. Name a folder that can be made"):
+        store.download("a/manifest.json", Path("/proc/none/manifest.json"))
+    full = OSError(errno.ENOSPC, "no", "/store/manifest.json", None, "/out/manifest.json")  # as copyfile raises it
+    assert str(storage_error(full, tmp_path, "target")).startswith("cannot use /out/manifest.json: No space left on device. Free some")
     denied = PermissionError(errno.EACCES, "no", "/data/manifest.json")
     assert str(storage_error(denied, tmp_path, "reading")).endswith("Permission denied. Change its permissions so that it can be read")

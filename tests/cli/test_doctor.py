@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,18 @@ def test_doctor_asks_a_server_of_the_cluster_without_a_proxy_as_the_policy_does(
     server.stop()
     states = [next(check["state"] for check in json.loads(output) if check["name"] == "vllm") for output in (found, proxied)]
     assert states == ["ok", "missing"]
+
+
+def test_the_disk_of_a_root_in_the_home_folder_is_looked_at(within: Within, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[Path] = []
+    usage = shutil.disk_usage
+
+    def look(folder: Path) -> object:
+        looked_at.append(folder)
+        return usage(folder)
+
+    monkeypatch.setattr(shutil, "disk_usage", look)
+    Path("home").mkdir()
+    monkeypatch.setenv("HOME", str(Path("home").absolute()))
+    within("doctor", "--root", "~/runs")
+    assert looked_at == [Path("home").absolute()]

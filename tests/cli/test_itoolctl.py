@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from itool.artifacts.disk import storage_error
 from itool.artifacts.manifest import code_version
 from itool.artifacts.store import FolderStore
 from itool.cli import display, options  # noqa: F401 - imported before a command is given a second
@@ -89,6 +92,12 @@ def test_the_shell_is_told_how_a_command_goes_on(itoolctl: Itoolctl) -> None:
         (["artifacts", "rm", "nope/i9/dpo", "--root", "my runs"], 65, "See `itoolctl artifacts ls --root '/"),
         (["artifacts", "verify", "nope"], 65, "there is no run nope in runs. Start one with"),
         (["artifacts", "verify", "--root", "nowhere"], 65, "nowhere. Give another --root"),
+        (["artifacts", "ls", ""], 64, "run = '' is no DNS label"),
+        (["artifacts", "verify", ""], 64, "run = '' is no DNS label"),
+        (["artifacts", "show", ""], 65, "there is no artifact '' in "),
+        (["artifacts", "get", "", "here"], 65, "there is no artifact '' in "),
+        (["artifacts", "get", "demo/i0/prepare", ""], 64, "FOLDER is empty. Give a folder; . is the current one"),
+        (["artifacts", "rm", ""], 65, "there is no artifact '' in "),
         (["artifacts", "show", "demo/i9/dpo"], 65, "no artifact 'demo/i9/dpo'"),
         (["plan", "--root", "ftp://somewhere"], 64, "unknown kind of store"),
         (["plan", "--root", "gs://bucket/runs"], 64, "unknown kind of store. Use a folder or s3://bucket/prefix"),
@@ -183,6 +192,32 @@ def test_a_root_without_runs_is_named(within: Within) -> None:
     Path("file").touch()
     code, _, errors = within("runs", "--root", "file")
     assert (code, one_line(errors).startswith(f"itoolctl: root {Path('file').absolute()} is a file. Give a folder")) == (74, True)
+
+
+def test_a_root_that_cannot_be_read_is_not_called_empty(within: Within, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("closed", "open"):
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "config.yaml").write_text(f"run: {name}")
+    size = FolderStore.size
+
+    def refuse(store: FolderStore, key: str) -> int | None:
+        if key.startswith("closed/"):
+            raise storage_error(PermissionError(errno.EACCES, "no", str(store.path(key))), store.path(key), "reading")
+        return size(store, key)
+
+    monkeypatch.setattr(FolderStore, "size", refuse)
+    code, output, errors = within("runs")
+    assert (code, [line.split()[0] for line in output.splitlines()]) == (0, ["run", "open"])
+    assert one_line(errors).startswith(f"closed is left out: cannot use {Path('runs/closed/config.yaml').absolute()}: Permission denied.")
+
+    def closed(folder: Path) -> NoReturn:
+        raise PermissionError(errno.EACCES, "no", str(folder))
+
+    monkeypatch.setattr("os.scandir", closed)
+    for command in ("runs", "status"):
+        code, output, errors = within(command)
+        assert (code, output) == (74, "")
+        assert one_line(errors).startswith(f"itoolctl: cannot use {Path('runs').absolute()}: Permission denied. Change its permissions")
 
 
 def test_the_last_line_of_a_log_needs_no_line_end(within: Within) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from itool.artifacts.store import FolderStore
 from itool.cli import options
 from itool.config import RunConfig
+from itool.errors import ConfigError
 from tests.fakes.counted_store import CountedStore
 
 
@@ -44,3 +46,34 @@ def test_the_environments_endpoint_comes_before_the_stored_one_which_only_pods_m
     monkeypatch.setenv(variable, "http://localhost:9000")
     store = options.existing_config("demo", str(tmp_path)).store
     assert (store.endpoint_url, store.region) == (None, "here")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"sets": ["seed=3", "search.width=0"]}, "--set search.width=0: search.width = 0: input should be"),
+        ({"sets": ["search={width: 0}"]}, "--set search={width: 0}: search.width = 0: "),
+        ({"sets": ["search.width=0", "search.width=-1"]}, "--set search.width=-1: search.width = -1: "),
+        ({"sets": ["evaluate.pass_k=[1, 0]"]}, "--set evaluate.pass_k=[1, 0]: evaluate.pass_k.1 = 0: "),
+        ({"sets": ["serch.width=2"]}, "--set serch.width=2: unknown key serch; allowed here: "),
+        ({"sets": ["seed.x=2"]}, "--set seed.x=2: seed.x cannot be set, as seed is a value, not a section"),
+        ({"sets": ["run=Bad"]}, "--set run=Bad: run = 'Bad' is no DNS label"),
+        ({"sets": ["seed=3"], "run": "Bad"}, "command line: run = 'Bad' is no DNS label"),
+        ({"sets": ["data.source=xlam"]}, "config.yaml with --set data.source=xlam: data.path is missing"),
+        (
+            {"sets": ["seed=3", "data.buffer_fraction=0.99"]},
+            "config.yaml with --set seed=3 --set data.buffer_fraction=0.99: data: buffer and",
+        ),
+        ({"sets": [], "backend": "kubernetes"}, "config.yaml: root = 'runs' is a folder, which pods do not share"),
+    ],
+)
+@pytest.mark.parametrize("file", [None, Path("runs/demo/config.yaml")])
+def test_what_an_option_gives_is_not_laid_at_the_files_door(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], message: str, file: Path | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    FolderStore(Path("runs")).write("demo/config.yaml", b"run: demo\nseed: 7\nsearch: {width: 3}\n")
+    with pytest.raises(ConfigError) as caught:
+        options.build_config(file, **given)
+    assert message in str(caught.value)
+    assert ("config.yaml" in str(caught.value)) == message.startswith("config.yaml")

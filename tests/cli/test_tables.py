@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from itool.cli.report import result_text
+from itool.cli.status import as_text
 from itool.cli.tables import columns, folded
 from itool.cluster.leases import FolderLease
+from itool.operations.overview import PodRow, StageRow
+from itool.operations.run_status import RunStatus
 from tests.cli.command import Within
 from tests.evaluate.test_compare import result
 
@@ -73,6 +76,45 @@ def test_runs_fit_80_columns_and_those_that_somebody_works_on_are_named_below(wi
     assert max(map(len, lines[:3])) <= 80
     assert [line.split()[:2] for line in lines[1:3]] == [["demo", "running"], ["demo-other-method", "stopped"]]
     assert lines[3:] == ["", f"demo: process {os.getpid()} on {socket.gethostname()} works on it"]
+
+
+def test_runs_with_long_names_fit_80_columns(within: Within, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["demo", "demo-other-method-seed", "a-name-of-53-characters-which-is-the-most-it-can-have"]
+    for name in names:
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "config.yaml").write_text(f"run: {name}\nmethod: rejection_sampling\n")
+    lease = FolderLease(Path("runs", names[-1], "controller.lock"))
+    lease.acquire()
+    _, whole, _ = within("runs")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    _, shown, _ = within("runs")
+    lease.release()
+    assert max(map(len, shown.splitlines())) <= 80
+    assert len([line for line in shown.splitlines() if "rejection_sampling" in line]) == 3
+    table = shown.split("\n\n")[0]
+    assert all(name in "".join(line[:25].strip() for line in table.splitlines()) for name in names), "nothing is lost"
+    assert all(f"\n{name}  " in f"\n{whole}" for name in names), "in a pipe names stay whole"
+
+
+def test_status_of_a_run_in_a_cluster_fits_80_columns_with_the_pods_below() -> None:
+    name, node = "demo-other-method-seed", "ip-10-0-12-30.eu-central-1.compute.internal"
+    pods = tuple(PodRow(f"{name}-i1-generate-1-{i}-x7k2p", "running", "", i, node, 200.0, "120/800 examples", ready=True) for i in (0, 1))
+    generate = StageRow("i1/generate", "generate", 1, "running", attempt=2, age_seconds=200.0, progress="0/2 shards", pods=pods)
+    reason = "unschedulable: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu"
+    dpo = StageRow("i1/dpo", "dpo", 1, "pending", reason, attempt=1, pod=f"{name}-i1-dpo-1-abcde", node="gpu-1", age_seconds=3.0)
+    vllm = PodRow(f"{name}-vllm-6d9f7c-abcde", "serving", node="gpu-2", age_seconds=9e3, ready=True, adapter="adapter-0123456789ab")
+    done = StageRow("i0/warmup", "warmup", 0, "done", seconds=400.0)
+    found = RunStatus(name, "kubernetes", "running", {"pid": 7, "host": f"{name}-controller-x8fz2"}, [done, generate, dpo], [vllm])
+    whole, narrow = as_text(found), as_text(found, width=80)
+    assert as_text(found, width=240) == whole
+    lines = narrow.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["stage", "state", "time", "attempt", "age", "progress"]
+    at = next(index for index, line in enumerate(lines) if line.startswith("i1/dpo"))
+    assert lines[at + 1] == f"    {name}-i1-dpo-1-abcde on gpu-1: unschedulable: 0/3 nodes are"
+    said = {word.rstrip(":") for word in narrow.split()}
+    assert {word.rstrip(":") for word in whole.split()} - said == {"pod", "node", "reason"}, "nothing is lost"
 
 
 @pytest.mark.parametrize(("columns_there", "widest"), [("20", 80), ("80", 80), ("160", 120)])

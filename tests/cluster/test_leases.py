@@ -52,6 +52,17 @@ def test_a_lock_outlives_its_holder_only_as_long_as_a_stage_does(tmp_path: Path)
     later.release()
 
 
+def test_somebody_who_looks_at_that_very_moment_does_not_hold_the_run(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    lock.write_text(json.dumps({"pid": 4711, "host": "elsewhere"}))  # the last holder, who has ended
+    with lock.open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        lease = FolderLease(lock, sleep=lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
+        lease.acquire()
+    assert (FolderLease(lock).holder() or {}).get("pid") == os.getpid()
+    lease.release()
+
+
 @contextmanager
 def held_by(lock: Path, **holder: object) -> Iterator[None]:
     """A lock that is taken, and says so of another process."""

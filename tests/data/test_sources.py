@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from itool.config import DataConfig
 from itool.data.sources.load import Loaded, load_examples
 from itool.data.sources.schema import normalise_parameters, type_to_schema
-from itool.errors import InputError
+from itool.errors import InputError, StorageError
 
 TRENDS = {
     "name": "Market Trends API",
@@ -343,7 +344,7 @@ def test_a_structural_fault_stops_with_file_and_line(source: str, row: Any, mess
 def test_broken_json_names_its_line(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps(openai(USER, CALL)) + '\n{"messages": \n')
-    with pytest.raises(InputError, match=r"data.jsonl:2: broken JSON: Expecting value"):
+    with pytest.raises(InputError, match=r"data.jsonl:2: broken JSON: Expecting value at column 14$"):
         load_examples(DataConfig(source="openai", path=str(path)))
     path.write_text('{"messages": "\t"}')
     with pytest.raises(InputError, match=r"data.jsonl:1: broken JSON: Invalid control character at column 15"):
@@ -409,6 +410,17 @@ def test_data_that_are_not_there_are_refused(tmp_path: Path) -> None:
         load_examples(DataConfig(source="openai", path="none.jsonl"))
     with pytest.raises(InputError, match=r"holds no \.json or \.jsonl file"):
         load_examples(DataConfig(source="openai", path=str(tmp_path)))
+
+
+def test_data_that_may_not_be_read_are_said_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "data.jsonl", [openai(USER, CALL)])
+
+    def refuse(file: Path, *_: object, **__: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, "no", str(file))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(StorageError, match=r"cannot use .*data.jsonl: Permission denied\. Change its permissions so that it can be read"):
+        load_examples(DataConfig(source="openai", path=path))
 
 
 def test_what_a_limit_leaves_out_came_in_but_was_not_dropped(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from typing import Any, NoReturn, TypeVar
 import httpx
 from pydantic import ValidationError
 
-from itool.config import local_path
-from itool.errors import DependencyError, InputError, ItoolError, StorageError
+from itool.artifacts.disk import storage_error
+from itool.errors import DependencyError, InputError, ItoolError
+from itool.paths import absolute_path, local_path
 
 T = TypeVar("T")
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -90,7 +91,7 @@ def read_rows(path: str, *, excluding: Sequence[str | None] = ()) -> Iterator[Ro
     elif is_hub_id(path):
         yield from _read_hub(path)
     else:
-        raise InputError(f"data file {local.absolute()} does not exist", remedy="Set data.path to a file, a folder or a hub id")
+        raise InputError(f"data file {absolute_path(local)} does not exist", remedy="Set data.path to a file, a folder or a hub id")
 
 
 def is_hub_id(path: str) -> bool:
@@ -113,7 +114,7 @@ def _read_file(path: Path) -> Iterator[Row]:
                     if line.strip():
                         yield _to_row(_parse(line, f"{path}:{number}"), f"{path}:{number}", line)
     except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+        raise storage_error(error, path, "reading") from None
 
 
 def _decode(data: bytes, path: Path, line: int = 1) -> str:
@@ -153,7 +154,7 @@ def _read_array(text: str, path: Path) -> Iterator[Row]:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text.rstrip("\r\n"), parse_constant=_refuse_constant)  # with its end a line that is cut off breaks in the next
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: broken JSON: {_explain(error)}") from None
 
