@@ -225,7 +225,7 @@ class KubernetesRunner:
     def _waits_for_culprit(self, name: str, states: Sequence[PodState]) -> bool:
         """A Job's failure may be heard of before the end of the pod that failed it, which says why."""
         since = self._failed_since.setdefault(name, self.clock())
-        heard = any(state.phase == "failed" and not state.deleted for state in states)
+        heard = any(state.phase == "failed" and not state.stopped for state in states)
         return not heard and self.clock() - since < CULPRIT_SECONDS
 
     def _keep_meeting_point(self, task: Task) -> None:
