@@ -111,7 +111,7 @@ def copy_artifact(store: Store, prefix: str, target: Path, names: list[str] | No
             raise storage_error(error, whole, "target") from None
         finally:
             with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
+                part.unlink()
         yield whole
 
 

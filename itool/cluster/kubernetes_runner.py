@@ -225,7 +225,7 @@ class KubernetesRunner:
     def _waits_for_culprit(self, name: str, states: Sequence[PodState]) -> bool:
         """A Job's failure may be heard of before the end of the pod that failed it, which says why."""
         since = self._failed_since.setdefault(name, self.clock())
-        heard = any(state.phase == "failed" and not state.deleted for state in states)
+        heard = any(state.phase == "failed" and not state.stopped for state in states)
         return not heard and self.clock() - since < CULPRIT_SECONDS
 
     def _keep_meeting_point(self, task: Task) -> None:
@@ -250,11 +250,11 @@ class KubernetesRunner:
     def _judge(self, job: Object, found: JobState, states: Sequence[PodState]) -> None:
         """End a Job that Kubernetes would keep for ever, and look for the events of one that cannot start."""
         name, now = job["metadata"]["name"], self.clock()
-        turn_at = self._turn_at(job, states)
+        turn_at, held_back = self._turn_at(job, states), job["spec"].get("suspend")
         waits = [(max(state.created_at, turn_at), state.reason) for state in states if state.phase == "pending"]
-        if not job["spec"].get("suspend") and (found.refused or (found.phase == "pending" and not states)):
+        if not held_back and (found.refused or (found.phase == "pending" and not states)):
             waits.append((self._podless_since.setdefault(name, now), found.reason))
-        elif pods_at_once(job) == 1 or not lacks_pods(job, states):  # workers that end for want of another one end no refusal
+        elif held_back or pods_at_once(job) == 1 or not lacks_pods(job, states):  # workers that end for want of another end no refusal
             self._podless_since.pop(name, None)
         verdict = hopeless(job, states, waits, now, self.config.kubernetes.pending_seconds)
         if verdict is not None:

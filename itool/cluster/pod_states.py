@@ -16,11 +16,13 @@ from typing import Any
 from itool.cluster.last_words import last_words
 from itool.cluster.objects import QUEUE_LABEL, STAGE_LABEL, Object
 from itool.cluster.runner import Phase
+from itool.errors import DependencyError, Interrupted
 from itool.names import TRAINING_STAGES
 
 SHARD_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 LONGEST_REASON = 300
 FIRST_POD, NEXT_POD = "waits for its first pod", "waits for its next pod"
+_NO_CAUSE = (DependencyError.exit_code, Interrupted.exit_code)
 _SCHEDULER_AFTERTHOUGHT = re.compile(r"\.? (?:preemption:|no new claims)")
 _STARTING = ("ContainerCreating", "PodInitializing")
 _START_TROUBLE = ("FailedMount", "FailedAttachVolume", "FailedMapVolume", "FailedCreatePodSandBox", "NetworkNotReady", "FailedSync")
@@ -28,7 +30,10 @@ _START_TROUBLE = ("FailedMount", "FailedAttachVolume", "FailedMapVolume", "Faile
 
 @dataclass(frozen=True)
 class PodState:
-    """One pod. Times are seconds since the epoch; `exit_code` is that of the container that ended it. `deleted`: it was asked to stop."""
+    """One pod. Times are seconds since the epoch; `exit_code` is that of the container that ended it.
+
+    `stopped`: by a deletion or a disruption.
+    """
 
     name: str
     phase: Phase
@@ -40,7 +45,7 @@ class PodState:
     ended_at: float | None = None
     shard: int | None = None
     ready: bool = False
-    deleted: bool = False
+    stopped: bool = False
 
     def seconds_run(self, now: float) -> float:
         """How long it ran, or has run by now; 0 of one that never did, or whose end nobody has seen."""
@@ -87,7 +92,7 @@ def pod_state(pod: Object, events: Sequence[Object] = ()) -> PodState:
         ended_at=seconds(ended.get("finishedAt")),
         shard=int(shard) if shard is not None else None,
         ready=_condition(pod, "Ready").get("status") == "True",
-        deleted=bool(metadata.get("deletionTimestamp")),
+        stopped=bool(metadata.get("deletionTimestamp") or _disruption(pod)),
     )
 
 
@@ -100,7 +105,7 @@ def job_state(job: Object, states: Sequence[PodState], events: Sequence[Object] 
     if complete.get("status") == "True":
         return JobState(name, "succeeded", "", 0, started_at, seconds(status.get("completionTime")))
     if failed.get("status") == "True":
-        code, reason = _job_failure(failed, states)
+        code, reason = _job_failure(job, failed, states)
         return JobState(name, "failed", one_line(reason), code, started_at, seconds(failed.get("lastTransitionTime")))
     phase: Phase = "running" if any(state.phase == "running" for state in states) else "pending"
     if not states and _has_begun(job):
@@ -267,7 +272,7 @@ def _has_begun(job: Object) -> bool:
     return bool((job.get("status") or {}).get("active")) or ended_well(job) >= completions
 
 
-def _job_failure(failed: Object, states: Sequence[PodState]) -> tuple[int | None, str]:
+def _job_failure(job: Object, failed: Object, states: Sequence[PodState]) -> tuple[int | None, str]:
     """Exit code and reason of the pod that failed a Job: the one that the condition names, else the last that failed by itself.
 
     A Job that fails deletes the pods that still run: these end later than the culprit, with a checkpoint and exit code 75.
@@ -278,7 +283,7 @@ def _job_failure(failed: Object, states: Sequence[PodState]) -> tuple[int | None
     code = re.search(r"exit code (\d+)", message)
     if code and not named:  # the pod is gone
         return int(code[1]), f"{failed.get('reason', '')}: {message}"
-    culprit = _last_failed(named or [state for state in culprits if not state.deleted] or culprits)
+    culprit = _culprit(job, named or [state for state in culprits if not state.stopped] or culprits)
     return (culprit.exit_code, culprit.reason) if culprit else (None, f"{failed.get('reason', '')}: {message}")
 
 
@@ -291,7 +296,7 @@ def _job_reason(job: Object, states: Sequence[PodState], refusal: str) -> str:
     told = next((state.reason for state in active if state.reason), "")
     if active or refusal:
         return told or refusal
-    last = _last_failed(states)
+    last = _culprit(job, states)
     if last is not None:
         return f"pod {last.name} ended with {last.outcome}; the next one follows after a pause"
     return NEXT_POD if ended_well(job) else FIRST_POD
@@ -302,14 +307,26 @@ def _refusal(job: Object, states: Sequence[PodState], events: Sequence[Object]) 
     refused, last = [event for event in events if event.get("reason") == "FailedCreate"], _last_failed(states)
     if not refused or not lacks_pods(job, states):
         return ""
-    if last is not None and event_time(refused[-1]) <= (last.ended_at or last.created_at):
+    if last is not None and event_time(refused[-1]) <= _end_time(last):
         return ""
     return f"no pod can be created: {refused[-1].get('message', '')}"
 
 
+def _culprit(job: Object, states: Sequence[PodState]) -> PodState | None:
+    """The last pod that failed; of those that train together rather the one that the others have lost, after which they end with 69."""
+    last = _last_failed(states)
+    if last is None or last.exit_code != DependencyError.exit_code or pods_at_once(job) == 1:
+        return last
+    beside = [state for state in states if state.exit_code not in _NO_CAUSE and _end_time(state) >= (last.started_at or last.created_at)]
+    return _last_failed(beside) or last
+
+
 def _last_failed(states: Sequence[PodState]) -> PodState | None:
-    failed = (state for state in states if state.phase == "failed")
-    return max(failed, key=lambda state: state.ended_at or state.created_at, default=None)
+    return max((state for state in states if state.phase == "failed"), key=_end_time, default=None)
+
+
+def _end_time(state: PodState) -> float:
+    return state.ended_at or state.created_at
 
 
 def _condition(item: Object, kind: str) -> Object:

@@ -155,6 +155,25 @@ def test_a_training_of_which_one_pod_is_refused_fails_the_run_and_says_why(ends_
         rounds(controller, 15)
 
 
+def test_the_time_of_a_training_of_which_one_pod_is_refused_begins_anew_when_a_queue_has_taken_it_back() -> None:
+    settings = {"queue": "gpus", "pending_seconds": 20.0, "stages": {"warmup": {"nodes": 2}}}
+    cluster = made_cluster(made_config(kubernetes=settings), warmup=["hangs", "no pod"])
+    runner = open_controller(cluster).runner
+    assert isinstance(runner, KubernetesRunner)
+    runner.start(Task(StageId(0, "warmup"), "0" * 16), 1)
+    (name,) = cluster.created_jobs
+    for suspend in (False, True, False):
+        cluster.patch("jobs", name, {"spec": {"suspend": suspend}})
+        for pod in [*cluster.objects["pods"]]:
+            cluster._remove("pods", pod)
+        cluster.script["warmup"] = ["hangs", "no pod"]
+        for _ in range(15):
+            cluster.tick()
+            runner.cache.look()
+            runner.state()
+    assert verdict_on(cluster.objects["jobs"][name]) is None
+
+
 def test_shards_that_have_waited_for_others_may_still_wait_for_a_node_once_these_are_gone() -> None:
     cluster = made_cluster(made_config(search={"shards": 2}), generate=["hangs", "unschedulable", "unschedulable"])
     first = open_controller(cluster)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -150,6 +151,24 @@ def test_a_job_fails_with_the_code_and_words_of_the_pod_that_failed_it() -> None
     assert (gone.exit_code, gone.reason) == (64, f"PodFailurePolicy: {message}")
     assert state.ended_at is not None
     assert state.ended_at - state.started_at == 140.0
+
+
+def test_a_training_over_nodes_fails_for_the_pod_that_the_others_have_lost() -> None:
+    lost = ended(69, "error: worker 1 lost the others: Connection closed by peer")
+    given = job(condition("Failed", reason="BackoffLimitExceeded", message="Job has reached the specified backoff limit"), completions=2)
+    given["metadata"]["labels"]["itool/stage"] = "dpo"
+    evicted = [condition("DisruptionTarget", reason="TerminationByKubelet")]
+    for first, disruption, expected in (
+        (ended(137, reason="OOMKilled"), [], (137, "OOMKilled: over the memory limit of 2Gi")),
+        (ended(137), evicted, (69, "worker 1 lost the others: Connection closed by peer")),
+        (lost, [], (69, "worker 1 lost the others: Connection closed by peer")),
+    ):
+        states = [
+            replace(pod_state(pod(phase="Failed", containers=[one], conditions=conditions)), started_at=start, ended_at=end)
+            for one, conditions, start, end in ((ended(3), [], 10.0, 15.0), (first, disruption, 60.0, 67.0), (lost, [], 50.0, 70.0))
+        ]
+        state = job_state(given, states)
+        assert (state.exit_code, state.reason) == expected
 
 
 def test_a_job_ends_with_its_condition_not_with_its_pods() -> None:
