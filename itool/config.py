@@ -62,7 +62,7 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="what training, scoring and serving compute in")
     context_tokens: Annotated[Tokens, Field(ge=32)] = Field(1024, description="longest prompt + response, in tokens")
     max_response_tokens: Tokens = Field(128, description="longest response, in tokens")
-    lora_rank: Annotated[Count, Field(le=512)] = Field(16, description="rank of the adapter, on every linear layer of the blocks")
+    lora_rank: Annotated[Count, Field(le=512)] = Field(16, description="rank of the adapter, on the linear layers of the blocks")
     lora_alpha: Annotated[Rate, Field(le=1e4)] = Field(32.0, description="the adapter counts lora_alpha / lora_rank")
     lora_dropout: Share = Field(0.0, description="dropout before the adapter while it is trained")
 
