@@ -62,7 +62,7 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="what training, scoring and serving compute in")
     context_tokens: Annotated[Tokens, Field(ge=32)] = Field(1024, description="longest prompt + response, in tokens")
     max_response_tokens: Tokens = Field(128, description="longest response, in tokens")
-    lora_rank: Annotated[Count, Field(le=512)] = Field(16, description="rank of the adapter, on every linear layer of the blocks")
+    lora_rank: Annotated[Count, Field(le=512)] = Field(16, description="rank of the adapter, on the linear layers of the blocks")
     lora_alpha: Annotated[Rate, Field(le=1e4)] = Field(32.0, description="the adapter counts lora_alpha / lora_rank")
     lora_dropout: Share = Field(0.0, description="dropout before the adapter while it is trained")
 
@@ -464,11 +464,11 @@ def _explain(error: ValidationError, origin: str) -> str:
     elif first["type"] == "string_too_short":
         text = f"{origin}: {key} is empty; {'use a folder or s3://bucket/prefix' if key == 'root' else 'give a value, or leave it out'}"
     elif first["type"] == "string_pattern_mismatch" and first["ctx"]["pattern"] in FORMS:
-        shown = re.sub(r"//[^\s/]*@", "//...@", repr(first["input"]))  # a password is nobody's to read
-        text = f"{origin}: {key} = {shown} is no {FORMS[first['ctx']['pattern']]}"
+        text = f"{origin}: {key} = {first['input']!r} is no {FORMS[first['ctx']['pattern']]}"
     else:
         message = first["msg"][:1].lower() + first["msg"][1:]
         text = f"{origin}: {key} = {show_value(first['input'])}: {message}"
+    text = re.sub(r"//\S*@", "//...@", text)  # a password is nobody's to read
     more = len(problems) - 1
     return text + (f" ({more} more problem{'s' if more > 1 else ''})" if more else "")
 

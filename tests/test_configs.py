@@ -92,7 +92,10 @@ def test_only_training_on_pairs_reads_a_reference(method: str, reads: bool) -> N
         ("run=Bad", "run = 'Bad'"),
         ("policy.url=vllm:8000", "policy.url = 'vllm:8000' is no URL: use http://host:8000 or https://host"),
         ("policy.url=http://host:port", "policy.url = 'http://host:port' is no URL"),
-        ("policy.url=http://me:secret@host:8000", "policy.url = 'http://...@host:8000' is no URL: use http://host:8000"),
+        (
+            "policy.url=http://me:sec/ret@host:8000",
+            "--set policy.url=http://...@host:8000: policy.url = 'http://...@host:8000' is no URL: use http://host:8000",
+        ),
         ("store.endpoint_url=minio:9000", "store.endpoint_url = 'minio:9000' is no URL"),
         ("kubernetes.queue=Foo", "kubernetes.queue = 'Foo' is no DNS name: use small letters"),
         ("kubernetes.labels={bad key: x}", "kubernetes.labels.bad key = 'bad key' is no label key: use name"),

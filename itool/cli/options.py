@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -157,16 +158,17 @@ def run_names(root: str | None, *, hurried: bool = False) -> list[str]:
 
 
 def _folders_with(name: str, store: FolderStore) -> list[str]:
-    """The folders of a root that hold a file, and those that do not say: whoever reads them is told why."""
+    """The folders of a root that hold a file, and those named as a run that do not say: whoever reads them is told why."""
     from itool.artifacts.disk import storage_error  # noqa: PLC0415
     from itool.artifacts.store import list_folder  # noqa: PLC0415
+    from itool.config import RUN_NAME  # noqa: PLC0415
     from itool.errors import StorageError  # noqa: PLC0415
 
     def has(folder: str) -> bool:
         try:
             return store.size(f"{folder}/{name}") is not None
         except StorageError:
-            return True
+            return re.fullmatch(RUN_NAME, folder) is not None  # no run is the lost+found of a disk
 
     if store.folder.is_file():
         raise StorageError(f"root {store.root} is a file", remedy="Give a folder or s3://bucket/prefix with --root")

@@ -45,10 +45,10 @@ _PROBE = Tool(name="itool_probe", description="itool_probe")
 
 @dataclass(frozen=True)
 class _Template:
-    """What a tokenizer's chat template does. `leaves_out`: roles whose messages it passes over without a word."""
+    """What a tokenizer's chat template does. `leaves_out`: roles whose messages it passes over without a word, without tools and with."""
 
     shows_tools: bool
-    leaves_out: frozenset[str]
+    leaves_out: tuple[frozenset[str], frozenset[str]]
     end_of_turn_id: int
 
 
@@ -186,7 +186,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, example: Example, messages: list
         else:
             messages = _with_instruction(messages, INSTRUCTION.format(tools=describe_tools(example.tools)))
     for message in messages:
-        if message["role"] in template.leaves_out:
+        if message["role"] in template.leaves_out[tools is not None]:
             raise InputError(f"the model's chat template leaves out the {message['role']} message of {which}")
     return _apply(tokenizer, messages, tools, opens_turn=True, which=which)
 
@@ -239,7 +239,8 @@ def _inspect(tokenizer: PreTrainedTokenizerBase) -> _Template:
     """What the template does, tried out once per tokenizer."""
     known = _TEMPLATES.get(tokenizer)
     if known is None:
-        known = _TEMPLATES[tokenizer] = _Template(_shows_tools(tokenizer), _find_left_out(tokenizer), _find_end_of_turn(tokenizer))
+        leaves_out = (_find_left_out(tokenizer, None), _find_left_out(tokenizer, [_as_openai(_PROBE)]))
+        known = _TEMPLATES[tokenizer] = _Template(_shows_tools(tokenizer), leaves_out, _find_end_of_turn(tokenizer))
     return known
 
 
@@ -248,14 +249,14 @@ def _shows_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
     return _PROBE.name in _apply(tokenizer, messages, [_as_openai(_PROBE)], opens_turn=True, which="a tool")
 
 
-def _find_left_out(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+def _find_left_out(tokenizer: PreTrainedTokenizerBase, tools: list[dict[str, Any]] | None) -> frozenset[str]:
     """A template that knows no tool results, say, may raise, or go on as if there were none. What raises is refused where it comes."""
     conversations = {"system": ("system", "user"), "user": ("user",), "tool": ("user", "assistant", "tool")}
     left_out = set()
     for role, turns in conversations.items():
         messages = [{"role": turn, "content": _PROBE_TEXT if turn == role else "q"} for turn in turns]
         with suppress(InputError):
-            if _PROBE_TEXT not in _apply(tokenizer, messages, None, opens_turn=True, which=f"a {role} message"):
+            if _PROBE_TEXT not in _apply(tokenizer, messages, tools, opens_turn=True, which=f"a {role} message"):
                 left_out.add(role)
     return frozenset(left_out)
 

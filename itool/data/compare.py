@@ -51,7 +51,7 @@ def compare_calls(predicted: Sequence[Call], expected: Sequence[Call]) -> Compar
     Equal calls need no place of their own in it: where each has an equal one, that assignment alone lets all arguments agree.
     """
     pairs: list[tuple[int, int]] = []
-    for name in dict.fromkeys(call.name for call in expected):
+    for name in dict.fromkeys(_compose(call.name) for call in expected):
         given, wanted = _places(predicted, name), _places(expected, name)
         if len(wanted) <= len(given):
             pairs += [(p, e) for e, p in _pair_all(expected, wanted, predicted, given)]
@@ -79,6 +79,7 @@ def values_equal(left: Any, right: Any) -> bool:
     if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
         return len(left) == len(right) and all(map(values_equal, left, right))
     if isinstance(left, Mapping) and isinstance(right, Mapping):
+        left, right = _by_name(left), _by_name(right)
         return left.keys() == right.keys() and all(values_equal(left[key], right[key]) for key in left)
     return False
 
@@ -88,8 +89,12 @@ def _compose(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
+def _by_name(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {_compose(name): value for name, value in values.items()}
+
+
 def _places(calls: Sequence[Call], name: str) -> list[int]:
-    return [place for place, call in enumerate(calls) if call.name == name]
+    return [place for place, call in enumerate(calls) if _compose(call.name) == name]
 
 
 def _pair_all(few: Sequence[Call], rows: Sequence[int], many: Sequence[Call], columns: Sequence[int]) -> list[tuple[int, int]]:
@@ -100,8 +105,8 @@ def _pair_all(few: Sequence[Call], rows: Sequence[int], many: Sequence[Call], co
 
 def _agreeing(one: Call, other: Call) -> int:
     """How many arguments of two calls have equal values."""
-    shared = one.arguments.keys() & other.arguments.keys()
-    return sum(1 for key in shared if values_equal(one.arguments[key], other.arguments[key]))
+    given, wanted = _by_name(one.arguments), _by_name(other.arguments)
+    return sum(1 for name in given.keys() & wanted.keys() if values_equal(given[name], wanted[name]))
 
 
 def assign(costs: Sequence[Sequence[float]]) -> list[int]:

@@ -198,10 +198,11 @@ def test_a_root_that_cannot_be_read_is_not_called_empty(within: Within, monkeypa
     for name in ("closed", "open"):
         Path("runs", name).mkdir(parents=True)
         Path("runs", name, "config.yaml").write_text(f"run: {name}")
+    Path("runs/lost+found").mkdir()
     size = FolderStore.size
 
     def refuse(store: FolderStore, key: str) -> int | None:
-        if key.startswith("closed/"):
+        if key.startswith(("closed/", "lost+found/")):
             raise storage_error(PermissionError(errno.EACCES, "no", str(store.path(key))), store.path(key), "reading")
         return size(store, key)
 
@@ -209,6 +210,7 @@ def test_a_root_that_cannot_be_read_is_not_called_empty(within: Within, monkeypa
     code, output, errors = within("runs")
     assert (code, [line.split()[0] for line in output.splitlines()]) == (0, ["run", "open"])
     assert one_line(errors).startswith(f"closed is left out: cannot use {Path('runs/closed/config.yaml').absolute()}: Permission denied.")
+    assert "lost+found" not in errors
 
     def closed(folder: Path) -> NoReturn:
         raise PermissionError(errno.EACCES, "no", str(folder))

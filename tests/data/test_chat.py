@@ -178,6 +178,19 @@ def test_a_message_that_the_template_would_pass_over_is_refused(tmp_path: Path) 
         chat.render_prompt(tokenizer, EXAMPLE.model_copy(update={"messages": answered}))
 
 
+def test_a_template_for_tools_is_tried_out_with_tools(tmp_path: Path) -> None:
+    """A model may have one beside a default that passes over the results of tools."""
+    tokenizer = chat.load_tokenizer(write_tokenizer(tmp_path, CHATML, CHATML_TOKENS, "<|im_end|>"))
+    silent = CHATML.replace("{{ raise_exception('no tool turns here') }}{%- endif -%}", "{%- continue -%}{%- endif -%}")
+    knowing = "{{ tools[0].function.name }}" + silent.replace("{%- continue -%}", "")
+    tokenizer.chat_template = {"default": silent, "tool_use": knowing}
+    answered = [*EXAMPLE.messages, Message(role="assistant", content="[f()]"), Message(role="tool", content="12 C")]
+    example = EXAMPLE.model_copy(update={"messages": answered})
+    assert "12 C" in tokenizer.decode(chat.render_prompt(tokenizer, example))
+    with pytest.raises(InputError, match="leaves out the tool message of example e1"):
+        chat.render_prompt(tokenizer, example.model_copy(update={"tools": []}))
+
+
 def test_a_list_of_tools_that_would_go_into_a_system_message_nobody_sees_is_refused(tmp_path: Path) -> None:
     silent = CHATML.replace("raise_exception('no tool turns here')", "''").replace("message.role == 'tool'", "false")
     silent = "{%- set messages = messages | rejectattr('role', 'equalto', 'system') | list -%}" + silent

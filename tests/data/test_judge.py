@@ -40,6 +40,7 @@ TEXT = CALLS.model_copy(update={"calls": []})
         (None, None, True),
         ("Cafe\u0301 ", "Caf\u00e9", True),
         ("\u2126", "\u03a9", True),
+        ({"\u2126": 1}, {"\u03a9": 1}, True),
         ("\u2460", "1", False),
     ],
 )
@@ -85,6 +86,11 @@ def test_a_tools_name_may_hold_what_the_syntax_is_made_of() -> None:
     example = CALLS.model_copy(update={"tools": [Tool(name="f(x)")], "calls": [call("f(x)", a=1)]})
     assert judge("[f(x)(a=1)]", True, example) == (True, None, example.calls)
     assert judge("[f(x)(a=2)]", True, example).error == "wrong_argument"
+
+
+def test_names_are_compared_composed_as_many_tokenizers_read_them() -> None:
+    expected = [call("me\u0301te\u0301o", **{"re\u0301gion": "x"})]
+    assert judge('[m\u00e9t\u00e9o(r\u00e9gion="x")]', True, CALLS.model_copy(update={"calls": expected})).correct
 
 
 def test_a_call_that_was_cut_off_is_no_call() -> None:
