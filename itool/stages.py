@@ -246,18 +246,21 @@ _OF_PREFERENCES = (
 
 
 def unread(values: Mapping[str, Any], name: StageName) -> frozenset[str]:
-    """Which of a stage's settings it does not read, given the values of all (by dotted path): none of them changes its result.
+    """Which of a stage's settings do not change its result, given the values of all (by dotted path).
 
-    A setting that is read and stands here would give stale results: what is in doubt counts as read.
+    How much may be dropped and how often is saved decide whether there is a result, not which. A setting that is read and stands here
+    would give stale results: what is in doubt counts as read.
     """
     fields: tuple[str, ...] = ()
     match name:
+        case "prepare":
+            fields = ("data.max_dropped_fraction",)
         case "warmup":
             fields = ("warmup.checkpoint_seconds",)
         case "score" if values["select.by"] == "perplexity":
             fields = ("select.samples", "search.temperature", "policy.backend")
         case "generate":
-            fields = tuple(f"search.{field}" for field in _UNREAD_BY_SEARCH.get(values["method"], ()))
+            fields = ("data.max_dropped_fraction", *(f"search.{field}" for field in _UNREAD_BY_SEARCH.get(values["method"], ())))
         case "dpo":
             of_pairs = _OF_PREFERENCES if values["method"] in SFT_CONTROLS else ()
             fields = tuple(f"dpo.{field}" for field in ("checkpoint_seconds", *of_pairs))

@@ -172,6 +172,7 @@ CONTROL = {"method": "sft_continued"}
 @pytest.mark.parametrize(
     ("before", "change", "reread"),
     [
+        ({}, "data.max_dropped_fraction=0.9", []),
         ({}, "warmup.checkpoint_seconds=9", []),
         ({}, "dpo.checkpoint_seconds=9", []),
         ({}, "search.best_of=9", []),
