@@ -32,7 +32,11 @@ _log = get_logger(__name__)
 
 
 class Unavailable(Exception):  # noqa: N818 - a state, and never seen outside this package
-    """The server did not answer, or answered that it is in trouble: worth a retry."""
+    """The server did not answer, or answered that it is in trouble: worth a retry. `status` is that of its answer."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Conversations:

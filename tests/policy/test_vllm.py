@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from itool.config import PolicyConfig
-from itool.errors import ConfigError, DependencyError, InputError, ItoolError
+from itool.errors import ConfigError, DependencyError, InputError, ItoolError, NumericalError
 from itool.policy import vllm
 from itool.policy.model_folder import adapter_digest, read_model_folder
 from itool.policy.opening import open_policy
@@ -272,6 +272,58 @@ def test_each_refusal_has_its_exit_code(folders: Folders, code: int, expected: t
     with pytest.raises(expected, match=message) as caught:
         enter(folders, statuses([code] * 5))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "expected", "message"),
+    [
+        (
+            404,
+            "Not Found",
+            DependencyError,
+            r"cannot load adapter-\w+: Not Found\. Start it with VLLM_ALLOW_RUNTIME_LORA.* sees /",
+        ),
+        (400, "bad adapter", InputError, r"refuses adapter-\w+: bad adapter"),
+        (500, "LoRA rank 64 is greater than 16", InputError, r"refuses adapter-\w+: status 500: LoRA rank 64 is greater than 16"),
+        (503, "starting", DependencyError, r"failed 5 times: status 503: starting"),
+    ],
+)
+def test_an_adapter_that_a_server_does_not_load_says_why(
+    folders: Folders, code: int, words: str, expected: type[ItoolError], message: str
+) -> None:
+    """vLLM 0.32 answers 500 to an adapter that does not fit, and 404 where it may load none or does not see the folder."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/load_lora_adapter":
+            return httpx.Response(code, json={"error": {"message": words}})
+        return statuses([])(request)
+
+    async def conversation() -> None:
+        folder, transport = read_model_folder(folders.model, context_tokens=CONTEXT), httpx.MockTransport(answer)
+        async with vllm.VllmPolicy("http://server", folder, folders.adapter, policy=PolicyConfig(), transport=transport):
+            pass
+
+    with pytest.raises(expected, match=message):
+        asyncio.run(conversation())
+
+
+def test_logits_that_are_not_finite_are_no_fault_of_the_example(folders: Folders) -> None:
+    """vLLM cannot write NaN as JSON and answers 400: the search would drop every example one by one."""
+    words = "Out of range float values are not JSON compliant"
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(400, json={"error": {"message": words}}) if request.method == "POST" else statuses([])(request)
+
+    with pytest.raises(NumericalError, match=r"logits of base at http://server are not finite"):
+        enter(folders, answer)
+
+
+def test_an_answer_that_takes_too_long_names_the_setting(folders: Folders) -> None:
+    def hang(_request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadTimeout("")
+
+    with pytest.raises(DependencyError, match=r"failed 5 times: no answer within 120 s \(policy\.timeout_seconds\)"):
+        enter(folders, hang)
 
 
 def test_a_server_that_refuses_connections_is_a_dependency_error(folders: Folders) -> None:
