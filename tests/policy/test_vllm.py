@@ -274,6 +274,32 @@ def test_each_refusal_has_its_exit_code(folders: Folders, code: int, expected: t
     assert "\n" not in str(caught.value)
 
 
+def test_only_earlier_adapters_of_ours_are_unloaded_and_only_after_the_new_one_is_proved(folders: Folders) -> None:
+    server = FakeVllm(adapters=("adapter-before", "of-somebody-else")).start()
+
+    async def conversation() -> None:
+        folder = read_model_folder(folders.model, context_tokens=CONTEXT)
+        async with vllm.VllmPolicy(server.url, folder, folders.adapter, policy=PolicyConfig()):
+            pass
+
+    asyncio.run(conversation())
+    server.stop()
+    name = vllm.adapter_name(folders.adapter)
+    assert server.log == [("load", name), ("complete", name), ("unload", "adapter-before")]
+
+
+def test_every_request_carries_the_key(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    keys: list[str | None] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        keys.append(request.headers.get("Authorization"))
+        return statuses([])(request)
+
+    enter(folders, answer)
+    assert keys == ["Bearer secret"] * 2
+
+
 @pytest.mark.parametrize(
     ("code", "words", "expected", "message"),
     [
