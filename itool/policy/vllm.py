@@ -24,7 +24,7 @@ import httpx
 import tenacity
 
 from itool.config import PolicyConfig
-from itool.errors import ConfigError, DependencyError, InputError, ItoolError, NumericalError
+from itool.errors import ConfigError, DependencyError, InputError, Interrupted, ItoolError, NumericalError
 from itool.logs import get_logger
 from itool.policy.model_folder import ModelFolder, adapter_digest
 from itool.policy.protocol import Sample
@@ -79,6 +79,7 @@ class VllmPolicy:
         self._folder = folder
         self._adapter_dir = adapter_dir
         self._failure = failure
+        self._should_stop = should_stop
         settings = client_settings(url, policy)
         self._url: str = settings["base_url"]
         self._slots = asyncio.Semaphore(policy.max_requests)
@@ -286,11 +287,14 @@ class VllmPolicy:
         except Unavailable as trouble:
             if path == LOAD_PATH and trouble.status == httpx.codes.INTERNAL_SERVER_ERROR:  # a server whose engine died is gone by now
                 raise self._refusal(path, trouble.status, str(trouble)) from None
+            if self._should_stop():
+                what = f"stopped while the vLLM server at {self._url} was in trouble"
+                raise Interrupted(what, remedy="Run the same command again to resume") from None
             reason = self._failure() or f"the vLLM server at {self._url} failed {RETRIES} times: {trouble}"
             raise DependencyError(reason, remedy="Start again: finished work is kept") from None
 
     def _is_hopeless(self, state: tenacity.RetryCallState) -> bool:
-        return state.attempt_number >= RETRIES or self._failure() is not None
+        return state.attempt_number >= RETRIES or self._failure() is not None or self._should_stop()
 
     async def _ask_once(
         self,

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from itool.config import PolicyConfig
-from itool.errors import ConfigError, DependencyError, InputError, ItoolError, NumericalError
+from itool.errors import ConfigError, DependencyError, InputError, Interrupted, ItoolError, NumericalError
 from itool.policy import vllm
 from itool.policy.model_folder import adapter_digest, read_model_folder
 from itool.policy.opening import open_policy
@@ -33,13 +33,19 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "FIRST_PAUSE_SECONDS", 0.0)
 
 
-def enter(folders: Folders, answer: Callable[[httpx.Request], httpx.Response], failure: Callable[[], str | None] = lambda: None) -> None:
+def enter(
+    folders: Folders,
+    answer: Callable[[httpx.Request], httpx.Response],
+    failure: Callable[[], str | None] = lambda: None,
+    should_stop: Callable[[], bool] = bool,
+) -> None:
     """Open a policy whose server is the function `answer`."""
     folder = read_model_folder(folders.model, context_tokens=CONTEXT)
 
     async def conversation() -> None:
         transport = httpx.MockTransport(answer)
-        async with vllm.VllmPolicy("http://server/v1", folder, None, policy=PolicyConfig(), failure=failure, transport=transport):
+        seams = {"failure": failure, "should_stop": should_stop, "transport": transport}
+        async with vllm.VllmPolicy("http://server/v1", folder, None, policy=PolicyConfig(), **seams):
             pass
 
     asyncio.run(conversation())
@@ -366,6 +372,18 @@ def test_an_answer_that_a_proxy_broke_is_a_dependency_error(folders: Folders) ->
 
     with pytest.raises(DependencyError, match=r"http://server failed 5 times: DecodingError"):
         enter(folders, garble)
+
+
+def test_a_stage_that_is_to_stop_asks_a_server_in_trouble_no_more(folders: Folders) -> None:
+    asked = []
+
+    def hang(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        raise httpx.ReadTimeout("")
+
+    with pytest.raises(Interrupted, match="stopped while the vLLM server at http://server was in trouble"):
+        enter(folders, hang, should_stop=lambda: len(asked) == 2)
+    assert len(asked) == 2
 
 
 def test_a_local_server_that_is_gone_is_not_asked_again(folders: Folders) -> None:
