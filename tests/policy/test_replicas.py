@@ -340,6 +340,15 @@ def test_a_stage_that_waits_for_a_server_can_be_stopped(pair: tuple[FakeVllm, Fa
         ask(Name(server), adapter, question, stop=lambda: bool(stop), time=time)
 
 
+def test_no_proxy_stands_between_a_stage_and_the_servers_of_its_run(
+    pair: tuple[FakeVllm, FakeVllm], adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pods that leave the cluster through a proxy: it knows no pod addresses."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    ask(Name(*pair), adapter, draw_all)
+
+
 def test_a_name_resolves_to_the_addresses_of_this_machine() -> None:
     assert "127.0.0.1" in asyncio.run(replicas.resolve_addresses("localhost", 80))
     assert asyncio.run(replicas.resolve_addresses("no-such-service.invalid", 80)) == []

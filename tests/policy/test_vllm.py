@@ -116,7 +116,7 @@ def test_another_shard_that_loads_or_unloads_an_adapter_first_is_no_error(folder
 
 
 def test_a_server_in_trouble_is_asked_again(folders: Folders) -> None:
-    troubles = iter([503, 500, 429])
+    troubles = iter([503, 500, 429, 408])
     enter(folders, statuses(troubles))
     assert list(troubles) == []
 
@@ -304,6 +304,11 @@ def test_every_request_carries_the_key(folders: Folders, monkeypatch: pytest.Mon
 
     enter(folders, answer)
     assert keys == ["Bearer secret"] * 2
+
+
+@pytest.mark.parametrize(("url", "through_proxy"), [("http://127.0.0.1:8000", False), ("http://vllm.example:8000/v1", True)])
+def test_a_server_of_ones_own_is_reached_through_the_proxy_unless_it_is_on_this_machine(url: str, through_proxy: bool) -> None:
+    assert vllm.client_settings(url, PolicyConfig(adapters="load"))["trust_env"] is through_proxy
 
 
 @pytest.mark.parametrize(
