@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import threading
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,7 @@ def test_every_sample_of_a_request_has_its_own_seed_and_its_own_place(folders: F
     first = vllm.derived_seed(3)
     assert sorted((body["n"], body["seed"]) for body in bodies) == [(6, first + 64), (64, first)]
     for body in bodies:
+        assert (body["logprobs"], body["return_token_ids"]) == (0, True)
         assert (body["prompt"], body["max_tokens"], body["temperature"], body["stop_token_ids"]) == (PROMPT, 5, 0.7, [STOP])
     tokens = [STOP if index % 64 == 1 else 10 + index % 64 for index in range(70)]
     assert [sample.token_ids for sample in samples] == [(token,) for token in tokens]
@@ -225,11 +227,15 @@ def test_log_probabilities_are_those_of_the_continuations_own_tokens(folders: Fo
     bodies, logps = asked_and_answered(folders, lambda policy: policy.logprobs([5, 17], [33, 4, 60]))
     assert logps == pytest.approx([-0.33, -0.04, -0.60])
     assert [body["prompt"] for body in bodies] == [[5, 17, 33, 4]]
+    asked = {"prompt_logprobs": 0, "logprob_token_ids": [60], "logprobs": 1, "return_tokens_as_token_ids": True}
+    assert (asked | {"max_tokens": 1, "temperature": 0.0}).items() <= bodies[0].items()
     assert asked_and_answered(folders, lambda policy: policy.logprobs([5, 17], [33]))[1] == pytest.approx([-0.33])
 
 
 def test_options_have_the_order_in_which_they_were_asked_for(folders: Folders) -> None:
-    _, (much, little) = asked_and_answered(folders, lambda policy: policy.option_probabilities(PROMPT, [11, 40]))
+    (body,), (much, little) = asked_and_answered(folders, lambda policy: policy.option_probabilities(PROMPT, [11, 40]))
+    asked = {"logprob_token_ids": [11, 40], "logprobs": 1, "return_tokens_as_token_ids": True, "max_tokens": 1, "temperature": 0.0}
+    assert asked.items() <= body.items()
     assert math.log(much / little) == pytest.approx(0.29)
     _, swapped = asked_and_answered(folders, lambda policy: policy.option_probabilities(PROMPT, [40, 11]))
     assert swapped == pytest.approx([little, much])
@@ -238,6 +244,32 @@ def test_options_have_the_order_in_which_they_were_asked_for(folders: Folders) -
 def test_a_page_in_place_of_the_list_of_models_is_a_dependency_error(folders: Folders) -> None:
     with pytest.raises(DependencyError, match="its answer cannot be read"):
         enter(folders, lambda _request: httpx.Response(200, html="<html>starting</html>"))
+
+
+def test_greedy_copies_are_asked_for_once(folders: Folders) -> None:
+    bodies, samples = asked_and_answered(folders, lambda policy: draw(policy, count=3, tokens=5, t=0.0))
+    assert [body["n"] for body in bodies] == [1]
+    assert [sample.token_ids for sample in samples] == [(10,)] * 3
+
+
+def test_no_more_requests_are_in_flight_than_the_settings_allow(folders: Folders) -> None:
+    in_flight, most = 0, 0
+
+    async def serve(request: httpx.Request) -> httpx.Response:
+        nonlocal in_flight, most
+        in_flight += 1
+        most = max(most, in_flight)
+        await asyncio.sleep(0.01)
+        in_flight -= 1
+        return statuses([])(request)
+
+    async def conversation() -> None:
+        folder, transport = read_model_folder(folders.model, context_tokens=CONTEXT), httpx.MockTransport(serve)
+        async with vllm.VllmPolicy("http://server", folder, None, policy=PolicyConfig(max_requests=3), transport=transport) as policy:
+            await asyncio.gather(*(draw(policy, PROMPT, count=1, tokens=1, seed=seed) for seed in range(12)))
+
+    asyncio.run(conversation())
+    assert most == 3
 
 
 def test_a_failed_part_of_a_large_request_ends_the_others(folders: Folders) -> None:
@@ -356,11 +388,18 @@ def test_logits_that_are_not_finite_are_no_fault_of_the_example(folders: Folders
 
 
 def test_an_answer_that_takes_too_long_names_the_setting(folders: Folders) -> None:
-    def hang(_request: httpx.Request) -> httpx.Response:
-        raise httpx.ReadTimeout("")
+    server, answered = FakeVllm().start(), threading.Event()
+    server.post = lambda path, body: (500, answered.wait(20))
 
-    with pytest.raises(DependencyError, match=r"failed 5 times: no answer within 120 s \(policy\.timeout_seconds\)"):
-        enter(folders, hang)
+    async def conversation() -> None:
+        folder = read_model_folder(folders.model, context_tokens=CONTEXT)
+        async with vllm.VllmPolicy(server.url, folder, None, policy=PolicyConfig(timeout_seconds=0.2)):
+            pass
+
+    with pytest.raises(DependencyError, match=r"failed 5 times: no answer within 0\.2 s \(policy\.timeout_seconds\)"):
+        asyncio.run(conversation())
+    answered.set()
+    server.stop()
 
 
 def test_a_server_that_refuses_connections_is_a_dependency_error(folders: Folders) -> None:
