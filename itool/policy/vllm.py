@@ -44,6 +44,8 @@ LOOK_SECONDS = 10.0
 OLDEST_VLLM = "0.26"
 """The first whose completions know `logprob_token_ids`; before it the field is ignored without a word."""
 
+SHUTTING_DOWN = "shutting down"
+
 NOT_FINITE = "Out of range float values"
 """vLLM cannot write NaN into its answer, and says so as if the request were wrong (status 400)."""
 
@@ -285,7 +287,8 @@ class VllmPolicy:
         try:
             return await retrying(self._ask_once, self._url, method, path, body, read)
         except Unavailable as trouble:
-            if path == LOAD_PATH and trouble.status == httpx.codes.INTERNAL_SERVER_ERROR:  # a server whose engine died is gone by now
+            # A server whose engine died is gone by now, and one that drains says so.
+            if path == LOAD_PATH and trouble.status == httpx.codes.INTERNAL_SERVER_ERROR and SHUTTING_DOWN not in str(trouble):
                 raise self._refusal(path, trouble.status, str(trouble)) from None
             if self._should_stop():
                 what = f"stopped while the vLLM server at {self._url} was in trouble"

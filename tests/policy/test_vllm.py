@@ -354,6 +354,7 @@ def test_a_server_of_ones_own_is_reached_through_the_proxy_unless_it_is_on_this_
         ),
         (400, "bad adapter", InputError, r"refuses adapter-\w+: bad adapter"),
         (500, "LoRA rank 64 is greater than 16", InputError, r"refuses adapter-\w+: status 500: LoRA rank 64 is greater than 16"),
+        (500, "Server shutting down", DependencyError, r"failed 5 times: status 500: Server shutting down"),
         (503, "starting", DependencyError, r"failed 5 times: status 503: starting"),
     ],
 )
