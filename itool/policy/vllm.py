@@ -289,7 +289,7 @@ class VllmPolicy:
         except Unavailable as trouble:
             # A server whose engine died is gone by now, and one that drains says so.
             if path == LOAD_PATH and trouble.status == httpx.codes.INTERNAL_SERVER_ERROR and SHUTTING_DOWN not in str(trouble):
-                raise self._refusal(path, trouble.status, str(trouble)) from None
+                raise self._load_refusal(trouble.status, str(trouble)) from None
             if self._should_stop():
                 what = f"stopped while the vLLM server at {self._url} was in trouble"
                 raise Interrupted(what, remedy="Run the same command again to resume") from None
@@ -331,19 +331,26 @@ class VllmPolicy:
 
     def _refusal(self, path: str, status: int, message: str) -> Exception:
         """What a request means that the server understood and refused."""
+        if status < 400:
+            return ConfigError(f"the vLLM server at {self._url} {message}", remedy="Set policy.url to where it leads")
         if status in {401, 403}:
             return ConfigError(f"the vLLM server at {self._url} refuses the key: {message}", remedy="Set VLLM_API_KEY")
-        if path == LOAD_PATH and status == 404:
-            remedy = f"Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora, where it sees {self._adapter_dir}"
-            return DependencyError(f"the vLLM server at {self._url} cannot load {self.served_name}: {message}", remedy=remedy)
         if path == LOAD_PATH:
-            return InputError(f"the vLLM server at {self._url} refuses {self.served_name}: {message}")
+            return self._load_refusal(status, message)
         if NOT_FINITE in message:
             remedy = "Use an earlier adapter or a smaller learning rate"
             return NumericalError(f"the logits of {self.served_name} at {self._url} are not finite: {message}", remedy=remedy)
         if status == 404:
-            return DependencyError(f"the vLLM server at {self._url} knows no {self.served_name}: {message}", remedy="It may have restarted")
+            remedy = "It may have restarted" if self.served_name else "Check policy.url"
+            return DependencyError(f"the vLLM server at {self._url} knows no {self.served_name or path}: {message}", remedy=remedy)
         return InputError(f"the vLLM server at {self._url} refuses the request (status {status}): {message}")
+
+    def _load_refusal(self, status: int, message: str) -> ItoolError:
+        """404: the server may load nothing while it runs, or does not see the folder."""
+        if status == 404:
+            remedy = f"Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora, where it sees {self._adapter_dir}"
+            return DependencyError(f"the vLLM server at {self._url} cannot load {self.served_name}: {message}", remedy=remedy)
+        return InputError(f"the vLLM server at {self._url} refuses {self.served_name}: {message}")
 
 
 def client_settings(url: str, policy: PolicyConfig) -> dict[str, Any]:
@@ -393,6 +400,8 @@ def _read_models(response: httpx.Response) -> dict[str, str | None]:
 
 
 def _error_message(response: httpx.Response) -> str:
+    if response.has_redirect_location:
+        return f"redirects to {response.headers['location']}"
     try:
         return str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):

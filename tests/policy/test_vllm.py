@@ -7,7 +7,7 @@ import json
 import math
 import os
 import signal
-import threading
+import socket
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ def test_a_server_in_trouble_is_asked_again(folders: Folders) -> None:
 def test_an_answer_that_the_server_broke_off_is_asked_for_again(folders: Folders) -> None:
     """A vLLM that is told to end answers its open requests with status 200 and what it has so far."""
     server = FakeVllm().start()
-    server.ends = ["abort", "abort"]
+    server.ends = ["abort", "error"]
 
     async def conversation() -> list[Sample]:
         folder = read_model_folder(folders.model, context_tokens=CONTEXT)
@@ -388,19 +388,34 @@ def test_logits_that_are_not_finite_are_no_fault_of_the_example(folders: Folders
         enter(folders, answer)
 
 
-def test_an_answer_that_takes_too_long_names_the_setting(folders: Folders) -> None:
-    server, answered = FakeVllm().start(), threading.Event()
-    server.post = lambda path, body: (500, answered.wait(20))
+@pytest.mark.parametrize(
+    ("answer", "expected", "message"),
+    [
+        (
+            httpx.Response(308, headers={"location": "https://server/v1/models"}),
+            ConfigError,
+            r"redirects to https://server/v1/models\. Set",
+        ),
+        (httpx.Response(404, text="nothing here"), DependencyError, r"knows no /v1/models: nothing here\. Check policy\.url"),
+    ],
+    ids=["a gateway that wants TLS", "something else"],
+)
+def test_an_address_that_is_not_the_servers_says_so(
+    folders: Folders, answer: httpx.Response, expected: type[ItoolError], message: str
+) -> None:
+    with pytest.raises(expected, match=message):
+        enter(folders, lambda _request: answer)
 
-    async def conversation() -> None:
+
+def test_an_answer_that_takes_too_long_names_the_setting(folders: Folders) -> None:
+    async def conversation(port: int) -> None:
         folder = read_model_folder(folders.model, context_tokens=CONTEXT)
-        async with vllm.VllmPolicy(server.url, folder, None, policy=PolicyConfig(timeout_seconds=0.2)):
+        async with vllm.VllmPolicy(f"http://127.0.0.1:{port}", folder, None, policy=PolicyConfig(timeout_seconds=0.2)):
             pass
 
-    with pytest.raises(DependencyError, match=r"failed 5 times: no answer within 0\.2 s \(policy\.timeout_seconds\)"):
-        asyncio.run(conversation())
-    answered.set()
-    server.stop()
+    words = r"failed 5 times: no answer within 0\.2 s \(policy\.timeout_seconds\)"
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as silent, pytest.raises(DependencyError, match=words):
+        asyncio.run(conversation(silent.getsockname()[1]))
 
 
 def test_a_server_that_refuses_connections_is_a_dependency_error(folders: Folders) -> None:
