@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -12,6 +13,9 @@ from itool.evaluate.held_out import OnProgress
 from itool.policy.opening import open_policy
 from itool.policy.protocol import Policy
 from itool.records import Example, Record
+
+STOP_LOOK_SECONDS = 0.2
+"""How often a block that is being measured looks whether it shall stop."""
 
 Measured = TypeVar("Measured", bound=Record)
 Ask = Callable[[Sequence[Example], OnProgress], Awaitable[list[Measured]]]
@@ -52,8 +56,20 @@ async def measure_blocks(
         reached()
         stage.raise_if_stopped()
         policy.forget()
-        records = await ask(block, _showing(stage, before + len(found), total))
+        records = await _unless_stopped(stage, ask(block, _showing(stage, before + len(found), total)))
         found.update((example.id, record) for example, record in zip(block, records, strict=True))
+
+
+async def _unless_stopped(stage: Stage, work: Awaitable[list[Measured]]) -> list[Measured]:
+    """What the work gives. It is given up soon after the stage is to stop, though a server may be silent for policy.timeout_seconds."""
+    running = asyncio.ensure_future(work)
+    try:
+        while not (await asyncio.wait([running], timeout=STOP_LOOK_SECONDS))[0]:
+            stage.raise_if_stopped()
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+    return running.result()
 
 
 def _showing(stage: Stage, before: int, total: int) -> OnProgress:

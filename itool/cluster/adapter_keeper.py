@@ -38,7 +38,7 @@ from itool.artifacts.store import Store, open_store
 from itool.cluster.objects import VLLM_PORT
 from itool.cluster.wish import Proof, StoredArtifact, Wish, read_wish, write_proof
 from itool.config import PolicyConfig, StoreConfig
-from itool.errors import ArtifactError, DependencyError, InputError, ItoolError
+from itool.errors import ArtifactError, DependencyError, InputError, ItoolError, NumericalError
 from itool.logs import configure_logging, get_logger
 from itool.policy.model_folder import read_model_folder
 from itool.policy.vllm import VllmPolicy
@@ -157,7 +157,7 @@ class AdapterKeeper:
             await asyncio.to_thread(fetch_folder, self._store, wish.adapter, "adapter/", target)
             async with VllmPolicy(self._url, self._folder, target, policy=self._policy) as policy:
                 self._served = (wish.adapter, policy.served_name)
-        except InputError as error:
+        except (InputError, NumericalError) as error:
             _log.error("adapter refused", adapter=wish.adapter.prefix, error=str(error))
             self._refused = Proof(generation=wish.generation, problem=str(error), exit_code=error.exit_code)
             self._is_unready(str(error))

@@ -7,6 +7,7 @@ and when the run fails, vLLM is scaled to 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -114,18 +115,20 @@ def _trouble(serving: ServingState) -> str:
 
 def _failure(config: RunConfig, serving: ServingState, now: float) -> tuple[int, str] | None:
     """Exit code and message when it makes no sense to wait longer: a refusal, or a pod that takes longer than the settings allow."""
-    limits = {"pending": config.kubernetes.pending_seconds, "starting": config.kubernetes.serving.startup_seconds}
+    pending, starting = config.kubernetes.pending_seconds, config.kubernetes.serving.startup_seconds
+    limits = {"pending": (pending, "kubernetes.pending_seconds"), "starting": (starting, "kubernetes.serving.startup_seconds")}
     for pod in serving.pods:
         if pod.phase == "refused":
             return pod.exit_code, f"vLLM pod {pod.name} refuses the adapter: {pod.reason}"
-        if pod.phase in limits and now - pod.since >= limits[pod.phase]:
-            return DependencyError.exit_code, f"vLLM pod {pod.name} is {pod.phase} for more than {limits[pod.phase]:.0f} s: {pod.reason}"
+        longest, key = limits.get(pod.phase, (math.inf, ""))
+        if now - pod.since >= longest:
+            return DependencyError.exit_code, f"vLLM pod {pod.name} is {pod.phase} for more than {longest:.0f} s ({key}): {pod.reason}"
     wanted, there = config.kubernetes.serving.replicas, len(serving.pods)
     lacking = not there or (there < wanted and serving.reason)
-    if lacking and serving.since is not None and now - serving.since >= limits["pending"]:
+    if lacking and serving.since is not None and now - serving.since >= pending:
         found = f"{_count(there, 'vLLM pod')} of {wanted}" if there else "no vLLM pod"
         are = "are" if there > 1 else "is"
-        return DependencyError.exit_code, f"there {are} {found} after {limits['pending']:.0f} s: {serving.reason}"
+        return DependencyError.exit_code, f"there {are} {found} after {pending:.0f} s (kubernetes.pending_seconds): {serving.reason}"
     return None
 
 

@@ -32,7 +32,11 @@ _log = get_logger(__name__)
 
 
 class Unavailable(Exception):  # noqa: N818 - a state, and never seen outside this package
-    """The server did not answer, or answered that it is in trouble: worth a retry."""
+    """The server did not answer, or answered that it is in trouble: worth a retry. `status` is that of its answer."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Conversations:
@@ -93,24 +97,33 @@ class Replicas:
         self._reason = ""
 
     async def ask(self, key: bytes, question: Callable[[str], Awaitable[Answer]]) -> Answer:
-        """The answer of the server for this key. One that fails is left alone until it is looked at again, and another one is asked."""
+        """The answer of the server for this key. One that fails is left alone until it is looked at again, and another one is asked.
+
+        By this question only when every other one has failed it too: what lists its adapter may still answer nothing.
+        """
         started: float | None = None
+        failed: set[str] = set()
         while True:
-            server = await self._choose(key)
+            server = await self._choose(key, failed)
             try:
                 return await question(server)
             except Unavailable as trouble:
                 self._drop(server, str(trouble))
+                failed.add(server)
             started = started or self._clock()
             if self._clock() - started >= self._patience_seconds:
                 raise self._lost()
             await self._pause()
 
-    async def _choose(self, key: bytes) -> str:
+    async def _choose(self, key: bytes, failed: set[str]) -> str:
+        """The server for this key, of those that have not failed it; when all have, each has another chance."""
         if not self._servers or self._clock() - self._looked_at >= LOOK_AGAIN_SECONDS:
             async with self._looking:
                 await self._find()
-        return max(self._servers, key=lambda server: hashlib.blake2b(server.encode(), key=hashlib.sha256(key).digest()).digest())
+        if failed.issuperset(self._servers):
+            failed.clear()
+        untried = [server for server in self._servers if server not in failed]
+        return max(untried, key=lambda server: hashlib.blake2b(server.encode(), key=hashlib.sha256(key).digest()).digest())
 
     async def _find(self) -> None:
         """Look until there is a server; once when there is one already."""

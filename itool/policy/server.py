@@ -138,11 +138,11 @@ class LocalVllmServer:
             ready.cancel()
 
     async def _answers(self) -> None:
-        """Return when the server answers."""
+        """Return when the server is up. Asked where it demands no key, which VLLM_API_KEY in its environment makes it do elsewhere."""
         async with httpx.AsyncClient(base_url=self.url, timeout=5.0, trust_env=False) as client:
             while True:
                 with contextlib.suppress(httpx.TransportError):
-                    if (await client.get("/v1/models")).status_code == httpx.codes.OK:
+                    if (await client.get("/health")).status_code == httpx.codes.OK:
                         return
                 await asyncio.sleep(POLL_SECONDS)
 

@@ -24,7 +24,7 @@ import httpx
 import tenacity
 
 from itool.config import PolicyConfig
-from itool.errors import ConfigError, DependencyError, InputError, ItoolError
+from itool.errors import ConfigError, DependencyError, InputError, Interrupted, ItoolError, NumericalError
 from itool.logs import get_logger
 from itool.policy.model_folder import ModelFolder, adapter_digest
 from itool.policy.protocol import Sample
@@ -32,6 +32,7 @@ from itool.policy.replicas import Conversations, Replicas, Resolve, Unavailable
 from itool.policy.server import BASE_MODEL
 
 ADAPTER_PREFIX = "adapter-"
+LOAD_PATH = "/v1/load_lora_adapter"
 MOST_SAMPLES = 64
 """Most samples in one request; vLLM gives sample i the seed `seed + i`, so a later part starts at a later seed."""
 
@@ -42,6 +43,11 @@ LOOK_SECONDS = 10.0
 
 OLDEST_VLLM = "0.26"
 """The first whose completions know `logprob_token_ids`; before it the field is ignored without a word."""
+
+SHUTTING_DOWN = "shutting down"
+
+NOT_FINITE = "Out of range float values"
+"""vLLM cannot write NaN into its answer, and says so as if the request were wrong (status 400)."""
 
 PLAIN_SAMPLING = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """No filter between the model and the draw, whatever the server's own defaults are."""
@@ -75,6 +81,7 @@ class VllmPolicy:
         self._folder = folder
         self._adapter_dir = adapter_dir
         self._failure = failure
+        self._should_stop = should_stop
         settings = client_settings(url, policy)
         self._url: str = settings["base_url"]
         self._slots = asyncio.Semaphore(policy.max_requests)
@@ -219,7 +226,7 @@ class VllmPolicy:
         if self.served_name in loaded:
             return
         body = {"lora_name": self.served_name, "lora_path": str(adapter_dir.absolute())}
-        refused = await self._change_adapters("/v1/load_lora_adapter", body)
+        refused = await self._change_adapters(LOAD_PATH, body)
         if self.served_name not in (await self._served_models())[1]:
             problem = f"the vLLM server at {self._url} does not list adapter {self.served_name} after loading it"
             raise refused or DependencyError(problem, remedy="Read the server's log")
@@ -280,11 +287,17 @@ class VllmPolicy:
         try:
             return await retrying(self._ask_once, self._url, method, path, body, read)
         except Unavailable as trouble:
+            # A server whose engine died is gone by now, and one that drains says so.
+            if path == LOAD_PATH and trouble.status == httpx.codes.INTERNAL_SERVER_ERROR and SHUTTING_DOWN not in str(trouble):
+                raise self._load_refusal(trouble.status, str(trouble)) from None
+            if self._should_stop():
+                what = f"stopped while the vLLM server at {self._url} was in trouble"
+                raise Interrupted(what, remedy="Run the same command again to resume") from None
             reason = self._failure() or f"the vLLM server at {self._url} failed {RETRIES} times: {trouble}"
             raise DependencyError(reason, remedy="Start again: finished work is kept") from None
 
     def _is_hopeless(self, state: tenacity.RetryCallState) -> bool:
-        return state.attempt_number >= RETRIES or self._failure() is not None
+        return state.attempt_number >= RETRIES or self._failure() is not None or self._should_stop()
 
     async def _ask_once(
         self,
@@ -299,6 +312,9 @@ class VllmPolicy:
         timeout = httpx.USE_CLIENT_DEFAULT if seconds is None else seconds
         try:
             response = await self._client.request(method, f"{server}{path}", json=body, timeout=timeout)
+        except httpx.ReadTimeout:
+            longest = self._client.timeout.read if seconds is None else seconds
+            raise Unavailable(f"no answer within {longest:g} s{' (policy.timeout_seconds)' if seconds is None else ''}") from None
         except httpx.RequestError as error:
             raise Unavailable(f"{type(error).__name__} {error}".strip()) from None
         if response.is_success:
@@ -310,16 +326,31 @@ class VllmPolicy:
         message = _error_message(response)
         forgot = response.status_code == httpx.codes.NOT_FOUND and self._replicas is not None  # it restarted; its adapter comes back
         if response.status_code >= 500 or response.status_code in {408, 429} or forgot:
-            raise Unavailable(f"status {response.status_code}: {message}")
-        raise self._refusal(response.status_code, message)
+            raise Unavailable(f"status {response.status_code}: {message}", response.status_code)
+        raise self._refusal(path, response.status_code, message)
 
-    def _refusal(self, status: int, message: str) -> Exception:
+    def _refusal(self, path: str, status: int, message: str) -> Exception:
         """What a request means that the server understood and refused."""
+        if status < 400:
+            return ConfigError(f"the vLLM server at {self._url} {message}", remedy="Set policy.url to where it leads")
         if status in {401, 403}:
             return ConfigError(f"the vLLM server at {self._url} refuses the key: {message}", remedy="Set VLLM_API_KEY")
+        if path == LOAD_PATH:
+            return self._load_refusal(status, message)
+        if NOT_FINITE in message:
+            remedy = "Use an earlier adapter or a smaller learning rate"
+            return NumericalError(f"the logits of {self.served_name} at {self._url} are not finite: {message}", remedy=remedy)
         if status == 404:
-            return DependencyError(f"the vLLM server at {self._url} knows no {self.served_name}: {message}", remedy="It may have restarted")
+            remedy = "It may have restarted" if self.served_name else "Check policy.url"
+            return DependencyError(f"the vLLM server at {self._url} knows no {self.served_name or path}: {message}", remedy=remedy)
         return InputError(f"the vLLM server at {self._url} refuses the request (status {status}): {message}")
+
+    def _load_refusal(self, status: int, message: str) -> ItoolError:
+        """404: the server may load nothing while it runs, or does not see the folder."""
+        if status == 404:
+            remedy = f"Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora, where it sees {self._adapter_dir}"
+            return DependencyError(f"the vLLM server at {self._url} cannot load {self.served_name}: {message}", remedy=remedy)
+        return InputError(f"the vLLM server at {self._url} refuses {self.served_name}: {message}")
 
 
 def client_settings(url: str, policy: PolicyConfig) -> dict[str, Any]:
@@ -369,6 +400,8 @@ def _read_models(response: httpx.Response) -> dict[str, str | None]:
 
 
 def _error_message(response: httpx.Response) -> str:
+    if response.has_redirect_location:
+        return f"redirects to {response.headers['location']}"
     try:
         return str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):

@@ -290,15 +290,26 @@ def test_a_proof_that_the_store_did_not_take_is_written_when_it_is_back(pod: Pod
     asyncio.run(story())
 
 
-def test_an_adapter_that_vllm_refuses_is_told_with_its_words(pod: Pod) -> None:
+@pytest.mark.parametrize(
+    ("status", "words", "exit_code"),
+    [
+        (400, "LoRA rank 64 is greater than 16", 65),
+        (500, "LoRA rank 64 is greater than 16", 65),
+        (400, "Out of range float values are not JSON compliant", 76),
+    ],
+)
+def test_an_adapter_that_vllm_refuses_is_told_with_its_words(pod: Pod, status: int, words: str, exit_code: int) -> None:
+    refused = "/v1/completions" if exit_code == 76 else "/v1/load_lora_adapter"
+    answer = pod.server.post
+
     async def story() -> None:
         async with running(pod):
-            pod.server.post = lambda path, body: (400, {"error": {"message": "LoRA rank 64 is greater than 16"}})
+            pod.server.post = lambda path, body: (status, {"error": {"message": words}}) if path == refused else answer(path, body)
             pod.wish(pod.adapter("one"))
             await until(lambda: pod.proof is not None)
             assert pod.proof is not None
-            assert pod.proof.exit_code == 65
-            assert "LoRA rank 64 is greater than 16" in pod.proof.problem
+            assert pod.proof.exit_code == exit_code
+            assert words in pod.proof.problem
             assert pod.keeper.reason is not None
 
     asyncio.run(story())

@@ -190,14 +190,16 @@ def test_a_stage_that_lost_vllm_is_tried_again_only_when_it_serves() -> None:
     assert again.attempt == 2
 
 
-@pytest.mark.parametrize(("phase", "limit"), [("pending", 1800), ("starting", 900)])
-def test_a_pod_that_takes_too_long_ends_the_run_with_69(phase: str, limit: int) -> None:
+@pytest.mark.parametrize(
+    ("phase", "limit", "key"), [("pending", 1800, "kubernetes.pending_seconds"), ("starting", 900, "kubernetes.serving.startup_seconds")]
+)
+def test_a_pod_that_takes_too_long_ends_the_run_with_69(phase: str, limit: int, key: str) -> None:
     state = serving(WARMUP, pod(phase, NOW - limit + 1, "unschedulable: no GPU"))
     assert [type(action) for action in decide(GENERATE, state)] == [Wait]
     state = serving(WARMUP, pod(phase, NOW - limit, "unschedulable: no GPU"))
     assert decide(GENERATE, state) == [
         StopServing("i1/generate failed"),
-        Fail(GENERATE, 69, f"vLLM pod demo-vllm-a is {phase} for more than {limit} s: unschedulable: no GPU"),
+        Fail(GENERATE, 69, f"vLLM pod demo-vllm-a is {phase} for more than {limit} s ({key}): unschedulable: no GPU"),
     ]
 
 
@@ -205,13 +207,13 @@ def test_a_deployment_that_gets_no_pod_ends_the_run_with_its_reason() -> None:
     state = serving(WARMUP, since=NOW - 1799, reason="exceeded quota")
     assert decide(GENERATE, state) == [Wait("i1/generate waits for vLLM: 0 of 1 replica ready; exceeded quota")]
     [_, fail] = decide(GENERATE, replace(state, since=NOW - 1800))
-    assert fail == Fail(GENERATE, 69, "there is no vLLM pod after 1800 s: exceeded quota")
+    assert fail == Fail(GENERATE, 69, "there is no vLLM pod after 1800 s (kubernetes.pending_seconds): exceeded quota")
 
 
 def test_a_deployment_that_gets_too_few_pods_ends_the_run_with_its_reason() -> None:
     config, two = configured(replicas=2), {"replicas": 2, "since": NOW - 1800}
     [_, fail] = decide(GENERATE, serving(WARMUP, pod(), reason="exceeded quota", **two), config=config)
-    assert fail == Fail(GENERATE, 69, "there is 1 vLLM pod of 2 after 1800 s: exceeded quota")
+    assert fail == Fail(GENERATE, 69, "there is 1 vLLM pod of 2 after 1800 s (kubernetes.pending_seconds): exceeded quota")
     replaced = serving(WARMUP, pod(), **two)  # nothing refuses the other one: it comes
     assert [type(action) for action in decide(GENERATE, replaced, config=config)] == [Wait]
     stopping = serving(WARMUP, pod(), pod("stopping", name="demo-vllm-b"), reason="exceeded quota", **two)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,6 +111,23 @@ def test_pass_rates_do_not_depend_on_where_they_were_stopped(tmp_path: Path, sto
         with pytest.raises(Interrupted):
             attempt.run()
     assert Attempt(SAMPLED, tmp_path / "parts").run() == undisturbed
+
+
+def test_a_stop_does_not_wait_for_a_server_that_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt, answers = Attempt(SAMPLED, tmp_path), []
+
+    class Silent(Forgetful):
+        async def sample(self, prompt_ids: Sequence[int], *, seed: int, **more: Any) -> list[Sample]:
+            attempt.left = 0
+            await asyncio.sleep(5)
+            answers.append(seed)
+            return await super().sample(prompt_ids, seed=seed, **more)
+
+    prompt_tokens = len(render_prompt(byte_tokenizer(), EXAMPLES[0]))
+    answer_with(monkeypatch, score, lambda: Silent(byte_tokenizer(), [WEATHER], prompt_tokens=prompt_tokens))
+    with pytest.raises(Interrupted):
+        attempt.run()
+    assert not answers
 
 
 def test_a_score_says_what_its_samples_cost(tmp_path: Path) -> None:

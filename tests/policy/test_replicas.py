@@ -212,6 +212,35 @@ def test_a_server_in_trouble_is_left_alone_for_a_while(pair: tuple[FakeVllm, Fak
     assert asked(first) >= 41
 
 
+def test_a_server_that_lists_the_adapter_and_fails_every_question_costs_no_search(pair: tuple[FakeVllm, FakeVllm], adapter: Path) -> None:
+    """Its API answers, its engine does not: a GPU that hangs, or a replica that is far too slow."""
+    first, second = pair
+    second.post = lambda path, body: (500, {"error": {"message": "no answer"}})
+    ask(Name(first, second), adapter, draw_all, patience=10.0)
+    assert asked(first) == 41
+
+
+def test_a_question_that_every_server_has_failed_goes_round(pair: tuple[FakeVllm, FakeVllm], adapter: Path) -> None:
+    failures = {server.host: 3 for server in pair}
+
+    def fail_at_first(server: FakeVllm) -> None:
+        answer = server.post
+
+        def post(path: str, body: dict[str, object]) -> tuple[int, object]:
+            failures[server.host] -= 1
+            return (500, {"error": {"message": "no answer"}}) if failures[server.host] >= 0 else answer(path, body)
+
+        server.post = post
+
+    async def question(policy: Policy) -> None:
+        for server in pair:
+            fail_at_first(server)
+        await draw(policy, prompts(1)[0])
+
+    ask(Name(*pair), adapter, question, patience=60.0)
+    assert sorted(failures.values()) == [-1, 0]
+
+
 def test_a_name_that_does_not_resolve_for_a_moment_stops_no_search(pair: tuple[FakeVllm, FakeVllm], adapter: Path) -> None:
     name, time = Name(*pair), Time()
 
@@ -309,6 +338,15 @@ def test_a_stage_that_waits_for_a_server_can_be_stopped(pair: tuple[FakeVllm, Fa
 
     with pytest.raises(Interrupted, match="stopped while no vLLM server answered"):
         ask(Name(server), adapter, question, stop=lambda: bool(stop), time=time)
+
+
+def test_no_proxy_stands_between_a_stage_and_the_servers_of_its_run(
+    pair: tuple[FakeVllm, FakeVllm], adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pods that leave the cluster through a proxy: it knows no pod addresses."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    ask(Name(*pair), adapter, draw_all)
 
 
 def test_a_name_resolves_to_the_addresses_of_this_machine() -> None:

@@ -11,9 +11,10 @@ import pytest
 from itool.config import PolicyConfig
 from itool.errors import DependencyError, Interrupted
 from itool.policy import server
+from itool.policy.model_folder import read_model_folder
 from itool.policy.opening import open_policy
 from tests.fakes.waiting import lives, wait_until
-from tests.policy.conftest import SERVED, Folders
+from tests.policy.conftest import CONTEXT, SERVED, Folders
 
 NEVER_READY = """#!{python} -I
 import os, pathlib, signal, socket, sys, time
@@ -31,6 +32,19 @@ DEAD = """#!{python} -I
 import sys
 if sys.argv[1] != "-c":
     sys.exit("ValueError: no such model")
+"""
+
+DEMANDS_ITS_KEY = """#!{python} -I
+import http.server, os, sys
+if sys.argv[1] == "-c":
+    sys.exit()
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(401 if self.path.startswith("/v1") and os.environ.get("VLLM_API_KEY") else 200)
+        self.end_headers()
+
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
 """
 
 
@@ -68,3 +82,18 @@ def test_a_server_that_died_while_it_started_is_not_waited_for(folders: Folders,
     serve_with(DEAD, asked, monkeypatch)
     with pytest.raises(DependencyError, match=r"ended with exit code 1: ValueError: no such model"):
         asyncio.run(open_served(folders, asked))
+
+
+def test_a_key_in_the_environment_does_not_hide_that_the_server_is_up(
+    folders: Folders, asked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM takes VLLM_API_KEY for its own, and then answers nobody below /v1 without it."""
+    serve_with(DEMANDS_ITS_KEY, asked, monkeypatch)
+    monkeypatch.setenv("VLLM_API_KEY", "of a server elsewhere")
+    folder = read_model_folder(folders.model, context_tokens=CONTEXT)
+
+    async def start() -> None:
+        async with server.LocalVllmServer(folder, asked.parent / "log", model=SERVED, policy=PolicyConfig(startup_seconds=20)):
+            pass
+
+    asyncio.run(start())

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import socket
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import httpx
 import pytest
 
 from itool.config import PolicyConfig
-from itool.errors import ConfigError, DependencyError, InputError, ItoolError
+from itool.errors import ConfigError, DependencyError, InputError, Interrupted, ItoolError, NumericalError
 from itool.policy import vllm
 from itool.policy.model_folder import adapter_digest, read_model_folder
 from itool.policy.opening import open_policy
@@ -33,13 +34,19 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "FIRST_PAUSE_SECONDS", 0.0)
 
 
-def enter(folders: Folders, answer: Callable[[httpx.Request], httpx.Response], failure: Callable[[], str | None] = lambda: None) -> None:
+def enter(
+    folders: Folders,
+    answer: Callable[[httpx.Request], httpx.Response],
+    failure: Callable[[], str | None] = lambda: None,
+    should_stop: Callable[[], bool] = bool,
+) -> None:
     """Open a policy whose server is the function `answer`."""
     folder = read_model_folder(folders.model, context_tokens=CONTEXT)
 
     async def conversation() -> None:
         transport = httpx.MockTransport(answer)
-        async with vllm.VllmPolicy("http://server/v1", folder, None, policy=PolicyConfig(), failure=failure, transport=transport):
+        seams = {"failure": failure, "should_stop": should_stop, "transport": transport}
+        async with vllm.VllmPolicy("http://server/v1", folder, None, policy=PolicyConfig(), **seams):
             pass
 
     asyncio.run(conversation())
@@ -110,7 +117,7 @@ def test_another_shard_that_loads_or_unloads_an_adapter_first_is_no_error(folder
 
 
 def test_a_server_in_trouble_is_asked_again(folders: Folders) -> None:
-    troubles = iter([503, 500, 429])
+    troubles = iter([503, 500, 429, 408])
     enter(folders, statuses(troubles))
     assert list(troubles) == []
 
@@ -118,7 +125,7 @@ def test_a_server_in_trouble_is_asked_again(folders: Folders) -> None:
 def test_an_answer_that_the_server_broke_off_is_asked_for_again(folders: Folders) -> None:
     """A vLLM that is told to end answers its open requests with status 200 and what it has so far."""
     server = FakeVllm().start()
-    server.ends = ["abort", "abort"]
+    server.ends = ["abort", "error"]
 
     async def conversation() -> list[Sample]:
         folder = read_model_folder(folders.model, context_tokens=CONTEXT)
@@ -208,6 +215,7 @@ def test_every_sample_of_a_request_has_its_own_seed_and_its_own_place(folders: F
     first = vllm.derived_seed(3)
     assert sorted((body["n"], body["seed"]) for body in bodies) == [(6, first + 64), (64, first)]
     for body in bodies:
+        assert (body["logprobs"], body["return_token_ids"]) == (0, True)
         assert (body["prompt"], body["max_tokens"], body["temperature"], body["stop_token_ids"]) == (PROMPT, 5, 0.7, [STOP])
     tokens = [STOP if index % 64 == 1 else 10 + index % 64 for index in range(70)]
     assert [sample.token_ids for sample in samples] == [(token,) for token in tokens]
@@ -219,11 +227,15 @@ def test_log_probabilities_are_those_of_the_continuations_own_tokens(folders: Fo
     bodies, logps = asked_and_answered(folders, lambda policy: policy.logprobs([5, 17], [33, 4, 60]))
     assert logps == pytest.approx([-0.33, -0.04, -0.60])
     assert [body["prompt"] for body in bodies] == [[5, 17, 33, 4]]
+    asked = {"prompt_logprobs": 0, "logprob_token_ids": [60], "logprobs": 1, "return_tokens_as_token_ids": True}
+    assert (asked | {"max_tokens": 1, "temperature": 0.0}).items() <= bodies[0].items()
     assert asked_and_answered(folders, lambda policy: policy.logprobs([5, 17], [33]))[1] == pytest.approx([-0.33])
 
 
 def test_options_have_the_order_in_which_they_were_asked_for(folders: Folders) -> None:
-    _, (much, little) = asked_and_answered(folders, lambda policy: policy.option_probabilities(PROMPT, [11, 40]))
+    (body,), (much, little) = asked_and_answered(folders, lambda policy: policy.option_probabilities(PROMPT, [11, 40]))
+    asked = {"logprob_token_ids": [11, 40], "logprobs": 1, "return_tokens_as_token_ids": True, "max_tokens": 1, "temperature": 0.0}
+    assert asked.items() <= body.items()
     assert math.log(much / little) == pytest.approx(0.29)
     _, swapped = asked_and_answered(folders, lambda policy: policy.option_probabilities(PROMPT, [40, 11]))
     assert swapped == pytest.approx([little, much])
@@ -232,6 +244,32 @@ def test_options_have_the_order_in_which_they_were_asked_for(folders: Folders) -
 def test_a_page_in_place_of_the_list_of_models_is_a_dependency_error(folders: Folders) -> None:
     with pytest.raises(DependencyError, match="its answer cannot be read"):
         enter(folders, lambda _request: httpx.Response(200, html="<html>starting</html>"))
+
+
+def test_greedy_copies_are_asked_for_once(folders: Folders) -> None:
+    bodies, samples = asked_and_answered(folders, lambda policy: draw(policy, count=3, tokens=5, t=0.0))
+    assert [body["n"] for body in bodies] == [1]
+    assert [sample.token_ids for sample in samples] == [(10,)] * 3
+
+
+def test_no_more_requests_are_in_flight_than_the_settings_allow(folders: Folders) -> None:
+    in_flight, most = 0, 0
+
+    async def serve(request: httpx.Request) -> httpx.Response:
+        nonlocal in_flight, most
+        in_flight += 1
+        most = max(most, in_flight)
+        await asyncio.sleep(0.01)
+        in_flight -= 1
+        return statuses([])(request)
+
+    async def conversation() -> None:
+        folder, transport = read_model_folder(folders.model, context_tokens=CONTEXT), httpx.MockTransport(serve)
+        async with vllm.VllmPolicy("http://server", folder, None, policy=PolicyConfig(max_requests=3), transport=transport) as policy:
+            await asyncio.gather(*(draw(policy, PROMPT, count=1, tokens=1, seed=seed) for seed in range(12)))
+
+    asyncio.run(conversation())
+    assert most == 3
 
 
 def test_a_failed_part_of_a_large_request_ends_the_others(folders: Folders) -> None:
@@ -274,6 +312,112 @@ def test_each_refusal_has_its_exit_code(folders: Folders, code: int, expected: t
     assert "\n" not in str(caught.value)
 
 
+def test_only_earlier_adapters_of_ours_are_unloaded_and_only_after_the_new_one_is_proved(folders: Folders) -> None:
+    server = FakeVllm(adapters=("adapter-before", "of-somebody-else")).start()
+
+    async def conversation() -> None:
+        folder = read_model_folder(folders.model, context_tokens=CONTEXT)
+        async with vllm.VllmPolicy(server.url, folder, folders.adapter, policy=PolicyConfig()):
+            pass
+
+    asyncio.run(conversation())
+    server.stop()
+    name = vllm.adapter_name(folders.adapter)
+    assert server.log == [("load", name), ("complete", name), ("unload", "adapter-before")]
+
+
+def test_every_request_carries_the_key(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    keys: list[str | None] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        keys.append(request.headers.get("Authorization"))
+        return statuses([])(request)
+
+    enter(folders, answer)
+    assert keys == ["Bearer secret"] * 2
+
+
+@pytest.mark.parametrize(("url", "through_proxy"), [("http://127.0.0.1:8000", False), ("http://vllm.example:8000/v1", True)])
+def test_a_server_of_ones_own_is_reached_through_the_proxy_unless_it_is_on_this_machine(url: str, through_proxy: bool) -> None:
+    assert vllm.client_settings(url, PolicyConfig(adapters="load"))["trust_env"] is through_proxy
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "expected", "message"),
+    [
+        (
+            404,
+            "Not Found",
+            DependencyError,
+            r"cannot load adapter-\w+: Not Found\. Start it with VLLM_ALLOW_RUNTIME_LORA.* sees /",
+        ),
+        (400, "bad adapter", InputError, r"refuses adapter-\w+: bad adapter"),
+        (500, "LoRA rank 64 is greater than 16", InputError, r"refuses adapter-\w+: status 500: LoRA rank 64 is greater than 16"),
+        (500, "Server shutting down", DependencyError, r"failed 5 times: status 500: Server shutting down"),
+        (503, "starting", DependencyError, r"failed 5 times: status 503: starting"),
+    ],
+)
+def test_an_adapter_that_a_server_does_not_load_says_why(
+    folders: Folders, code: int, words: str, expected: type[ItoolError], message: str
+) -> None:
+    """vLLM 0.32 answers 500 to an adapter that does not fit, and 404 where it may load none or does not see the folder."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/load_lora_adapter":
+            return httpx.Response(code, json={"error": {"message": words}})
+        return statuses([])(request)
+
+    async def conversation() -> None:
+        folder, transport = read_model_folder(folders.model, context_tokens=CONTEXT), httpx.MockTransport(answer)
+        async with vllm.VllmPolicy("http://server", folder, folders.adapter, policy=PolicyConfig(), transport=transport):
+            pass
+
+    with pytest.raises(expected, match=message):
+        asyncio.run(conversation())
+
+
+def test_logits_that_are_not_finite_are_no_fault_of_the_example(folders: Folders) -> None:
+    """vLLM cannot write NaN as JSON and answers 400: the search would drop every example one by one."""
+    words = "Out of range float values are not JSON compliant"
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(400, json={"error": {"message": words}}) if request.method == "POST" else statuses([])(request)
+
+    with pytest.raises(NumericalError, match=r"logits of base at http://server are not finite"):
+        enter(folders, answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "message"),
+    [
+        (
+            httpx.Response(308, headers={"location": "https://server/v1/models"}),
+            ConfigError,
+            r"redirects to https://server/v1/models\. Set",
+        ),
+        (httpx.Response(404, text="nothing here"), DependencyError, r"knows no /v1/models: nothing here\. Check policy\.url"),
+    ],
+    ids=["a gateway that wants TLS", "something else"],
+)
+def test_an_address_that_is_not_the_servers_says_so(
+    folders: Folders, answer: httpx.Response, expected: type[ItoolError], message: str
+) -> None:
+    with pytest.raises(expected, match=message):
+        enter(folders, lambda _request: answer)
+
+
+def test_an_answer_that_takes_too_long_names_the_setting(folders: Folders) -> None:
+    async def conversation(port: int) -> None:
+        folder = read_model_folder(folders.model, context_tokens=CONTEXT)
+        async with vllm.VllmPolicy(f"http://127.0.0.1:{port}", folder, None, policy=PolicyConfig(timeout_seconds=0.2)):
+            pass
+
+    words = r"failed 5 times: no answer within 0\.2 s \(policy\.timeout_seconds\)"
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as silent, pytest.raises(DependencyError, match=words):
+        asyncio.run(conversation(silent.getsockname()[1]))
+
+
 def test_a_server_that_refuses_connections_is_a_dependency_error(folders: Folders) -> None:
     def refuse(_request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("All connection attempts failed")
@@ -288,6 +432,18 @@ def test_an_answer_that_a_proxy_broke_is_a_dependency_error(folders: Folders) ->
 
     with pytest.raises(DependencyError, match=r"http://server failed 5 times: DecodingError"):
         enter(folders, garble)
+
+
+def test_a_stage_that_is_to_stop_asks_a_server_in_trouble_no_more(folders: Folders) -> None:
+    asked = []
+
+    def hang(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        raise httpx.ReadTimeout("")
+
+    with pytest.raises(Interrupted, match="stopped while the vLLM server at http://server was in trouble"):
+        enter(folders, hang, should_stop=lambda: len(asked) == 2)
+    assert len(asked) == 2
 
 
 def test_a_local_server_that_is_gone_is_not_asked_again(folders: Folders) -> None:
