@@ -112,7 +112,7 @@ class KubernetesRunner:
                 self.cache.put("services", created)
 
     def state(self) -> Attempts:
-        """Every attempt whose Job is there. Raises ClusterDown while the cluster does not answer."""
+        """Every attempt whose Job is there, and those that failed before theirs expired. Raises ClusterDown while nobody answers."""
         pods: dict[str, list[Object]] = defaultdict(list)
         for pod in self.cache.items("pods"):
             pods[pod["metadata"]["labels"].get(JOB_LABEL, "")].append(pod)
@@ -123,6 +123,8 @@ class KubernetesRunner:
             if name not in self._settled:
                 self._tend_logs(job, pods[name])
             task, attempt = self._ended.get(name) or self._read(job, pods[name])
+            found[task].append(attempt)
+        for task, attempt in (ended for name, ended in self._ended.items() if name not in jobs):
             found[task].append(attempt)
         return {task: tuple(sorted(attempts, key=lambda attempt: attempt.number)) for task, attempts in found.items()}
 
@@ -163,9 +165,13 @@ class KubernetesRunner:
         self.cache.stop()
 
     def _forget_all_but(self, jobs: Set[str]) -> None:
-        """A Job that was removed may come again under its name: the next attempt's number follows from the Jobs that are there."""
+        """A Job that was removed may come again under its name. How one failed is remembered, as an outage may outlast `keep_seconds`."""
+        for name in self._ended.keys() - jobs:
+            _, attempt = self._ended[name]
+            if attempt.past or attempt.phase == "succeeded":
+                del self._ended[name]
         remembered: tuple[dict[str, Any], ...] = (
-            self._ended, self._events, self._spoken, self._failed_since, self._podless_since, self._ran_at, self._longest,
+            self._events, self._spoken, self._failed_since, self._podless_since, self._ran_at, self._longest,
         )  # fmt: skip
         for known in remembered:
             for name in known.keys() - jobs:

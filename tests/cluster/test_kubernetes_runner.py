@@ -118,34 +118,6 @@ def test_a_shard_that_fails_for_good_is_not_mistaken_for_the_ones_that_are_stopp
     assert caught.value.exit_code == 1
 
 
-def test_a_dependency_that_stays_away_gets_another_job_until_patience_ends() -> None:
-    cluster = made_cluster(score=[69] * 10_000)
-    with pytest.raises(StageFailed, match="told to end with 69") as caught:
-        run(cluster)
-    assert caught.value.exit_code == 69
-    attempts = [name for name in cluster.created_jobs if "-score-" in name]
-    assert [int(name.rpartition("-")[2]) for name in attempts] == list(range(1, len(attempts) + 1))
-    assert len(attempts) > 3
-
-
-@pytest.mark.parametrize("goes_with_its_node", [False, True])
-def test_two_outages_with_hours_of_work_between_them_are_two(goes_with_its_node: bool) -> None:
-    """The second Job's first pod works for three hours, then S3 is away again until the Job has used up its tries."""
-    cluster = made_cluster(prepare=[69, 69, 69, "hangs", *([69] if goes_with_its_node else []), 69, 69, 0])
-    controller = open_controller(cluster)
-    rounds(controller, 20)
-    [working] = [name for name, pod in cluster.objects["pods"].items() if pod["status"]["phase"] == "Running"]
-    cluster.now += 3 * 3600.0
-    if goes_with_its_node:
-        rounds(controller, 1)
-        cluster._remove("pods", working)
-    else:
-        cluster._outcomes[working] = 69
-    rounds(controller, 60)
-    assert resolve(cluster.store, cluster.config)[StageId(0, "prepare")].done
-    assert [name.rpartition("-")[2] for name in cluster.created_jobs if "-prepare-" in name] == ["1", "2", "3"]
-
-
 def test_a_person_who_runs_again_gets_another_try() -> None:
     cluster = made_cluster(score=[65])
     with pytest.raises(StageFailed):
