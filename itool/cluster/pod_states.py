@@ -100,7 +100,7 @@ def job_state(job: Object, states: Sequence[PodState], events: Sequence[Object] 
     if complete.get("status") == "True":
         return JobState(name, "succeeded", "", 0, started_at, seconds(status.get("completionTime")))
     if failed.get("status") == "True":
-        code, reason = _job_failure(failed, states)
+        code, reason = _job_failure(job, failed, states)
         return JobState(name, "failed", one_line(reason), code, started_at, seconds(failed.get("lastTransitionTime")))
     phase: Phase = "running" if any(state.phase == "running" for state in states) else "pending"
     if not states and _has_begun(job):
@@ -267,19 +267,28 @@ def _has_begun(job: Object) -> bool:
     return bool((job.get("status") or {}).get("active")) or ended_well(job) >= completions
 
 
-def _job_failure(failed: Object, states: Sequence[PodState]) -> tuple[int | None, str]:
-    """Exit code and reason of the pod that failed a Job: the one that the condition names, else the last that failed by itself.
+def _job_failure(job: Object, failed: Object, states: Sequence[PodState]) -> tuple[int | None, str]:
+    """Exit code and reason of the pod that failed a Job: the one that the condition names, else the last that failed by itself, of shards
+    one of those that have used up their tries.
 
     A Job that fails deletes the pods that still run: these end later than the culprit, with a checkpoint and exit code 75.
     """
-    message = failed.get("message", "")
+    message, shards = failed.get("message", ""), _indexes((job.get("status") or {}).get("failedIndexes"))
     culprits = [state for state in states if state.phase == "failed"]
     named = [state for state in culprits if f"/{state.name} " in message]
+    if shards:
+        culprits = [state for state in culprits if state.shard in shards]
     code = re.search(r"exit code (\d+)", message)
     if code and not named:  # the pod is gone
         return int(code[1]), f"{failed.get('reason', '')}: {message}"
     culprit = _last_failed(named or [state for state in culprits if not state.deleted] or culprits)
     return (culprit.exit_code, culprit.reason) if culprit else (None, f"{failed.get('reason', '')}: {message}")
+
+
+def _indexes(text: str | None) -> set[int]:
+    """`1,3-5` as a Job's status has it."""
+    bounds = [part.split("-") for part in (text or "").split(",") if part]
+    return {index for found in bounds for index in range(int(found[0]), int(found[-1]) + 1)}
 
 
 def _job_reason(job: Object, states: Sequence[PodState], refusal: str) -> str:
