@@ -46,7 +46,6 @@ RELEASE_VARIABLE = "ITOOL_RELEASE_CONFIGMAP"
 EVENTS_SECONDS = 5.0
 MOST_LOOKED_AT = 4
 LOGS_SECONDS = 15.0
-CULPRIT_SECONDS = 5.0
 
 
 @dataclass
@@ -72,7 +71,6 @@ class KubernetesRunner:
     _podless_since: dict[str, float] = field(default_factory=dict)
     _ran_at: dict[str, float] = field(default_factory=dict)
     _spoken: dict[str, tuple[float, str]] = field(default_factory=dict)
-    _failed_since: dict[str, float] = field(default_factory=dict)
     _longest: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -112,7 +110,7 @@ class KubernetesRunner:
                 self.cache.put("services", created)
 
     def state(self) -> Attempts:
-        """Every attempt whose Job is there. Raises ClusterDown while the cluster does not answer."""
+        """Every attempt whose Job is there, and those that failed before theirs expired. Raises ClusterDown while nobody answers."""
         pods: dict[str, list[Object]] = defaultdict(list)
         for pod in self.cache.items("pods"):
             pods[pod["metadata"]["labels"].get(JOB_LABEL, "")].append(pod)
@@ -123,6 +121,8 @@ class KubernetesRunner:
             if name not in self._settled:
                 self._tend_logs(job, pods[name])
             task, attempt = self._ended.get(name) or self._read(job, pods[name])
+            found[task].append(attempt)
+        for task, attempt in (ended for name, ended in self._ended.items() if name not in jobs):
             found[task].append(attempt)
         return {task: tuple(sorted(attempts, key=lambda attempt: attempt.number)) for task, attempts in found.items()}
 
@@ -163,9 +163,13 @@ class KubernetesRunner:
         self.cache.stop()
 
     def _forget_all_but(self, jobs: Set[str]) -> None:
-        """A Job that was removed may come again under its name: the next attempt's number follows from the Jobs that are there."""
+        """A Job that was removed may come again under its name. How one failed is remembered, as an outage may outlast `keep_seconds`."""
+        for name in self._ended.keys() - jobs:
+            _, attempt = self._ended[name]
+            if attempt.past or attempt.phase == "succeeded":
+                del self._ended[name]
         remembered: tuple[dict[str, Any], ...] = (
-            self._ended, self._events, self._spoken, self._failed_since, self._podless_since, self._ran_at, self._longest,
+            self._events, self._spoken, self._podless_since, self._ran_at, self._longest,
         )  # fmt: skip
         for known in remembered:
             for name in known.keys() - jobs:
@@ -183,6 +187,9 @@ class KubernetesRunner:
         _, events = self._events.get(name, (0.0, {}))
         states = [pod_state(pod, events.get(pod["metadata"]["name"], ())) for pod in pods]
         found = self._job_state(job, states, events.get(name, ()))
+        if found.phase == "failed" and verdict is None and name not in self._past:
+            states = self._with_culprit(name, states)
+            found = job_state(job, states)
         failed_pods = int((job.get("status") or {}).get("failed") or 0)
         ran = [self._longest.get(name, 0.0), *(state.seconds_run(self.clock()) for state in states)]
         self._longest[name] = max(ran)  # also of a pod that goes with its node
@@ -216,17 +223,14 @@ class KubernetesRunner:
         found = job_state(job, states, events)
         if states:
             self._spoken[name] = (self.clock(), found.reason)
-        if found.phase == "failed" and verdict_on(job) is None and name not in self._past and self._waits_for_culprit(name, states):
-            return replace(found, phase="running", reason="is ending")
         if not states and name in self._spoken and found.reason in (FIRST_POD, NEXT_POD):
             return replace(found, reason=f"{NEXT_POD}; the last one: {spoken}" if spoken else NEXT_POD)
         return found
 
-    def _waits_for_culprit(self, name: str, states: Sequence[PodState]) -> bool:
-        """A Job's failure may be heard of before the end of the pod that failed it, which says why."""
-        since = self._failed_since.setdefault(name, self.clock())
-        heard = any(state.phase == "failed" and not state.stopped for state in states)
-        return not heard and self.clock() - since < CULPRIT_SECONDS
+    def _with_culprit(self, job: str, states: Sequence[PodState]) -> list[PodState]:
+        """A failed Job's pods as the server has them: its failure may be heard of before, or without, the end of the pod that failed it."""
+        pods, _ = self.cluster.list("pods", f"{JOB_LABEL}={job}", trim=trim_pod)
+        return list({state.name: state for state in [*states, *map(pod_state, pods)]}.values())
 
     def _keep_meeting_point(self, task: Task) -> None:
         """The Service through which the pods of a training that spans nodes find each other."""

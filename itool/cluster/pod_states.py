@@ -273,18 +273,27 @@ def _has_begun(job: Object) -> bool:
 
 
 def _job_failure(job: Object, failed: Object, states: Sequence[PodState]) -> tuple[int | None, str]:
-    """Exit code and reason of the pod that failed a Job: the one that the condition names, else the last that failed by itself.
+    """Exit code and reason of the pod that failed a Job: the one that the condition names, else the last that failed by itself, of shards
+    one of those that have used up their tries.
 
     A Job that fails deletes the pods that still run: these end later than the culprit, with a checkpoint and exit code 75.
     """
-    message = failed.get("message", "")
+    message, shards = failed.get("message", ""), _indexes((job.get("status") or {}).get("failedIndexes"))
     culprits = [state for state in states if state.phase == "failed"]
     named = [state for state in culprits if f"/{state.name} " in message]
+    if shards:
+        culprits = [state for state in culprits if state.shard in shards]
     code = re.search(r"exit code (\d+)", message)
     if code and not named:  # the pod is gone
         return int(code[1]), f"{failed.get('reason', '')}: {message}"
     culprit = _culprit(job, named or [state for state in culprits if not state.stopped] or culprits)
     return (culprit.exit_code, culprit.reason) if culprit else (None, f"{failed.get('reason', '')}: {message}")
+
+
+def _indexes(text: str | None) -> set[int]:
+    """`1,3-5` as a Job's status has it."""
+    bounds = [part.split("-") for part in (text or "").split(",") if part]
+    return {index for found in bounds for index in range(int(found[0]), int(found[-1]) + 1)}
 
 
 def _job_reason(job: Object, states: Sequence[PodState], refusal: str) -> str:

@@ -250,6 +250,7 @@ class InMemoryCluster:
             failed = {**(status.get("failures") or {}), str(index): (status.get("failures") or {}).get(str(index), 0) + 1}
             job = self._put("jobs", merged(job, {"status": {"failures": failed, "failed": sum(failed.values())}}))
             if "backoffLimitPerIndex" in spec and failed[str(index)] > spec["backoffLimitPerIndex"]:
+                job = self._put("jobs", merged(job, {"status": {"failedIndexes": str(index)}}))
                 self._fail(job, "MaxFailedIndexesExceeded", "Job has exceeded the specified maximal number of failed indexes")
             elif "backoffLimit" in spec and sum(failed.values()) > spec["backoffLimit"]:
                 self._fail(job, "BackoffLimitExceeded", "Job has reached the specified backoff limit")

@@ -171,6 +171,20 @@ def test_a_training_over_nodes_fails_for_the_pod_that_the_others_have_lost() -> 
         assert (state.exit_code, state.reason) == expected
 
 
+def test_shards_fail_with_the_one_that_has_used_up_its_tries_not_with_another_that_ended_after_it() -> None:
+    """A 69 or 75 of another shard, taken for the reason, would start another Job."""
+    failed = condition("Failed", reason="MaxFailedIndexesExceeded", message="Job has exceeded the maximal number of failed indexes")
+    over = job(failed)
+    over["status"]["failedIndexes"] = "1,5-7"
+    culprit = pod(phase="Failed", containers=[ended(1, "error: no room", "Error")])
+    later = named("later", pod(phase="Failed", containers=[ended(69, "error: S3 is down", "Error")]))
+    later["metadata"] |= {"annotations": {SHARD_ANNOTATION: "4"}, "creationTimestamp": "2026-11-21T11:59:00Z"}
+    state = job_state(over, [pod_state(culprit), pod_state(later)])
+    assert (state.exit_code, state.reason) == (1, "no room")
+    gone = job_state(over, [pod_state(later)])
+    assert (gone.exit_code, gone.reason) == (None, f"{failed['reason']}: {failed['message']}")
+
+
 def test_a_job_ends_with_its_condition_not_with_its_pods() -> None:
     done = pod_state(pod(phase="Succeeded", containers=[ended(0, reason="Completed")]))
     assert job_state(job(), [done]).phase == "pending"
