@@ -269,15 +269,6 @@ def shard_pods(count: int) -> list[dict[str, Any]]:
     return pods
 
 
-def test_of_thousands_of_pods_only_what_is_needed_is_held() -> None:
-    logs, _, _ = made([FIRST], listed=[pod(phase="Succeeded", code=0, managedFields=[{"manager": "kubelet"}])])
-    assert not logs.are_kept(JOB)
-    (reading,) = logs._jobs["job"].logs.values()
-    assert "managedFields" not in reading.latest["metadata"]
-    wait_until_kept(logs, JOB)
-    logs.close(0.0)
-
-
 class LogsByPod(Logs):
     """Logs whose answer depends on the pod: `answer(name)` may wait, or raise."""
 
@@ -290,15 +281,30 @@ class LogsByPod(Logs):
         yield self.answer(name)
 
 
-def test_a_job_of_many_pods_that_are_over_opens_few_files_and_threads() -> None:
-    released = threading.Event()
-
+def given_when(released: threading.Event) -> Callable[[str], bytes]:
     def answer(_name: str) -> bytes:
         assert released.wait(60)
         return FIRST
 
+    return answer
+
+
+def test_of_thousands_of_pods_only_what_is_needed_is_held() -> None:
+    released = threading.Event()
+    over = pod(phase="Succeeded", code=0, managedFields=[{"manager": "kubelet"}])
+    logs = PodLogs(LogsByPod(given_when(released), [over]), MemoryStore(), "demo")
+    assert not logs.are_kept(JOB)
+    (reading,) = logs._jobs["job"].logs.values()
+    assert "managedFields" not in reading.latest["metadata"]
+    released.set()
+    wait_until_kept(logs, JOB)
+    logs.close(0.0)
+
+
+def test_a_job_of_many_pods_that_are_over_opens_few_files_and_threads() -> None:
+    released = threading.Event()
     files, threads = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
-    store, cluster = MemoryStore(), LogsByPod(answer, shard_pods(300))
+    store, cluster = MemoryStore(), LogsByPod(given_when(released), shard_pods(300))
     logs = PodLogs(cluster, store, "demo")
     assert not logs.are_kept(MANY)
     wait_until(lambda: len(cluster.asked) >= pod_logs.READERS)
@@ -314,12 +320,7 @@ def test_a_job_of_many_pods_that_are_over_opens_few_files_and_threads() -> None:
 
 def test_a_controller_that_stops_asks_for_no_further_log() -> None:
     released = threading.Event()
-
-    def answer(_name: str) -> bytes:
-        assert released.wait(60)
-        return FIRST
-
-    cluster = LogsByPod(answer, shard_pods(100))
+    cluster = LogsByPod(given_when(released), shard_pods(100))
     logs = PodLogs(cluster, MemoryStore(), "demo")
     logs.are_kept(MANY)
     wait_until(lambda: len(cluster.asked) >= pod_logs.READERS)
