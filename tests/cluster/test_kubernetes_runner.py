@@ -309,10 +309,10 @@ def test_logs_of_all_pods_are_kept_and_then_the_job_may_go() -> None:
 
 def test_a_log_that_is_given_up_is_not_waited_for_but_left_to_the_next_controller() -> None:
     class Denying(InMemoryCluster):
-        def pod_log(self, name: str, container: str, **_: Any) -> Iterator[bytes]:
+        def pod_log(self, name: str, container: str, **options: Any) -> Iterator[bytes]:
             if denied:
                 raise ConfigError("not allowed to get pods/log")
-            yield from super().pod_log(name, container)
+            yield from super().pod_log(name, container, **options)
 
     denied, cluster = True, Denying(MemoryStore(), made_config())
     controller = open_controller(cluster)
