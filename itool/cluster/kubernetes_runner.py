@@ -230,6 +230,8 @@ class KubernetesRunner:
     def _with_culprit(self, job: str, states: Sequence[PodState]) -> list[PodState]:
         """A failed Job's pods as the server has them: its failure may be heard of before, or without, the end of the pod that failed it."""
         pods, _ = self.cluster.list("pods", f"{JOB_LABEL}={job}", trim=trim_pod)
+        for pod in pods:
+            self.cache.put("pods", pod)  # whose logs are then waited for
         return list({state.name: state for state in [*states, *map(pod_state, pods)]}.values())
 
     def _keep_meeting_point(self, task: Task) -> None:

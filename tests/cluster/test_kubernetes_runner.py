@@ -198,6 +198,20 @@ def test_a_jobs_failure_has_its_pods_reason_though_the_watch_of_pods_hangs() -> 
     assert [(attempt.exit_code, attempt.reason) for attempt in attempts] == [(69, "told to end with 69 (3 pods failed)"), (0, "")]
 
 
+def test_a_run_that_fails_while_the_watch_of_pods_hangs_stores_the_log_of_the_pod_that_failed_it() -> None:
+    cluster = made_cluster(prepare=["hangs"])
+    controller = open_controller(cluster)
+    rounds(controller, 4)  # its pod is seen to run
+    watch = cluster.watch
+    cluster.watch = lambda resource, *version: iter(()) if resource == "pods" else watch(resource, *version)
+    (pod,) = cluster.objects["pods"]
+    cluster._outcomes[pod] = 65
+    with pytest.raises(StageFailed):
+        controller.run()
+    controller.runner.close()
+    assert "error: told to end with 65" in cluster.store.read("demo/logs/i0-prepare-1.log").decode()
+
+
 def test_a_stage_without_an_artifact_fails_the_run() -> None:
     cluster = made_cluster(score=["no artifact"])
     with pytest.raises(StageFailed, match="leaves no artifact"):
