@@ -62,7 +62,7 @@ class PodState:
 class JobState:
     """One Job: what its pods make of it. `exit_code` and `reason` are those of the pod that ended it.
 
-    `refused`: its next pod cannot be created, by a quota or an admission rule.
+    `refusal` says why its next pod cannot be created (a quota, an admission rule).
     """
 
     name: str
@@ -71,7 +71,7 @@ class JobState:
     exit_code: int | None = None
     started_at: float = 0.0
     ended_at: float | None = None
-    refused: bool = False
+    refusal: str = ""
 
 
 def pod_state(pod: Object, events: Sequence[Object] = ()) -> PodState:
@@ -110,8 +110,8 @@ def job_state(job: Object, states: Sequence[PodState], events: Sequence[Object] 
     phase: Phase = "running" if any(state.phase == "running" for state in states) else "pending"
     if not states and _has_begun(job):
         return JobState(name, "running", "", None, started_at)  # between a pod's end and the Job's
-    refusal = _refusal(job, states, events)
-    return JobState(name, phase, one_line(_job_reason(job, states, refusal)), None, started_at, refused=bool(refusal))
+    refusal = one_line(_refusal(job, states, events))
+    return JobState(name, phase, one_line(_job_reason(job, states, refusal)), None, started_at, refusal=refusal)
 
 
 def ended_well(job: Object) -> int:

@@ -120,7 +120,7 @@ def component_rows(component: Literal["serving", "controller"], objects: RunObje
     for job in of_component(component, objects.jobs):
         own = [pod_state(pod) for pod in by_job.get(job["metadata"]["name"], [])]
         now = job_state(job, own, events.get(job["metadata"]["name"], ()))
-        if now.refused or (not own and now.phase != "succeeded"):
+        if now.refusal or (not own and now.phase != "succeeded"):
             rows.append(_job_row(now, objects.at))
     known = {pod.name: pod for pod in objects.serving.pods} if objects.serving else {}
     return [replace(row, state=known[row.pod].phase, reason=known[row.pod].reason) if row.pod in known else row for row in rows]

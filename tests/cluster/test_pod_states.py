@@ -196,8 +196,8 @@ def test_a_job_without_pods_says_why() -> None:
     assert job_state(job(suspend=True), []).reason == "waits in Kueue's queue gpus"
     refused = event("j", "FailedCreate", 'Error creating: pods "j-1" is forbidden: exceeded quota: gpus')
     without, pausing = job_state(job(), [], [refused]), job_state(job(), [pod_state(FAILED["silent"][0])], [refused])
-    assert (without.reason, without.refused) == (f"no pod can be created: {refused['message']}", True)
-    assert (pausing.reason, pausing.refused) == ("pod p ended with exit code 3; the next one follows after a pause", False)
+    assert without.reason == without.refusal == f"no pod can be created: {refused['message']}"
+    assert (pausing.reason, pausing.refusal) == ("pod p ended with exit code 3; the next one follows after a pause", "")
 
 
 def test_a_pod_that_a_node_turned_away_has_no_exit_code() -> None:
@@ -209,7 +209,7 @@ def test_a_pod_that_a_node_turned_away_has_no_exit_code() -> None:
 def test_a_pod_that_never_ran_ends_a_refusal_too() -> None:
     refused = event("j", "FailedCreate", "exceeded quota: gpus", at="2026-11-21T11:48:00Z")
     evicted = pod_state(pod(phase="Failed", reason="Evicted", message="The node was low on memory"))
-    assert not job_state(job(), [evicted], [refused]).refused
+    assert not job_state(job(), [evicted], [refused]).refusal
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_a_training_over_nodes_waits_for_every_pod_and_shards_for_none(stage: st
     given["metadata"]["labels"]["itool/stage"] = stage
     running = pod_state(pod(phase="Running", containers=[container("running")], conditions=[condition("Ready")]))
     state = job_state(given, [running] * alive, [event("j", "FailedCreate", "exceeded quota: gpus")])
-    assert (state.phase, state.reason, state.refused) == ("running", reason, bool(reason))
+    assert (state.phase, state.reason, state.refusal) == ("running", reason, reason)
 
 
 def test_events_are_sorted_and_only_of_the_object() -> None:
