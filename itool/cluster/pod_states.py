@@ -133,6 +133,15 @@ def lacks_pods(job: Object, states: Sequence[PodState]) -> bool:
     return sum(state.phase in ("pending", "running") for state in states) < pods_at_once(job)
 
 
+def culprit_of(job: Object, states: Sequence[PodState]) -> PodState | None:
+    """The last pod that failed; of those that train together rather the one that the others have lost, after which they end with 69."""
+    last = _last_failed(states)
+    if last is None or last.exit_code != DependencyError.exit_code or pods_at_once(job) == 1:
+        return last
+    beside = [state for state in states if state.exit_code not in _NO_CAUSE and _end_time(state) >= (last.started_at or last.created_at)]
+    return _last_failed(beside) or last
+
+
 def events_by_object(events: Iterable[Object]) -> dict[str, list[Object]]:
     """Events by the name of the object that they are about, oldest first."""
     found: dict[str, list[Object]] = {}
@@ -286,7 +295,7 @@ def _job_failure(job: Object, failed: Object, states: Sequence[PodState]) -> tup
     code = re.search(r"exit code (\d+)", message)
     if code and not named:  # the pod is gone
         return int(code[1]), f"{failed.get('reason', '')}: {message}"
-    culprit = _culprit(job, named or [state for state in culprits if not state.stopped] or culprits)
+    culprit = culprit_of(job, named or [state for state in culprits if not state.stopped] or culprits)
     return (culprit.exit_code, culprit.reason) if culprit else (None, f"{failed.get('reason', '')}: {message}")
 
 
@@ -305,7 +314,7 @@ def _job_reason(job: Object, states: Sequence[PodState], refusal: str) -> str:
     told = next((state.reason for state in active if state.reason), "")
     if active or refusal:
         return told or refusal
-    last = _culprit(job, states)
+    last = culprit_of(job, states)
     if last is not None:
         return f"pod {last.name} ended with {last.outcome}; the next one follows after a pause"
     return NEXT_POD if ended_well(job) else FIRST_POD
@@ -319,15 +328,6 @@ def _refusal(job: Object, states: Sequence[PodState], events: Sequence[Object]) 
     if last is not None and event_time(refused[-1]) <= _end_time(last):
         return ""
     return f"no pod can be created: {refused[-1].get('message', '')}"
-
-
-def _culprit(job: Object, states: Sequence[PodState]) -> PodState | None:
-    """The last pod that failed; of those that train together rather the one that the others have lost, after which they end with 69."""
-    last = _last_failed(states)
-    if last is None or last.exit_code != DependencyError.exit_code or pods_at_once(job) == 1:
-        return last
-    beside = [state for state in states if state.exit_code not in _NO_CAUSE and _end_time(state) >= (last.started_at or last.created_at)]
-    return _last_failed(beside) or last
 
 
 def _last_failed(states: Sequence[PodState]) -> PodState | None:

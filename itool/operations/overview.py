@@ -14,7 +14,7 @@ from itool.cluster.decide import stages_in_turn
 from itool.cluster.decide_serving import ServingState, beside_stage
 from itool.cluster.job_facts import is_over, task_of, verdict_on
 from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, KEY_LABEL, Object
-from itool.cluster.pod_states import JobState, PodState, events_by_object, job_state, pod_state
+from itool.cluster.pod_states import JobState, PodState, culprit_of, events_by_object, job_state, pod_state
 from itool.cluster.progress import Progress
 from itool.cluster.wish import Proof
 from itool.config import RunConfig
@@ -175,7 +175,7 @@ class _Reading:
         return replace(
             row,
             state=now.phase,
-            reason=verdict[1] if verdict else now.reason or _earlier(states),
+            reason=verdict[1] if verdict else now.reason or _earlier(job, states),
             attempt=_attempt(job),
             pod=only.pod if only else None,
             node=only.node if only else None,
@@ -206,13 +206,12 @@ def _job_row(state: JobState, at: float) -> PodRow:
     return PodRow(pod=state.name, state=state.phase, reason=state.reason, age_seconds=max((state.ended_at or at) - state.started_at, 0.0))
 
 
-def _earlier(states: Sequence[PodState]) -> str:
-    """What happened to the pods before the one that runs now."""
-    failed = sorted((state for state in states if state.phase == "failed"), key=lambda state: state.ended_at or state.created_at)
-    if not failed:
+def _earlier(job: Object, states: Sequence[PodState]) -> str:
+    """What happened to the pods before those that run now."""
+    culprit, failed = culprit_of(job, states), sum(state.phase == "failed" for state in states)
+    if culprit is None:
         return ""
-    times = "1 pod" if len(failed) == 1 else f"{len(failed)} pods"
-    return f"{times} failed before: {failed[-1].reason}"
+    return f"{'1 pod' if failed == 1 else f'{failed} pods'} failed before: {culprit.reason}"
 
 
 def _attempt(job: Object) -> int:
