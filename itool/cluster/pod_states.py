@@ -7,6 +7,7 @@ waiting state or only in events, and are found here.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -215,7 +216,9 @@ def _ending(pod: Object) -> dict[str, Any]:
         for found in _all_statuses(pod.get("status") or {})
         if "terminated" in (found.get("state") or {}) and not _is_sidecar(pod, found["name"])
     ]
-    return next((found for found in ended if found.get("exitCode")), ended[-1] if ended else {})
+    failed = [found for found in ended if found.get("exitCode")]
+    first = min(failed, key=lambda found: seconds(found.get("finishedAt")) or math.inf, default=None)  # they are listed by name
+    return first or (ended[-1] if ended else {})
 
 
 def _disruption(pod: Object) -> str:
@@ -264,10 +267,16 @@ def _container_trouble(found: Object) -> str:
 
 
 def _running_trouble(pod: Object, events: Sequence[Object]) -> str:
-    """What a running pod still lacks: a container that crashes or waits, or readiness."""
+    """What a running pod still lacks: a container that crashes or waits, the end of one that was added to it, or readiness."""
     trouble = next((text for found in _all_statuses(pod["status"]) if (text := _container_trouble(found))), "")
     if trouble or _condition(pod, "Ready").get("status") == "True":
         return trouble
+    containers = {found["name"]: found.get("state") or {} for found in _statuses(pod["status"], "containerStatuses")}
+    over, others = ([name for name, state in containers.items() if kind in state] for kind in ("terminated", "running"))
+    if over and others:
+        ended = containers[over[0]]["terminated"]
+        outcome = told_outcome(ended.get("exitCode"), last_words(ended.get("message") or ""))
+        return f"{over[0]} ended with {outcome}; its pod waits for the end of {', '.join(others)}"
     probes = [event for event in events if event.get("reason") == "Unhealthy"]
     if probes:
         return f"not ready: {probes[-1].get('message', '')}"

@@ -78,6 +78,7 @@ class StageRow:
 def stage_rows(config: RunConfig, resolutions: Mapping[StageId, Resolution], objects: RunObjects) -> list[StageRow]:
     """Every stage in running order. Of one that is done or damaged its artifact speaks, of the others the newest attempt's Job.
 
+    A stage that is done says what keeps its pods: they may hold the GPU that the next one waits for.
     A stage whose turn it is and that has no Job yet may wait for vLLM, where that was asked for; the controller's own rule says so.
     """
     jobs, reading = _by_label(objects.jobs, KEY_LABEL), _Reading(objects)
@@ -87,6 +88,8 @@ def stage_rows(config: RunConfig, resolutions: Mapping[StageId, Resolution], obj
         own, row = jobs.get(found.key or "", []), _row(stage, found)
         if own and found.state not in ("done", "damaged"):
             row = reading.with_job(row, max(own, key=_attempt), found)
+        elif own and found.done:
+            row = replace(row, reason=reading.what_keeps(own) or row.reason)
         elif stage in in_turn and found.key and objects.serving and (objects.serving.replicas or objects.serving.pods):
             waits_for = beside_stage(config, resolutions, objects.serving, stage, objects.at).waits_for
             row = replace(row, reason=f"waits for {waits_for}") if waits_for else row
@@ -158,6 +161,11 @@ class _Reading:
         self._objects = objects
         self._pods = _by_label(objects.pods, JOB_LABEL)
         self._events = events_by_object(objects.events)
+
+    def what_keeps(self, jobs: Sequence[Object]) -> str:
+        """Why pods of Jobs whose work is done still run; empty for those that are about to end."""
+        states = [pod_state(pod) for job in jobs for pod in self._pods.get(job["metadata"]["name"], [])]
+        return next((state.reason for state in states if state.phase == "running" and state.reason), "")
 
     def with_job(self, row: StageRow, job: Object, found: Resolution | None) -> StageRow:
         """A stage's row with what its Job and the Job's pods say. `found` knows which shards are stored."""

@@ -131,6 +131,20 @@ def test_a_sidecar_that_was_stopped_does_not_speak_for_the_pod() -> None:
     assert (pod_state(failed).exit_code, pod_state(failed).reason) == (1, "no room")
 
 
+def test_a_container_that_the_cluster_has_added_and_that_runs_on_is_named() -> None:
+    proxy = {"name": "istio-proxy", "state": {"running": {}}, "ready": True}
+    beside = pod(phase="Running", containers=[proxy, ended(65, "error: no example")], conditions=[condition("Ready", "False")])
+    assert pod_state(beside).reason == "stage ended with exit code 65: no example; its pod waits for the end of istio-proxy"
+
+
+def test_a_container_that_is_stopped_after_the_stage_has_failed_does_not_speak_for_the_pod() -> None:
+    """The kubelet lists containers by name."""
+    stopped = ended(137) | {"name": "istio-proxy"}
+    stopped["state"]["terminated"]["finishedAt"] = "2026-11-21T11:52:00Z"
+    state = pod_state(pod(phase="Failed", containers=[stopped, ended(65, "error: data.path holds no example")]))
+    assert (state.exit_code, state.reason) == (65, "data.path holds no example")
+
+
 def job(*conditions: dict[str, Any], **spec: Any) -> dict[str, Any]:
     metadata = {"name": "j", "creationTimestamp": "2026-11-21T11:48:40Z", "labels": {"kueue.x-k8s.io/queue-name": "gpus"}}
     return {"metadata": metadata, "spec": spec, "status": {"conditions": list(conditions)}}

@@ -76,6 +76,14 @@ def test_a_done_stage_is_done_whatever_its_jobs_say() -> None:
     assert (row.state, row.reason, row.attempt) == ("done", "", None)
 
 
+def test_a_done_stage_says_what_keeps_its_pod_that_may_hold_a_gpu() -> None:
+    made, over = job(WARMUP), {"name": "stage", "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}
+    kept = pod("w", made, containerStatuses=[{"name": "istio-proxy", "state": {"running": {}}}, over], conditions=[])
+    for pods, reason in (([pod("w", made)], ""), ([kept], "stage ended with exit code 0; its pod waits for the end of istio-proxy")):
+        [row] = stage_rows(CONFIG, {WARMUP: Resolution(WARMUP, "done", "up to date", KEY)}, RunObjects(NOW, [made], pods))
+        assert (row.state, row.reason) == ("done", reason)
+
+
 def test_shards_show_how_many_are_stored_and_one_row_for_each_open_pod() -> None:
     made = job(GENERATE)
     waiting = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "1 Insufficient nvidia.com/gpu."}]
