@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from itool.cli.options import Output, OutputOption, RootOption, no_such_run, note, open_root, print_json
-from itool.cli.tables import columns, duration, size, terminal_width
+from itool.cli.tables import columns_or_below, duration, size, terminal_width
 
 if TYPE_CHECKING:
     from itool.artifacts.catalogue import CatalogueEntry
@@ -55,7 +55,8 @@ def ls(
         else [entry.prefix, None, None, None, entry.problem]
         for entry in entries
     ]
-    typer.echo(columns(["artifact", "digest", "size", "time", ""], rows, right=["size", "time"], fold="", width=terminal_width()))
+    header, right, width = ["artifact", "digest", "size", "time", ""], ["size", "time"], terminal_width()
+    typer.echo(columns_or_below(header, rows, right=right, below=[""], details=lambda row: row[""] or "", width=width))
 
 
 @app.command("show")
