@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from itool.cli.echo import visible
 from itool.cli.options import (
     BackendOption,
     ConfigOption,
@@ -70,7 +71,7 @@ def status(
         if output is Output.json:
             print_json(as_document(found))
         elif text != shown:
-            typer.echo((CLEAR_SCREEN if watch and sys.stdout.isatty() else "") + text)
+            typer.echo((CLEAR_SCREEN if watch and sys.stdout.isatty() else "") + visible(text))
         shown = text
         if not watch or found.state == "done":
             break
