@@ -155,7 +155,7 @@ def parse_manifest(data: bytes, origin: str) -> Manifest:
     """
     try:
         document = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict) or "checksum" not in document:
         raise ArtifactError(f"{origin} is not a complete manifest")

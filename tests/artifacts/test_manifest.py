@@ -70,7 +70,7 @@ def test_a_manifest_of_a_newer_version_is_named_so() -> None:
         parse_manifest(manifest({}, schema=99, code_version="9.0").to_json().encode(), "m")
 
 
-@pytest.mark.parametrize("text", ["[]", "[1]", "7", "null", '"checksum"'])
+@pytest.mark.parametrize("text", ["[]", "[1]", "7", "null", '"checksum"', "[" * 100_000, '{"checksum": ' + "[" * 100_000])
 def test_json_that_is_no_object_is_no_manifest(text: str) -> None:
     with pytest.raises(ArtifactError, match="m is not a complete manifest"):
         parse_manifest(text.encode(), "m")
