@@ -112,7 +112,7 @@ def test_a_lock_that_names_no_process_sends_no_signal(tmp_path: Path, monkeypatc
         fcntl.flock(holding, fcntl.LOCK_EX)
         json.dump({"host": socket.gethostname(), **named}, holding)
         holding.flush()
-        with pytest.raises(DependencyError, match="names no process that holds run demo. Stop it where it was started"):
+        with pytest.raises(DependencyError, match=r"names no process that holds run demo\. Stop it where it was started"):
             FolderLease(lock).request_stop()
         with pytest.raises(LeaseHeld):
             FolderLease(lock, sleep=lambda _: pytest.fail("waits as for a dead one")).acquire()
