@@ -13,13 +13,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
-from itool.cli.echo import echo, visible
+from itool.cli.echo import echo
 from itool.cli.tables import duration, size
 from itool.cluster.decide import Action, Fail, StartStage, StopStage, Wait
 from itool.cluster.progress import Progress as Reported
 from itool.cluster.runner import NOT_BEGUN, Attempt, Task
 from itool.config import RunConfig
 from itool.errors import Interrupted
+from itool.visible import visible
 
 PLAIN_INTERVAL_SECONDS = 15.0
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from itool.cli.echo import visible
 from itool.cli.options import BackendOption, ConfigOption, Output, OutputOption, RootOption, RunOption, existing_config, note
 from itool.commands import itoolctl
 from itool.errors import ItoolError
+from itool.visible import visible
 
 if TYPE_CHECKING:
     from itool.artifacts.store import Store

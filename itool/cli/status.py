@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from itool.cli.echo import visible
 from itool.cli.options import (
     BackendOption,
     ConfigOption,
@@ -27,6 +26,7 @@ from itool.cli.options import (
 )
 from itool.cli.tables import columns, duration, folded, terminal_width
 from itool.names import Backend
+from itool.visible import visible
 
 if TYPE_CHECKING:
     from itool.config import RunConfig

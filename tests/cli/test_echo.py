@@ -8,13 +8,18 @@ import os
 from pathlib import Path
 
 import pytest
+import structlog
 from rich.console import Console
 
+from itool.artifacts.process import exit_code_of
 from itool.cli.display import BarDisplay, _bars
-from itool.cli.echo import echo, visible
+from itool.cli.echo import echo
 from itool.cluster.progress import Progress
 from itool.cluster.runner import Task
+from itool.errors import InputError
+from itool.logs import configure_logging, get_logger
 from itool.stages import StageId
+from itool.visible import visible
 from tests.cli.command import Within
 
 CLIPBOARD = "\x1b]52;c;cm0gLXJmIH4=\x07"
@@ -72,6 +77,21 @@ def test_what_a_stage_reports_beside_its_bar_is_harmless() -> None:
     display.say(f"i1-dpo: failed: {CLIPBOARD}")
     assert "\x1b]" not in shown.getvalue()
     assert shown.getvalue().count(r"\u001b]52;c;") == 4
+
+
+def test_a_log_on_a_terminal_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("console")
+    get_logger("test").warning("example dropped", example_id=CLIPBOARD)
+    structlog.reset_defaults()
+    said = capsys.readouterr().err
+    assert "u001b]52;c;cm0gLXJmIH4=" in said
+    assert "\x1b]" not in said
+
+
+def test_the_last_words_of_a_stage_are_harmless(capsys: pytest.CaptureFixture[str]) -> None:
+    """They go into its log, and into its pod's status."""
+    assert exit_code_of(InputError(f"data.jsonl:3: the row has {CLIPBOARD}")) == 65
+    assert capsys.readouterr().err == "error: data.jsonl:3: the row has \\u001b]52;c;cm0gLXJmIH4=\\u0007\n"
 
 
 def test_commands_print_through_echo_alone() -> None:
