@@ -6,6 +6,9 @@ from typing import Any
 
 import yaml
 
+MOST_NODES = 100_000
+"""A configuration has some hundred."""
+
 
 def read_yaml(text: str | bytes) -> Any:
     """A YAML document. Raises yaml.YAMLError, also for a key that stands twice in a mapping: the last would win, and no one would know."""
@@ -20,6 +23,21 @@ class RepeatedKey(yaml.YAMLError):
 
 
 class _Loader(yaml.SafeLoader):
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Counts what a node is once every alias in it is followed: ten lines of aliases to aliases can be a billion values."""
+        node = super().compose_node(parent, index)
+        if node is not None and id(node) not in self._sizes:
+            inner = node.value if isinstance(node.value, list) else ()
+            parts = (part for item in inner for part in (item if isinstance(item, tuple) else (item,)))
+            self._sizes[id(node)] = 1 + sum(self._sizes.get(id(part), 1) for part in parts)
+            if self._sizes[id(node)] > MOST_NODES:
+                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: with its aliases followed it holds more than {MOST_NODES} values")
+        return node
+
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Looks before merge keys (`<<`) are resolved: a key that overrides a merged one stands there once."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)

@@ -8,13 +8,17 @@ from typing import Literal
 
 import structlog
 
+from itool.visible import visible
+
 LogFormat = Literal["auto", "json", "console"]
 
 
 def configure_logging(log_format: LogFormat = "auto", *, level: int = logging.INFO) -> None:
     """Set structlog up for this process. `auto` is `console` on a terminal, else `json`."""
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
-    renderer: structlog.typing.Processor = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    renderers: list[structlog.typing.Processor] = (
+        [_make_visible, structlog.dev.ConsoleRenderer()] if console else [structlog.processors.JSONRenderer()]
+    )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -22,7 +26,7 @@ def configure_logging(log_format: LogFormat = "auto", *, level: int = logging.IN
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            renderer,
+            *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
@@ -40,3 +44,8 @@ def _name_logger(_logger: object, _method: str, event: structlog.typing.EventDic
     if "logger_name" in event:
         event["logger"] = event.pop("logger_name")
     return event
+
+
+def _make_visible(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """For a terminal; JSON escapes by itself."""
+    return {key: visible(value) if isinstance(value, str) else value for key, value in event.items()}

@@ -159,6 +159,19 @@ def test_the_held_out_fraction_counts_only_where_it_is_split_off() -> None:
         parse_config({"data": {**fractions, "validation_fraction": 0.2}})
 
 
+def test_aliases_of_aliases_do_not_fill_the_memory(tmp_path: Path) -> None:
+    lines = [
+        "a0: &a0 [x, x, x, x, x, x, x, x, x, x]",
+        *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 6)),
+        "run: *a5",
+    ]
+    (tmp_path / "run.yaml").write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=r"run.yaml is not YAML: line 5: with its aliases followed it holds more than 100000 values"):
+        load_config(tmp_path / "run.yaml")
+    (tmp_path / "run.yaml").write_text("warmup: &training {batch_tokens: 100}\ndpo: {<<: *training, updates: 3}\n")
+    assert load_config(tmp_path / "run.yaml").dpo.batch_tokens == 100
+
+
 def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("run: a\nwarmup:\n  epochs: 1\n  batch_examples: 8\n  epochs: 2\n")

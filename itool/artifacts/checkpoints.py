@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from itool.artifacts.commit import fetch
-from itool.artifacts.manifest import FileEntry, describe_folder
+from itool.artifacts.manifest import Files, describe_folder
 from itool.artifacts.store import Store, delete_tree
 from itool.errors import ArtifactError, InputError
 from itool.logs import get_logger
@@ -34,7 +34,7 @@ class CheckpointManifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     done: int
-    files: dict[str, FileEntry]
+    files: Files
     seconds: float = 0.0
     gpu_seconds: float = 0.0
     tokens: int = 0

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from itool.errors import ArtifactError
 from itool.names import StageName
@@ -42,6 +42,18 @@ class FileEntry(_Part):
 
     size: Annotated[int, Field(ge=0)]
     sha256: Sha256
+
+
+def _inside(path: str) -> str:
+    """A path as `describe_folder` writes it. In S3 any other is a key too, and would be copied to wherever it leads on this machine."""
+    plain = PurePosixPath(path)
+    if path != str(plain) or not plain.parts or plain.is_absolute() or ".." in plain.parts or "\0" in path:
+        raise ValueError(f"file path {path!r} leaves the artifact")
+    return path
+
+
+Files = dict[Annotated[str, AfterValidator(_inside)], FileEntry]
+"""Data files by their path below the folder that holds them."""
 
 
 class ArtifactRef(_Part):
@@ -89,7 +101,7 @@ class Manifest(_Part):
     shards: int = 1
     inputs: dict[str, ArtifactRef] = Field(default_factory=dict)
     settings: dict[str, Any] = Field(default_factory=dict)
-    files: dict[str, FileEntry]
+    files: Files
     counts: Counts = Counts()
     metrics: dict[str, Any] = Field(default_factory=dict)
     tokens: int = 0
@@ -102,14 +114,6 @@ class Manifest(_Part):
     seconds: float = 0.0
     gpu_seconds: float = 0.0
     peak_memory_bytes: int | None = None
-
-    @field_validator("files")
-    @classmethod
-    def _paths_stay_inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
-        for path in files:
-            if not path or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-                raise ValueError(f"file path {path!r} leaves the artifact")
-        return files
 
     @property
     def id(self) -> StageId:
@@ -151,7 +155,7 @@ def parse_manifest(data: bytes, origin: str) -> Manifest:
     """
     try:
         document = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict) or "checksum" not in document:
         raise ArtifactError(f"{origin} is not a complete manifest")

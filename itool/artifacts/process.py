@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from itool.artifacts.disk import Use, storage_error
 from itool.errors import ConfigError, Interrupted, ItoolError
+from itool.visible import visible
 
 _STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -155,7 +156,7 @@ def exit_code_of(error: BaseException) -> int:
     try:
         if os.environ.get("ITOOL_DEBUG") == "1":
             traceback.print_exception(error)
-        sys.stderr.write(f"{'interrupted' if isinstance(known, Interrupted) else 'error'}: {known}\n")
+        sys.stderr.write(visible(f"{'interrupted' if isinstance(known, Interrupted) else 'error'}: {known}\n"))
         sys.stderr.flush()
     except OSError:
         with contextlib.suppress(OSError):

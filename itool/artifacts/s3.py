@@ -74,6 +74,11 @@ class S3Store:
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         named = (os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
         self._endpoint = config.endpoint_url or next(filter(None, named), "AWS")
+        if "@" in self._endpoint:  # every message about this store would name it
+            raise ConfigError(
+                "the S3 endpoint in AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL holds a user or a password",
+                remedy="Give these in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            )
         self._attempts = attempts
         with self._explained("connect"):
             self._client = _client(config, attempts, read_seconds)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from itool.cli.echo import echo
 from itool.cli.options import Output, OutputOption, RootOption, no_such_run, note, open_root, print_json
 from itool.cli.tables import columns_or_below, duration, size, terminal_width
 
@@ -56,7 +57,7 @@ def ls(
         for entry in entries
     ]
     header, right, width = ["artifact", "digest", "size", "time", ""], ["size", "time"], terminal_width()
-    typer.echo(columns_or_below(header, rows, right=right, below=[""], details=lambda row: row[""] or "", width=width))
+    echo(columns_or_below(header, rows, right=right, below=[""], details=lambda row: row[""] or "", width=width))
 
 
 @app.command("show")
@@ -70,7 +71,7 @@ def show(name: NameArgument, root: RootOption = None, output: OutputOption = Out
     text = store.read(manifest_key(prefix)).decode()
     if output is Output.text:
         note(prefix)
-    typer.echo(text, nl=False)
+    echo(text, nl=False)
 
 
 @app.command("verify")
@@ -103,7 +104,7 @@ def verify(
         print_json([{"artifact": prefix, "problems": found} for prefix, found in problems.items()])
     else:
         for prefix, problem in [(prefix, problem) for prefix, found in problems.items() for problem in found]:
-            typer.echo(f"{prefix}: {problem}")
+            echo(f"{prefix}: {problem}")
     damaged = [prefix for prefix, found in problems.items() if found]
     if damaged:
         count = sum(len(problems[prefix]) for prefix in damaged)
@@ -130,7 +131,7 @@ def get(
         raise ConfigError("FOLDER is empty", remedy="Give a folder; . is the current one")
     store = open_root(root)
     for path in copy_artifact(store, find_artifact(store, name), Path(target), files):
-        typer.echo(path)
+        echo(path)
 
 
 @app.command("rm")

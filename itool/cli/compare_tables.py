@@ -20,11 +20,11 @@ WHOLE = 1000
 def comparison_text(comparison: Comparison, width: int | None = None) -> str:
     """Tables and notes, in lines of at most `width` characters, of which they need 80."""
     text = io.StringIO()
-    console = Console(file=text, width=width or WHOLE)
+    console = Console(file=text, width=width or WHOLE, markup=False, emoji=False, highlight=False)
     for table in _tables(comparison):
         console.print(table)
     for note in comparison.notes:
-        console.print(f"Note: {note}.", markup=False, highlight=False)
+        console.print(f"Note: {note}.")
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 

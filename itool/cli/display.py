@@ -9,17 +9,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
+from itool.cli.echo import echo
 from itool.cli.tables import duration, size
 from itool.cluster.decide import Action, Fail, StartStage, StopStage, Wait
 from itool.cluster.progress import Progress as Reported
 from itool.cluster.runner import NOT_BEGUN, Attempt, Task
 from itool.config import RunConfig
 from itool.errors import Interrupted
+from itool.visible import visible
 
 PLAIN_INTERVAL_SECONDS = 15.0
 
@@ -65,7 +66,7 @@ class PlainDisplay:
 
     def say(self, line: str) -> None:
         """A line to standard error."""
-        typer.echo(line, err=True)
+        echo(line, err=True)
 
 
 @dataclass
@@ -87,7 +88,7 @@ class BarDisplay(PlainDisplay):
         """Move the bar; an attempt that another controller started gets its bar here."""
         if task not in self._bars:
             self._begin(task)
-        text = f"{progress.text}  {figures(progress)}"
+        text = f"{visible(progress.text)}  {figures(progress)}"
         self.progress.update(self._bars[task], completed=progress.done, total=progress.total, figures=text)
 
     def ended(self, task: Task, attempt: Attempt) -> None:
@@ -98,7 +99,7 @@ class BarDisplay(PlainDisplay):
 
     def say(self, line: str) -> None:
         """A line above the bars."""
-        self.progress.console.print(line, markup=False, highlight=False)
+        self.progress.console.print(visible(line), markup=False, highlight=False)
 
     def _begin(self, task: Task) -> None:
         self._bars[task] = self.progress.add_task(task.label, total=None, figures="starting")
@@ -137,7 +138,7 @@ def figures(progress: Reported) -> str:
             parts.insert(0, f"{_number(value)} {progress.unit}/s")
         elif value is not None and name != "rate":
             parts.append(f"{name} {_number(value)}")
-    return "  ".join(parts)
+    return visible("  ".join(parts))
 
 
 def _number(value: Any) -> str:

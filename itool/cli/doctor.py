@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from itool.cli.echo import echo
 from itool.cli.options import BackendOption, ConfigOption, Output, OutputOption, RootOption, SetOption, given_config, note, print_json
 from itool.cli.tables import folded, terminal_width
 from itool.cluster.check import Check
@@ -65,7 +66,7 @@ def doctor(
 
 def _show(check: Check) -> None:
     line = f"{check.state:<8} {check.name:<11} {check.line}"
-    typer.echo("\n".join(folded(line, terminal_width(), indent=" " * 21)))
+    echo("\n".join(folded(line, terminal_width(), indent=" " * 21)))
 
 
 def _checks(config: RunConfig, *, preflight: bool) -> Iterator[Check]:

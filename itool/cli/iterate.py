@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from itool.cli.echo import echo
 from itool.cli.options import (
     BackendOption,
     ConfigOption,
@@ -70,13 +71,13 @@ def iterate(
         note(f"Nothing to do: all {len(resolutions)} stages of run {settings.run} are up to date ({seconds:.1f} s).")
     found = find_report(settings)
     if output is Output.json:
-        typer.echo(found.text, nl=False)
+        echo(found.text, nl=False)
         return
-    typer.echo(result_text(found.report, terminal_width()))
+    echo(result_text(found.report, terminal_width()))
     if display.attempts_ended:
         what = "stage processes" if settings.runtime.backend == "local" else "Jobs"
-        typer.echo(f"this command: {display.attempts_ended} {what} in {seconds:.0f} s")
-    typer.echo(f"report: {found.html}")
+        echo(f"this command: {display.attempts_ended} {what} in {seconds:.0f} s")
+    echo(f"report: {found.html}")
 
 
 def _interrupted(settings: RunConfig) -> Exception:

@@ -16,6 +16,7 @@ import typer
 from itool.cli.options import BackendOption, ConfigOption, Output, OutputOption, RootOption, RunOption, existing_config, note
 from itool.commands import itoolctl
 from itool.errors import ItoolError
+from itool.visible import visible
 
 if TYPE_CHECKING:
     from itool.artifacts.store import Store
@@ -112,7 +113,7 @@ class Printer:
         iteration, shard, attempt = key
         head = {"stage": self.stage, "iteration": iteration, "shard": shard, "attempt": attempt, "source": source}
         lines = text.decode(errors="replace").splitlines()
-        return "".join(f"{json.dumps(head | {'line': line}, ensure_ascii=False)}\n" for line in lines).encode()
+        return "".join(f"{visible(json.dumps(head | {'line': line}, ensure_ascii=False))}\n" for line in lines).encode()
 
 
 def _show_local(settings: RunConfig, store: Store, wanted: Wanted, printer: Printer, *, follow: bool) -> bool:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from itool.cli import artifacts, cancel, compare, doctor, iterate, logs, plan, report, runs, stages, status, wait
+from itool.cli.echo import echo
 from itool.errors import ItoolError, StorageError
 
 WRONG_USAGE = 2
@@ -38,7 +39,7 @@ def show_version(asked: bool) -> None:
     if asked:
         from itool.artifacts.manifest import code_version  # noqa: PLC0415 - other commands start without it
 
-        typer.echo(code_version())
+        echo(code_version())
         raise typer.Exit
 
 
@@ -100,7 +101,7 @@ def usage(error: Any) -> str:
     """What is wrong on the command line, with the value that was given, and where to look. Help as it is, where nothing was given."""
     text = str(error.format_message())
     if "\n" in text:
-        typer.echo(text, err=True)
+        echo(text, err=True)
         sys.exit(WRONG_USAGE)
     refused = getattr(error.__context__, "errors", None)  # pydantic's, with which typer reads values
     given = repr(refused()[0]["input"]) if refused else ""
@@ -129,7 +130,7 @@ def _end_quietly() -> NoReturn:
 def _leave(message: str, code: int) -> None:
     if os.environ.get("ITOOL_DEBUG") == "1":
         traceback.print_exc()
-    typer.echo(f"itoolctl: {' '.join(message.split())}", err=True)
+    echo(f"itoolctl: {' '.join(message.split())}", err=True)
     sys.exit(code)
 
 

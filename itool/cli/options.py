@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from itool.cli.echo import echo
 from itool.commands import DEFAULT_ROOT, ROOT_VARIABLE, itoolctl
 from itool.names import Backend, Method
 
@@ -182,12 +183,12 @@ def _folders_with(name: str, store: FolderStore) -> list[str]:
 
 def print_json(document: Any) -> None:
     """One JSON document to standard output."""
-    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def note(message: str) -> None:
     """A line for the person, to standard error."""
-    typer.echo(message, err=True)
+    echo(message, err=True)
 
 
 def _only_run(root: str | None, *, hurried: bool) -> str:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-import typer
-
+from itool.cli.echo import echo
 from itool.cli.options import (
     ConfigOption,
     CountOption,
@@ -65,8 +64,8 @@ def plan(
         return
     rows = [[str(stage), _action(found), found.reason, _expected(stage, found, costs)] for stage, found in resolutions.items()]
     width = terminal_width()
-    typer.echo(columns(["stage", "", "why", "expected"], rows, fold="why", width=width))
-    typer.echo("\n".join(["", *folded(_summary(resolutions, costs), width)]))
+    echo(columns(["stage", "", "why", "expected"], rows, fold="why", width=width))
+    echo("\n".join(["", *folded(_summary(resolutions, costs), width)]))
 
 
 def measured_costs(manifests: Iterable[Manifest]) -> dict[str, Cost]:

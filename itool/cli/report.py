@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer
-
+from itool.cli.echo import echo
 from itool.cli.options import ConfigOption, Output, OutputOption, RootOption, RunArgument, SetOption, existing_config, note
 from itool.cli.tables import columns, duration, folded, terminal_width
 from itool.commands import itoolctl
@@ -30,10 +29,10 @@ def report(
         plan = itoolctl(f"plan --run {settings.run}", settings.root)
         note(f"This is the newest stored report; run {settings.run} has changed since. {plan} says what is missing.")
     if output is Output.json:
-        typer.echo(found.text, nl=False)
+        echo(found.text, nl=False)
         return
-    typer.echo(result_text(found.report, terminal_width()))
-    typer.echo(f"report: {found.html}")
+    echo(result_text(found.report, terminal_width()))
+    echo(f"report: {found.html}")
 
 
 def result_text(report: Report, width: int | None = None) -> str:

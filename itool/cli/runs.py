@@ -6,8 +6,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
-import typer
-
+from itool.cli.echo import echo
 from itool.cli.options import Output, OutputOption, RootOption, existing_config, note, print_json, run_names
 from itool.cli.tables import columns, folded, terminal_width
 from itool.commands import DEFAULT_ROOT, itoolctl
@@ -39,14 +38,14 @@ def runs(root: RootOption = None, output: OutputOption = Output.text) -> None:
         for line in lines
     ]
     header, width = ["run", "state", "method", "iterations", "stages", "best"], terminal_width()
-    typer.echo(columns(header, shown, right=["iterations", "stages"], fold="run", width=width, names=True))
+    echo(columns(header, shown, right=["iterations", "stages"], fold="run", width=width, names=True))
     held = [
         f"{line.run}: process {line.controller.get('pid')} on {line.controller.get('host')} works on it"
         for line in lines
         if line.controller
     ]
     if held:
-        typer.echo("\n".join(["", *(part for line in held for part in folded(line, width, indent="  "))]))
+        echo("\n".join(["", *(part for line in held for part in folded(line, width, indent="  "))]))
     for line in lines:
         if line.problem:
             note(f"{line.run}: {line.problem}")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from itool.cli.echo import echo
 from itool.cli.options import Output, OutputOption, print_json
 from itool.cli.tables import columns, terminal_width
 
@@ -24,7 +25,7 @@ def stages(output: OutputOption = Output.text) -> None:
         )
         return
     rows = [[spec.name, "yes" if spec.gpu else "", "yes" if spec.sharded else "", spec.purpose] for spec in STAGES.values()]
-    typer.echo(columns(["stage", "GPU", "shards", "purpose"], rows, fold="purpose", width=terminal_width()))
+    echo(columns(["stage", "GPU", "shards", "purpose"], rows, fold="purpose", width=terminal_width()))
 
 
 def schema(chart: Annotated[bool, typer.Option("--chart", help="Of the chart's values instead.")] = False) -> None:

@@ -26,6 +26,7 @@ from itool.cli.options import (
 )
 from itool.cli.tables import columns_or_below, duration, folded, terminal_width
 from itool.names import Backend
+from itool.visible import visible
 
 if TYPE_CHECKING:
     from itool.config import RunConfig
@@ -69,7 +70,7 @@ def status(
         if output is Output.json:
             print_json(as_document(found))
         elif text != shown:
-            typer.echo((CLEAR_SCREEN if watch and sys.stdout.isatty() else "") + text)
+            typer.echo((CLEAR_SCREEN if watch and sys.stdout.isatty() else "") + visible(text))
         shown = text
         if not watch or found.state == "done":
             break

@@ -21,7 +21,7 @@ def _message_of(line: str) -> str:
     """The text of a log line: `error` or `event` of a JSON line, else the line itself."""
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # a model's "[[[[..." is a line, too
         return line.removeprefix("error: ").removeprefix("interrupted: ")
     if not isinstance(event, dict):
         return line

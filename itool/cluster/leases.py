@@ -160,14 +160,15 @@ class FolderLease:
         run = self.path.parent.name
         if holder.get("host") != socket.gethostname():
             raise DependencyError(f"run {run} is held on {holder.get('host')}", remedy=f"Run `itoolctl cancel {run}` there")
+        process = _process(holder)
+        if process is None:
+            raise DependencyError(f"{self.path} names no process that holds run {run}", remedy="Stop it where it was started")
         try:
-            os.kill(int(holder["pid"]), signal.SIGTERM)
+            os.kill(process, signal.SIGTERM)
         except ProcessLookupError:
             pass  # its stages are about to stop
         except PermissionError:
-            raise DependencyError(
-                f"run {run} is held by another user's process {holder['pid']}", remedy="Ask that user to stop it"
-            ) from None
+            raise DependencyError(f"run {run} is held by another user's process {process}", remedy="Ask that user to stop it") from None
         return True
 
 
@@ -275,7 +276,7 @@ def _try_lock(descriptor: int, *, shared: bool = False) -> bool:
 def _parse(document: bytes) -> dict[str, Any]:
     try:
         parsed = json.loads(document)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return parsed if isinstance(parsed, dict) else {}
 
@@ -284,13 +285,22 @@ def _lives(holder: dict[str, Any]) -> bool:
     """Whether the holder's process exists; one on another machine is taken to live."""
     if holder.get("host") != socket.gethostname():
         return bool(holder)
+    process = _process(holder)
+    if process is None:
+        return True
     try:
-        os.kill(int(holder["pid"]), 0)
+        os.kill(process, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
     return True
+
+
+def _process(holder: dict[str, Any]) -> int | None:
+    """The holder's process; None where the file names none. To `kill`, 0 and less are groups, and -1 is every process of this user."""
+    process = holder.get("pid")
+    return process if isinstance(process, int) and process > 0 else None
 
 
 def _held(run: str, root: str, holder: dict[str, Any]) -> LeaseHeld:

@@ -270,8 +270,8 @@ def log_name(pod: Object) -> LogName:
     return LogName(int(labels[ITERATION_LABEL]), labels[STAGE_LABEL], shard, int(labels[ATTEMPT_LABEL]))
 
 
-HEADING = re.compile(rb"^== pod (?P<pod>\S+)", re.MULTILINE)
-"""How a kept log names the pod whose text follows; `heading_start` writes it."""
+HEADING = re.compile(rb"^== pod (?P<pod>[-.a-z0-9]+) on ", re.MULTILINE)
+"""How a kept log names the pod whose text follows; `PodLog.heading` writes it."""
 
 
 def heading_start(pod: str) -> str:

@@ -93,5 +93,5 @@ def parse_progress(line: bytes) -> Progress | None:
             return None
         figures = {key: value for key, value in event.items() if key not in NOT_FIGURES}
         return Progress(float(event["done"]), float(event["total"]), str(event.get("unit", "")), figures)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None

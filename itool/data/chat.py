@@ -67,7 +67,7 @@ def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
     for path in sorted(model_dir.glob("tokenizer*.json")):
         _check_json(path)
     try:
-        tokenizer = _tokenizer_class(model_dir).from_pretrained(str(model_dir), local_files_only=True)
+        tokenizer = _tokenizer_class(model_dir).from_pretrained(str(model_dir), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise InputError(f"the tokenizer of base model {model_dir} cannot be loaded: {error}", remedy=_RELOAD) from error
     if not tokenizer.chat_template:
@@ -93,7 +93,7 @@ def _tokenizer_class(model_dir: Path) -> Any:
 def _check_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"tokenizer file {path} is not JSON: {error}", remedy=_RELOAD) from None
 
 
@@ -216,7 +216,7 @@ def _apply(
         text: str = tokenizer.apply_chat_template(
             messages, tools=tools, add_generation_prompt=opens_turn, tokenize=False, strftime_now=TEMPLATE_DATE.strftime
         )
-    except (TemplateError, TypeError, KeyError, ValueError) as error:
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise InputError(f"the model's chat template refuses {which}: {error}") from error
     return text
 

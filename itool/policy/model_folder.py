@@ -125,7 +125,7 @@ def read_json(path: Path, *, what: str = "model folder") -> dict[str, Any]:
     except FileNotFoundError:
         missing = f"has no {path.name}" if path.parent.is_dir() else "does not exist"
         raise InputError(f"{what} {path.parent} {missing}", remedy="Run the stage that writes it again") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not readable JSON: {error}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not an object")

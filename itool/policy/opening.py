@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -41,13 +42,15 @@ async def open_policy(
     if adapter_dir is not None:
         check_adapter(adapter_dir)
     async with AsyncExitStack() as stack:
-        url, failure = policy.url, _never_fails
+        url, failure, key = policy.url, _never_fails, None
         if url is None:
-            log_path = Path(gettempdir()) / f"itool-vllm-{os.getpid()}.log"
-            server = LocalVllmServer(folder, log_path, model=model, policy=policy, should_stop=should_stop)
+            key = secrets.token_urlsafe()  # every user of this machine reaches its port, and could load adapters
+            log_path = Path(gettempdir()) / f"itool-vllm-{os.getpid()}-{secrets.token_hex(4)}.log"
+            server = LocalVllmServer(folder, log_path, model=model, policy=policy, key=key, should_stop=should_stop)
             await stack.enter_async_context(server)
             url, failure = server.url, server.failure
-        yield await stack.enter_async_context(VllmPolicy(url, folder, adapter_dir, policy=policy, failure=failure, should_stop=should_stop))
+        client = VllmPolicy(url, folder, adapter_dir, policy=policy, key=key, failure=failure, should_stop=should_stop)
+        yield await stack.enter_async_context(client)
 
 
 def _never_fails() -> str | None:

@@ -127,7 +127,7 @@ def load_packed_model(model_dir: Path, adapter_dir: Path | None, *, dtype: str, 
     target = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            model_dir, dtype=getattr(torch, dtype), attn_implementation=ATTENTION, local_files_only=True
+            model_dir, dtype=getattr(torch, dtype), attn_implementation=ATTENTION, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         what = f"model folder {model_dir} cannot be loaded: {_first_line(error)}"

@@ -32,6 +32,9 @@ from itool.policy.model_folder import LINEAR_LAYERS, ModelFolder
 BASE_MODEL = "base"
 """Name under which the base model is served."""
 
+KEY_VARIABLE = "VLLM_API_KEY"
+"""From which vLLM takes the key that it demands, and a client the one that it gives."""
+
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that --max-lora-rank takes."""
 
@@ -57,8 +60,8 @@ _log = get_logger(__name__)
 class LocalVllmServer:
     """`async with LocalVllmServer(...) as server:` - then `server.url` answers. Raises DependencyError when it does not come up.
 
-    Raises Interrupted when `should_stop` says so while it starts, and ConfigError for float32 on a GPU: vLLM's kernels for LoRA there know
-    half precision only.
+    `key` is what it demands of who asks it. Raises Interrupted when `should_stop` says so while it starts, and ConfigError for float32 on a
+    GPU: vLLM's kernels for LoRA there know half precision only.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class LocalVllmServer:
         *,
         model: ModelConfig,
         policy: PolicyConfig,
+        key: str | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         if has_gpu() and model.dtype == "float32":
@@ -79,7 +83,7 @@ class LocalVllmServer:
         self._startup_seconds = policy.startup_seconds
         self._should_stop = should_stop
         self._log_path = log_path
-        self._environment = server_environment(dict(os.environ), python=self._python)
+        self._environment = server_environment(dict(os.environ), python=self._python) | ({KEY_VARIABLE: key} if key else {})
         self._process: subprocess.Popen[bytes] | None = None
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
@@ -92,7 +96,7 @@ class LocalVllmServer:
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         guard = [sys.executable, "-I", guard_program.__file__, str(os.getpid())]
         command = [*guard, str(self._python), "-m", "vllm.entrypoints.openai.api_server", *self.arguments]
-        with self._log_path.open("wb") as log:
+        with self._log_path.open("xb") as log:  # in a folder for all, somebody else's file or link of this name is not followed
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment, start_new_session=True
             )
@@ -138,7 +142,7 @@ class LocalVllmServer:
             ready.cancel()
 
     async def _answers(self) -> None:
-        """Return when the server is up. Asked where it demands no key, which VLLM_API_KEY in its environment makes it do elsewhere."""
+        """Return when the server is up. Asked where it demands no key, which it does below /v1."""
         async with httpx.AsyncClient(base_url=self.url, timeout=5.0, trust_env=False) as client:
             while True:
                 with contextlib.suppress(httpx.TransportError):

@@ -29,7 +29,7 @@ from itool.logs import get_logger
 from itool.policy.model_folder import ModelFolder, adapter_digest
 from itool.policy.protocol import Sample
 from itool.policy.replicas import Conversations, Replicas, Resolve, Unavailable
-from itool.policy.server import BASE_MODEL
+from itool.policy.server import BASE_MODEL, KEY_VARIABLE
 
 ADAPTER_PREFIX = "adapter-"
 LOAD_PATH = "/v1/load_lora_adapter"
@@ -71,6 +71,7 @@ class VllmPolicy:
         adapter_dir: Path | None,
         *,
         policy: PolicyConfig,
+        key: str | None = None,
         failure: Callable[[], str | None] = lambda: None,
         should_stop: Callable[[], bool] = lambda: False,
         transport: httpx.AsyncBaseTransport | None = None,
@@ -82,7 +83,7 @@ class VllmPolicy:
         self._adapter_dir = adapter_dir
         self._failure = failure
         self._should_stop = should_stop
-        settings = client_settings(url, policy)
+        settings = client_settings(url, policy, key)
         self._url: str = settings["base_url"]
         self._slots = asyncio.Semaphore(policy.max_requests)
         self._client = httpx.AsyncClient(
@@ -353,9 +354,12 @@ class VllmPolicy:
         return InputError(f"the vLLM server at {self._url} refuses {self.served_name}: {message}")
 
 
-def client_settings(url: str, policy: PolicyConfig) -> dict[str, Any]:
-    """How a client of httpx reaches a server: its root, the key, and no proxy before one on this machine or in the same cluster."""
-    root, key = url.rstrip("/").removesuffix("/v1"), os.environ.get("VLLM_API_KEY")
+def client_settings(url: str, policy: PolicyConfig, key: str | None = None) -> dict[str, Any]:
+    """How a client of httpx reaches a server: its root, the key, and no proxy before one on this machine or in the same cluster.
+
+    `key` is that of a server of one's own; one elsewhere has it from the environment.
+    """
+    root, key = url.rstrip("/").removesuffix("/v1"), key or os.environ.get(KEY_VARIABLE)
     return {
         "base_url": root,
         "headers": {"Authorization": f"Bearer {key}"} if key else {},

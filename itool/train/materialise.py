@@ -31,6 +31,8 @@ NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
 MODEL_FILES = (
     "*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", NAMED_TEMPLATES, "tokenizer.model", "merges.txt", "*.tiktoken",
 )  # fmt: skip
+LONGEST_HEADER_BYTES = 100_000_000
+"""What the safetensors library reads of a header."""
 TEMPLATE_FILE = "chat_template.jinja"
 GENERATION_FILE = "generation_config.json"
 ModelKind = Literal["demo", "gguf", "folder", "hub"]
@@ -132,8 +134,9 @@ def _convert_gguf(path: Path, config: ModelConfig, target: Path) -> None:
     faults = (ValueError, LookupError, OverflowError, RuntimeError, OSError, struct.error, ImportError, StrictDataclassError)
     dtype = getattr(torch, config.dtype)
     try:
-        quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+        source: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
+        quantised = AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype, **source)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, **source)
     except faults as error:  # what the readers say of a file that is cut or damaged; nothing is written here
         raise InputError(f"{path} cannot be read as a GGUF model: {error}", remedy="Check the file, and that gguf is installed") from None
     plain_config = quantised.config
@@ -186,6 +189,8 @@ def check_model_folder(folder: Path, *, context_tokens: int, origin: str, templa
     config = read_json(folder / "config.json")
     if not isinstance(config.get("model_type"), str):
         raise InputError(f"{name}: config.json names no model_type", remedy="Give a folder in Hugging Face layout")
+    if (folder / "adapter_config.json").is_file():  # transformers would load it with the model, vLLM would not
+        raise InputError(f"{name} holds an adapter (adapter_config.json)", remedy="Merge it into the weights, or remove its files")
     _check_context(name, config, context_tokens)
     _check_weights(name, folder)
     require_tokenizer(name, folder)
@@ -218,14 +223,14 @@ def _is_whole(weights: Path) -> bool:
     size = weights.stat().st_size
     with weights.open("rb") as file:
         prefix = file.read(8)
-        if len(prefix) < 8 or (header_bytes := int.from_bytes(prefix, "little")) > size - 8:
+        if len(prefix) < 8 or (header_bytes := int.from_bytes(prefix, "little")) > min(size - 8, LONGEST_HEADER_BYTES):
             return False
         try:
             tensors = json.loads(file.read(header_bytes))
-        except ValueError:
+            ends = [tensor["data_offsets"][1] for tensor_name, tensor in tensors.items() if tensor_name != "__metadata__"]
+            return bool(size == 8 + header_bytes + max(ends, default=0))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return False
-    tensors.pop("__metadata__", None)
-    return bool(size == 8 + header_bytes + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0))
 
 
 def _has_chat_template(folder: Path) -> bool:

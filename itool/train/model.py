@@ -47,7 +47,7 @@ def load_model(model_dir: Path, *, dtype: Dtype = "float32") -> Any:
     transformers_logging.disable_progress_bar()  # two lines of noise for a second's work
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            model_dir, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True
+            model_dir, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"base model {model_dir} cannot be loaded: {error}", remedy="Run prepare again or check model.path") from None

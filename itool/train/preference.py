@@ -84,7 +84,7 @@ def train_preferences(
             plan=plan,
             settings=settings,
             workers=hooks.workers,
-            processing_class=AutoTokenizer.from_pretrained(model_dir, local_files_only=True),
+            processing_class=AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False),
         )
         hooks.on_loaded()
         trainer.freeze_reference(reference, hooks.should_stop)

@@ -159,7 +159,7 @@ def _train(
             plan=plan,
             batch_tokens=settings.batch_tokens,
             workers=hooks.workers,
-            processing_class=AutoTokenizer.from_pretrained(model_dir, local_files_only=True),
+            processing_class=AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False),
         )
         hooks.on_loaded()
         return run_updates(trainer, settings, hooks, output=output, identity=identity)

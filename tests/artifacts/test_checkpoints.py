@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from itool.artifacts.checkpoints import CHECKPOINT_NAME, Checkpoints
+from itool.artifacts.checkpoints import CHECKPOINT_NAME, CheckpointManifest, Checkpoints
+from itool.artifacts.manifest import describe_file
 from itool.artifacts.stage import Stage
 from itool.artifacts.store import Store
 from itool.errors import InputError, Interrupted
 from itool.stages import StageId
 from tests.artifacts.conftest import Run
+from tests.fakes.memory_store import MemoryStore
 
 PREFIX = "demo/i1/dpo/key"
 
@@ -53,6 +55,19 @@ def test_the_newest_is_used_and_the_last_two_are_kept(store: Store, tmp_path: Pa
     folders = {key.split("/")[5] for key in store.list(PREFIX)}
     assert folders == {"00000020-aaaa", "00000030-aaaa"}
     assert latest(store, tmp_path) == 30
+
+
+@pytest.mark.parametrize("path", ["{home}/.bashrc", "../../home/.bashrc", "optimizer/../../../home/.bashrc"])
+def test_a_checkpoint_writes_nothing_outside_its_folder(tmp_path: Path, path: str) -> None:
+    """S3 takes such keys, and who may write to the bucket can make such a checkpoint."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "evil").write_text("alias ls=evil")
+    store, folder, name = MemoryStore(), f"{PREFIX}/checkpoints/00000010-aaaa", path.format(home=tmp_path / "home")
+    store.upload(tmp_path / "evil", f"{folder}/{name}")
+    listed = CheckpointManifest.model_construct(done=10, files={name: describe_file(tmp_path / "evil")})
+    store.write(f"{folder}/{CHECKPOINT_NAME}", listed.model_dump_json().encode())
+    assert Checkpoints(store, PREFIX, "bbbb").latest(tmp_path / "scratch") is None
+    assert list((tmp_path / "home").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["weights", CHECKPOINT_NAME])

@@ -82,6 +82,14 @@ def test_an_endpoint_that_is_no_url_is_a_configuration_error(endpoint: str, monk
         S3Store("s3://bucket/x", StoreConfig())
 
 
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_an_endpoint_with_a_password_is_refused_and_not_named(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "http://user:hunter2@127.0.0.1:1")
+    with pytest.raises(ConfigError, match="holds a user or a password") as refused:
+        S3Store("s3://bucket/x", StoreConfig())
+    assert "hunter2" not in str(refused.value)
+
+
 class Refusing:
     """A client to whom the server says the same for ever, or for the first `times`."""
 

@@ -25,3 +25,11 @@ def test_without_a_width_every_run_is_one_line_under_a_title_of_one_line() -> No
     assert sum(runs[0].run in line for line in lines) == 3, "a row of each table, and the first run in a title"
     seeds = [result(f"m{seed}", "mcts_dpo", seed) for seed in (1, 2)]
     assert "Arms in points, mean over seeds ± standard deviation, 95 % t interval" in comparison_text(compare_runs(seeds), 80).splitlines()
+
+
+def test_what_looks_like_markup_in_a_setting_is_shown_as_it_is() -> None:
+    """An arm is named after the settings that tell it from others, paths among them."""
+    comparison = compare_runs([result("m1", seed=1), result("m2", seed=2)])
+    named = [row.model_copy(update={"arm": "mcts_dpo (data.path=[red]/x:dog:[/old])"}) for row in comparison.runs]
+    text = comparison_text(comparison.model_copy(update={"runs": named}))
+    assert text.count("(data.path=[red]/x:dog:[/old])") == 2

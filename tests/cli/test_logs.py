@@ -95,3 +95,12 @@ def test_of_a_stages_attempts_the_newest_of_the_last_iteration_is_shown() -> Non
     assert Wanted("generate", iteration=2).choose(there) == [(2, 0, 2), (2, 1, 1)]
     assert Wanted("generate", attempt=3).choose(there) == [(1, 0, 3)]
     assert Wanted("generate", iteration=3).choose(there) == []
+
+
+def test_a_line_that_looks_like_a_pods_heading_is_a_line(tmp_path: Path) -> None:
+    """A stage writes whatever it likes, also what is no text."""
+    store, heading = FolderStore(tmp_path), b"== pod demo-i1-generate-1-0-x7k2p on n1, ended\n"
+    store.write("demo/logs/i1-generate-1.log", heading + b"one\n== pod \xff on n1, ended\n== pod \x1b[2J\n")
+    logs = ClusterLogs(RunConfig(), store, cast(Any, Gone()), Wanted("generate"))
+    (text,) = logs.new_texts()
+    assert (text.pod, text.stored) == ("demo-i1-generate-1-0-x7k2p", store.read("demo/logs/i1-generate-1.log"))

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import resource
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -99,6 +100,22 @@ def test_a_holder_elsewhere_is_not_looked_for_among_the_processes_here(tmp_path:
         pytest.raises(DependencyError, match=r"run demo is held on elsewhere\. Run `itoolctl cancel demo` there"),
     ):
         FolderLease(tmp_path / "demo" / "lock").request_stop()
+
+
+@pytest.mark.parametrize("named", [{"pid": -1}, {"pid": 0}, {"pid": "1"}, {}])
+def test_a_lock_that_names_no_process_sends_no_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: dict[str, object]) -> None:
+    """Whoever may write to the root can write -1 there, which is every process of who cancels."""
+    monkeypatch.setattr("os.kill", lambda *_: pytest.fail("a signal to a stranger"))
+    lock = tmp_path / "demo" / "lock"
+    lock.parent.mkdir()
+    with lock.open("w") as holding:
+        fcntl.flock(holding, fcntl.LOCK_EX)
+        json.dump({"host": socket.gethostname(), **named}, holding)
+        holding.flush()
+        with pytest.raises(DependencyError, match=r"names no process that holds run demo\. Stop it where it was started"):
+            FolderLease(lock).request_stop()
+        with pytest.raises(LeaseHeld):
+            FolderLease(lock, sleep=lambda _: pytest.fail("waits as for a dead one")).acquire()
 
 
 def test_who_only_looks_is_not_taken_for_a_holder(tmp_path: Path) -> None:

@@ -264,6 +264,7 @@ def test_the_end_of_a_log_becomes_one_line() -> None:
     assert explain_end(1, b'{"event": "stage failed", "error": "disk is full"}\n') == "disk is full"
     assert explain_end(-15, b"") == "ended by SIGTERM"
     assert explain_end(1, b"") == ""
+    assert explain_end(1, b"[" * 9000) == "[" * 9000, "what a model has said, say"
     assert explain_end(74, b"error: cannot use /data: full\n") == "cannot use /data: full"
     assert explain_end(74, b'{"event": "update 3 of 40"}\n').startswith("the disk is full")
 

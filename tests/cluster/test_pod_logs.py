@@ -179,6 +179,13 @@ def test_the_progress_of_a_training_over_nodes_is_that_of_its_first_pod_whatever
     logs.close(0.0)
 
 
+@pytest.mark.parametrize("done", [b"1" * 400, b"[" * 9000, b"null", b'"x"'])
+def test_a_line_that_only_looks_like_progress_is_none(done: bytes) -> None:
+    assert last_progress(
+        b'{"event": "progress", "done": 1, "total": 3}\n{"event": "progress", "total": 3, "done": ' + done + b"}\n"
+    ) == Progress(1, 3, "")
+
+
 def test_of_many_pods_only_those_that_end_are_read() -> None:
     logs, store, cluster = made([FIRST])
     running, other = pod("a"), pod("b")

@@ -168,6 +168,16 @@ def test_a_conversation_that_the_template_refuses_names_its_example(chatml: Any)
         chat.render_prompt(chatml, example)
 
 
+@pytest.mark.parametrize(
+    "hostile",
+    ["{{ 1 // 0 }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ ''.__class__.__mro__ }}"],
+)
+def test_a_template_that_fails_in_its_own_way_is_refused(tmp_path: Path, hostile: str) -> None:
+    tokenizer = chat.load_tokenizer(write_tokenizer(tmp_path, hostile, CHATML_TOKENS, "<|im_end|>"))
+    with pytest.raises(InputError, match="the model's chat template refuses"):
+        chat.render_prompt(tokenizer, EXAMPLE)
+
+
 def test_a_message_that_the_template_would_pass_over_is_refused(tmp_path: Path) -> None:
     """As Phi 3's template does with tool results: the answer would be learned without what it answers."""
     silent = CHATML.replace("{{ raise_exception('no tool turns here') }}{%- endif -%}", "{%- continue -%}{%- endif -%}")

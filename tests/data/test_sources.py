@@ -13,7 +13,9 @@ import pytest
 from itool.config import DataConfig
 from itool.data.sources.load import Loaded, load_examples
 from itool.data.sources.schema import normalise_parameters, type_to_schema
+from itool.data.sources.toolbench import read_action
 from itool.errors import InputError, StorageError
+from itool.records import ToolCall
 
 TRENDS = {
     "name": "Market Trends API",
@@ -210,6 +212,12 @@ def test_toolbench_actions_become_calls_and_finish_becomes_text(tmp_path: Path) 
     assert [(m.role, m.content) for m in text.messages][1:] == [("assistant", call.response), ("tool", '{"t": 12}')]
     assert loaded.repeated == 1
     assert call.id.partition("#")[0] == text.id.partition("#")[0] != call.id
+
+
+def test_toolbench_reads_an_action_in_time_proportional_to_its_text() -> None:
+    """A model that goes on with empty lines alone: a search that begins at each of them would not end today."""
+    assert read_action("Action: f" + "\n" * 1_000_000) is None
+    assert read_action("Action: f\n\n  Action Input: {}") == ToolCall(name="f")
 
 
 def test_toolbench_counts_what_it_cannot_use(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
+from typing import cast
 
+import httpx
 import pytest
 
 from itool.config import PolicyConfig
@@ -13,6 +15,7 @@ from itool.errors import DependencyError, Interrupted
 from itool.policy import server
 from itool.policy.model_folder import read_model_folder
 from itool.policy.opening import open_policy
+from itool.policy.vllm import VllmPolicy
 from tests.fakes.waiting import lives, wait_until
 from tests.policy.conftest import CONTEXT, SERVED, Folders
 
@@ -35,14 +38,20 @@ if sys.argv[1] != "-c":
 """
 
 DEMANDS_ITS_KEY = """#!{python} -I
-import http.server, os, sys
+import http.server, json, os, sys
 if sys.argv[1] == "-c":
     sys.exit()
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(401 if self.path.startswith("/v1") and os.environ.get("VLLM_API_KEY") else 200)
+        known = self.headers["Authorization"] == "Bearer " + os.environ["VLLM_API_KEY"]
+        self.send_response(200 if known or not self.path.startswith("/v1") else 401)
         self.end_headers()
+        logprobs = {{"top_logprobs": [{{"token_id:0": -1.0, "token_id:1": -1.0}}]}}
+        choice = {{"index": 0, "finish_reason": "length", "logprobs": logprobs}}
+        self.wfile.write(json.dumps({{"data": [{{"id": "base"}}], "choices": [choice]}}).encode())
+
+    do_POST = do_GET
 
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
 """
@@ -97,3 +106,33 @@ def test_a_key_in_the_environment_does_not_hide_that_the_server_is_up(
             pass
 
     asyncio.run(start())
+
+
+def test_a_server_of_ones_own_answers_nobody_else_on_this_machine(folders: Folders, asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could be told to load an adapter, or to forget ours."""
+    serve_with(DEMANDS_ITS_KEY, asked, monkeypatch)
+
+    async def ask() -> int:
+        async with (
+            open_policy(folders.model, None, SERVED, PolicyConfig(backend="vllm", startup_seconds=20)) as policy,
+            httpx.AsyncClient(base_url=cast(VllmPolicy, policy)._url, trust_env=False) as somebody,
+        ):
+            return (await somebody.get("/v1/models")).status_code
+
+    assert asyncio.run(ask()) == 401
+
+
+def test_the_log_of_a_server_follows_no_link(folders: Folders, asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder for all, anybody can have laid one to a file of ours."""
+    serve_with(DEAD, asked, monkeypatch)
+    (asked.parent / "mine").write_text("dear")
+    (asked.parent / "log").symlink_to(asked.parent / "mine")
+    folder = read_model_folder(folders.model, context_tokens=CONTEXT)
+
+    async def start() -> None:
+        async with server.LocalVllmServer(folder, asked.parent / "log", model=SERVED, policy=PolicyConfig()):
+            pytest.fail("the server answered")
+
+    with pytest.raises(FileExistsError):
+        asyncio.run(start())
+    assert (asked.parent / "mine").read_text() == "dear"

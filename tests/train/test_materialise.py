@@ -30,6 +30,11 @@ def config(path, **more):
     return ModelConfig(path=str(path), context_tokens=128, max_response_tokens=16, **more)
 
 
+def header(text: str) -> bytes:
+    """A safetensors file of nothing but a header."""
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
 def test_a_folder_is_copied_without_what_a_model_does_not_need(base, tmp_path):
     (base / "optimizer.pt").write_bytes(b"x")
     materialise(config(base), tmp_path / "target")
@@ -49,12 +54,35 @@ def test_a_folder_is_copied_without_what_a_model_does_not_need(base, tmp_path):
         (lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1]), "truncated"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
         (lambda folder: (folder / "chat_template.jinja").unlink(), "no chat template"),
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "not readable JSON"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(header("[" * 100_000)), "truncated or damaged"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(header('{"x": {"data_offsets": 7}}')), "truncated or damaged"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(header("[]")), "truncated or damaged"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{}"), r"holds an adapter \(adapter_config\.json\)\. Merge it"),
     ],
 )
 def test_a_missing_part_is_named(base, tmp_path, broken, message):
     broken(base)
     with pytest.raises(InputError, match=message):
         materialise(config(base), tmp_path / "target")
+
+
+def test_a_models_own_code_is_neither_run_nor_asked_about(base, tmp_path, monkeypatch):
+    """Left to its default, transformers asks whoever sits at the terminal whether it may run what lies in the folder."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asks"))
+    code = f"open({str(tmp_path / 'ran')!r}, 'w')\nOwn = OwnTokenizer = object\n"
+    (base / "own.py").write_text(code)
+    settings = json.loads((base / "config.json").read_text())
+    own = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}
+    (base / "config.json").write_text(json.dumps(settings | {"model_type": "own", "auto_map": own}))
+    with pytest.raises(InputError, match="contains custom code"):
+        load_model(base)
+    (base / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}})
+    )
+    with pytest.raises(InputError, match="contains custom code"):
+        load_tokenizer(base)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_context_beyond_the_models_is_refused(base, tmp_path):

@@ -22,7 +22,7 @@ from itool.records import Message, Tool, ToolCall
 
 SOURCE = "toolbench"
 FINISH = "Finish"
-_ACTION = re.compile(r"Action:[ \t]*(?P<name>[^\n]*)\n+\s*Action Input:\s*(?P<input>.*)", re.DOTALL)
+_ACTION = re.compile(r"Action:[ \t]*(?P<name>[^\n]*)\n\s*+Action Input:\s*(?P<input>.*)", re.DOTALL)
 
 
 def convert(rows: Iterator[Row]) -> Iterator[Converted]:
