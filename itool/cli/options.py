@@ -219,7 +219,7 @@ def _continued(
 ) -> RunConfig:
     """The stored configuration with what was given now; its own root is the one that it was found under."""
     from itool.cluster.controller import config_key  # noqa: PLC0415
-    from itool.config import merge_config, parse_config  # noqa: PLC0415
+    from itool.config import parse_config  # noqa: PLC0415
     from itool.errors import ConfigError  # noqa: PLC0415
 
     origin = f"{store.root}/{config_key(run)}"
@@ -227,7 +227,7 @@ def _continued(
         parse_config(stored, origin=origin)
     except ConfigError as error:  # not the options' fault
         raise ConfigError(str(error), remedy=f"Use the itool that has written it. {OTHER_FILE}") from None
-    return merge_config(stored | {"root": root or DEFAULT_ROOT}, sets or [], options, origin=origin)
+    return parse_config(stored | {"root": root or DEFAULT_ROOT}, sets, options, origin=origin)
 
 
 def _stored_document(run: str, store: Store) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from itool.artifacts.local_files import file_fingerprints
 from itool.artifacts.manifest import FileEntry, Manifest, artifact_prefix, manifest_key
 from itool.artifacts.resolve import Resolution, StoreListing, forget_done, observe, resolve, resolve_observed, resolve_one, shard_prefix
 from itool.artifacts.store import FolderStore
-from itool.config import RunConfig, merge_config, parse_config
+from itool.config import RunConfig, parse_config
 from itool.names import StageName
 from itool.stages import STAGES, StageId, artifact_key, flatten, inputs_of, settings_of, stage_ids
 from tests.fakes.counted_store import CountedStore
@@ -200,7 +200,7 @@ CONTROL = {"method": "sft_continued"}
 def test_a_setting_reruns_only_the_stages_that_read_it_under_the_other_settings(
     before: dict[str, object], change: str, reread: list[str]
 ) -> None:
-    config, changed = configured(**before), merge_config({"iterations": 1} | copy.deepcopy(before), [change], origin="test")
+    config, changed = configured(**before), parse_config({"iterations": 1} | copy.deepcopy(before), [change])
     assert settings_of(config, "report") == settings_of(changed, "report")
     keys = [
         [(stage.name, artifact_key(c, stage, dict.fromkeys(inputs_of(c, stage), ""))) for stage in stage_ids(c)] for c in (config, changed)
