@@ -101,7 +101,7 @@ def resolve_one(store: Store, config: RunConfig, stage: StageId, key: str) -> di
     settings = _settings_of(config, stage.name, observed, [])
     for found in itertools.product(*(_on_hand(config, source, observed) for source in sources.values())):
         refs = {role: manifest.ref() for role, (_, manifest) in zip(sources, found, strict=True)}
-        if artifact_key(config, stage, {role: ref.digest for role, ref in refs.items()}, settings=settings) == key:
+        if artifact_key(stage, settings, {role: ref.digest for role, ref in refs.items()}) == key:
             own = Resolution(stage, "missing", "has not run yet", key, prefix, inputs=refs, shards=shards_of(config, stage))
             inputs = (_done(m, folder, "up to date", m.inputs) for folder, m in found)
             return {own.stage: own} | {source.stage: source for source in inputs}
@@ -110,8 +110,8 @@ def resolve_one(store: Store, config: RunConfig, stage: StageId, key: str) -> di
 
 def _resolve_begun(config: RunConfig, observed: StoreListing, stage: StageId, key: str) -> dict[StageId, Resolution] | None:
     """The run in which this stage has this key, also when local files have changed since it was begun."""
-    prepared = [manifest for manifest in observed.manifests.values() if manifest.stage == "prepare"]
-    for files in ({file: manifest.settings.get(file) for file in observed.files} for manifest in prepared):
+    for prepared in [manifest for manifest in observed.manifests.values() if manifest.stage == "prepare"]:
+        files = {file: prepared.settings.get(file) for file in observed.files}
         resolutions = resolve_observed(config, replace(observed, files=files))
         if resolutions[stage].key == key:
             return resolutions
@@ -288,7 +288,7 @@ def _resolve_stage(
     if waiting:
         return Resolution(stage, "waiting", _waiting_reason(waiting, settings, siblings))
     refs = {role: artifact for role, source in inputs.items() if (artifact := source.artifact) is not None}
-    key = artifact_key(config, stage, {role: ref.digest for role, ref in refs.items()}, settings=settings)
+    key = artifact_key(stage, settings, {role: ref.digest for role, ref in refs.items()})
     for run in _runs(config):
         found = _find(run, stage, key, refs, observed, root=config.root, reused=run != config.run)
         if found is not None:
