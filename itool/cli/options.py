@@ -153,20 +153,21 @@ def run_names(root: str | None, *, hurried: bool = False) -> list[str]:
 
     store = open_root(root, hurried=hurried)
     if isinstance(store, FolderStore):
-        return _folders_with(CONFIG_NAME, store)
+        return _run_folders(store)
     return sorted(key.partition("/")[0] for key in store.list("") if key.count("/") == 1 and key.endswith(f"/{CONFIG_NAME}"))
 
 
-def _folders_with(name: str, store: FolderStore) -> list[str]:
-    """The folders of a root that hold a file, and those named as a run that do not say: whoever reads them is told why."""
+def _run_folders(store: FolderStore) -> list[str]:
+    """The folders of a root that hold a configuration, and those named as a run that do not say: whoever reads them is told why."""
     from itool.artifacts.disk import storage_error  # noqa: PLC0415
     from itool.artifacts.store import list_folder  # noqa: PLC0415
+    from itool.cluster.controller import config_key  # noqa: PLC0415
     from itool.config import RUN_NAME  # noqa: PLC0415
     from itool.errors import StorageError  # noqa: PLC0415
 
     def has(folder: str) -> bool:
         try:
-            return store.size(f"{folder}/{name}") is not None
+            return store.size(config_key(folder)) is not None
         except StorageError:
             return re.fullmatch(RUN_NAME, folder) is not None  # no run is the lost+found of a disk
 

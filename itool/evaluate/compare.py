@@ -7,7 +7,6 @@ is measured at the iteration that its validation set chose.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,10 +80,6 @@ class Comparison(Part):
     runs: list[RunRow]
     arms: list[ArmRow]
     notes: list[str]
-
-    def as_json(self) -> str:
-        """The comparison as one JSON object."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 @dataclass(frozen=True)
