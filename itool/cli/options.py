@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from itool.errors import InputError
 
 OTHER_FILE = "Give the run's file with --config"
-ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
 class Output(StrEnum):
@@ -234,6 +233,7 @@ def _continued(
 def _stored_document(run: str, store: Store) -> dict[str, Any] | None:
     import yaml  # noqa: PLC0415
 
+    from itool.artifacts.store import ENDPOINT_VARIABLES  # noqa: PLC0415
     from itool.cluster.controller import config_key  # noqa: PLC0415
     from itool.config_yaml import read_yaml  # noqa: PLC0415
     from itool.errors import InputError  # noqa: PLC0415
