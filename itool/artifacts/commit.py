@@ -134,10 +134,12 @@ def _join_shards(store: Store, prefix: str, shards: int, scratch: Path, check: C
         whole = _add_manifests(manifests)
         check(whole.counts)
         files = [(folder, manifest, path) for folder, manifest in zip(folders, manifests, strict=True) for path in manifest.files]
-        fetched = pool.map(
-            lambda item: fetch_file(store, item[0], item[1], item[2], Path(parts) / item[0].rpartition("/")[2] / item[2]), files
-        )
-        for (_, _, path), part in zip(files, fetched, strict=True):
+
+        def get(file: tuple[str, Manifest, str]) -> Path:
+            folder, manifest, path = file
+            return fetch_file(store, folder, manifest, path, Path(parts) / folder.rpartition("/")[2] / path)
+
+        for (_, _, path), part in zip(files, pool.map(get, files), strict=True):
             _append(part, joined / path)
             part.unlink()
     return commit(store, prefix, joined, whole)
