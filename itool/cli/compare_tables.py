@@ -57,10 +57,8 @@ def _accuracy_table(comparison: Comparison) -> Table:
 
 
 def _difference_table(comparison: Comparison) -> Table:
-    first = comparison.runs[0].run if comparison.runs else "the first run"
-    table = _table(
-        f"Points over the own warm-up (gain) and over {first}", ("Run",), ("Warm-up", "Gain", "To first", "", "p", "Tokens", "Updates")
-    )
+    title = f"Points over the own warm-up (gain) and over {comparison.runs[0].run}"
+    table = _table(title, ("Run",), ("Warm-up", "Gain", "To first", "", "p", "Tokens", "Updates"))
     for row in comparison.runs:
         to = row.to_first
         chance = "" if to is None or to.p_value is None else "<0.001" if to.p_value < 0.001 else f"{to.p_value:.3f}"

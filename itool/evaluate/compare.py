@@ -94,13 +94,13 @@ class _Entry:
 def compare_runs(reports: Sequence[Report], *, outdated: Collection[str] = ()) -> Comparison:
     """Set runs side by side; the first is what the others are measured against. `outdated` names runs that have changed since their report.
 
-    Raises InputError for a run without a held-out evaluation.
+    Needs at least one. Raises InputError for a run without a held-out evaluation.
     """
     arms = arm_names([report.config for report in reports])
     entries = [_Entry(report, _evaluation(report), arm) for report, arm in zip(reports, arms, strict=True)]
     rows = [_run_row(entry, _difference(entries[0], entry) if index else None) for index, entry in enumerate(entries)]
     by_arm = {arm: [entry for entry in entries if entry.arm == arm] for arm in dict.fromkeys(arms)}
-    first = next(iter(by_arm.values()), [])
+    first = by_arm[arms[0]]
     table = [_arm_row([row for row in rows if row.arm == arm], own, [] if own is first else first) for arm, own in by_arm.items()]
     return Comparison(runs=rows, arms=table, notes=[*_outdated(outdated), *_notes(rows, table)])
 
