@@ -162,7 +162,7 @@ class Stage:
         """Add to the tokens that this stage sampled, trained on or scored."""
         self._tokens += count
 
-    def progress(self, done: int, total: int, unit: str = "", **figures: Any) -> None:
+    def progress(self, done: int, total: int, unit: str, **figures: Any) -> None:
         """Report progress; at most two events a second reach the log, and always the last one."""
         self._progress.report(done, total, unit, **figures)
 
