@@ -352,8 +352,8 @@ def _stale_reason(stage: StageId, settings: dict[str, Any], refs: dict[str, Arti
     """Which settings or inputs differ from the artifact that differs least."""
     nearest = _nearest(settings, refs, siblings)
     changes = _setting_changes(nearest, settings)
-    changes += [f"input {role} ({refs[role].id}) changed" for role in _changed_inputs(nearest, refs) if role in refs]
-    changes += [f"input {role} is no longer read" for role in nearest.inputs if role not in refs]
+    for role in _changed_inputs(nearest, refs):
+        changes.append(f"input {role} ({refs[role].id}) changed" if role in refs else f"input {role} is no longer read")
     version = STAGES[stage.name].version
     if nearest.stage_version != version:
         changes.append(f"code of the stage {nearest.stage_version} -> {version}")
@@ -386,8 +386,10 @@ def _name_file(name: str, settings: dict[str, Any]) -> str:
 
 
 def _changed_inputs(old: Manifest, refs: dict[str, ArtifactRef]) -> list[str]:
-    roles = [*refs, *(role for role in old.inputs if role not in refs)] if refs else []
-    return [role for role in roles if role not in refs or role not in old.inputs or old.inputs[role].digest != refs[role].digest]
+    """Inputs that differ, those of the artifact alone last; none while the stage waits for its own."""
+    before = {role: ref.digest for role, ref in old.inputs.items()}
+    now = {role: ref.digest for role, ref in refs.items()}
+    return [role for role in now | before if now.get(role) != before.get(role)] if refs else []
 
 
 def _show(value: Any) -> str:

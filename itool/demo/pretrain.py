@@ -180,7 +180,8 @@ def _phase_draft(rng: random.Random, progress: float, openness: float) -> Draft:
     """A draft of the current phase; one in five is already of the last. Open names come last, when all phases are behind."""
     if openness:
         return draft_example(rng, openness=openness)
-    _, largest, calls = PHASES[-1] if rng.random() < 0.2 else next(phase for phase in PHASES if progress <= phase[0] or phase is PHASES[-1])
+    current = next((phase for phase in PHASES if progress <= phase[0]), PHASES[-1])
+    _, largest, calls = PHASES[-1] if rng.random() < 0.2 else current
     return draft_example(rng, largest=largest, most_calls=calls)
 
 
