@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from itool.cli.options import Output, OutputOption, RootOption, no_such_run, note, open_root, print_json
-from itool.cli.tables import columns, duration, size, terminal_width
+from itool.cli.tables import columns_or_below, duration, size, terminal_width
 
 if TYPE_CHECKING:
     from itool.artifacts.catalogue import CatalogueEntry
@@ -38,8 +38,9 @@ def ls(
     if not entries:
         note(f"There is no artifact in {store.root}.")
         return
-    header = ["artifact", "digest", "size", "time", ""]
-    typer.echo(columns(header, [_cells(entry) for entry in entries], right=["size", "time"], fold="", width=terminal_width()))
+    rows = [_cells(entry) for entry in entries]
+    header, right, width = ["artifact", "digest", "size", "time", ""], ["size", "time"], terminal_width()
+    typer.echo(columns_or_below(header, rows, right=right, below=[""], details=lambda row: row[""] or "", width=width))
 
 
 @app.command("show")

@@ -24,7 +24,7 @@ from itool.cli.options import (
     given_config,
     print_json,
 )
-from itool.cli.tables import columns, duration, folded, terminal_width
+from itool.cli.tables import columns_or_below, duration, folded, terminal_width
 from itool.names import Backend
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ SHOWN_PODS = 8
 FOLDED_ITERATIONS = 3
 BELOW = ("pod", "node", "reason")
 """Columns that a table for a narrow terminal has no room for."""
-INDENT = "    "
 HEADER = ("stage", "state", "time", "attempt", "pod", "node", "age", "progress", "reason")
 CLEAR_SCREEN = "\x1b[H\x1b[2J"
 
@@ -112,7 +111,8 @@ def as_text(found: RunStatus, *, with_problem: bool = True, width: int | None = 
     rows += [_pod_cells("vLLM", row) for row in found.serving or ()]
     rows += [_pod_cells("controller", row) for row in found.controller_pods if row.state != "succeeded"]
     used = [index for index, name in enumerate(HEADER) if name in ("stage", "state", "reason") or any(row[index] for row in rows)]
-    table = _table([HEADER[index] for index in used], [[row[index] for index in used] for row in rows], width)
+    header, cells = [HEADER[index] for index in used], [[row[index] for index in used] for row in rows]
+    table = columns_or_below(header, cells, right=("time", "attempt", "age"), below=BELOW, details=_details, width=width)
     holder = found.controller
     worker = f"process {holder.get('pid')} on {holder.get('host')} works on it" if holder else "nothing works on it"
     if "lock" in found.unread:
@@ -122,20 +122,6 @@ def as_text(found: RunStatus, *, with_problem: bool = True, width: int | None = 
         line = f"run {found.run}: {'only its Jobs' if found.stages else 'nothing of it'} can be seen"
     said = [line, found.problem] if found.problem and with_problem else [line]
     return "\n".join([table, "", *(part for text in said for part in folded(text, width, indent="  "))])
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str | None]], width: int | None) -> str:
-    """One line per row; where that is too wide, pod, node and reason stand below it."""
-    right = [name for name in header if name in ("time", "attempt", "age")]
-    whole = columns(header, rows, right=right, fold="reason", width=width)
-    if width is None or max(map(len, whole.splitlines())) <= width:
-        return whole
-    kept = [name for name in header if name not in BELOW]
-    cells = [dict(zip(header, row, strict=True)) for row in rows]
-    shown, *lines = ([line] for line in columns(kept, [[row[name] for name in kept] for row in cells], right=right).splitlines())
-    for row, line in zip(cells, lines, strict=True):
-        shown += [*line, *(f"{INDENT}{part}" for part in folded(_details(row), width - len(INDENT), indent="  ") if part)]
-    return "\n".join(shown)
 
 
 def _details(row: Mapping[str, str | None]) -> str:

@@ -6,12 +6,13 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 
 NARROWEST_TERMINAL = 80
 NARROWEST_FOLDED = 24
 NARROWEST_NAMES = 12
+INDENT = "    "
 _COMMAND = re.compile(r"`[^`]*`")
 
 
@@ -49,6 +50,27 @@ def columns(
             ]
             lines.append("  ".join(aligned).rstrip())
     return "\n".join(lines)
+
+
+def columns_or_below(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str | None]],
+    *,
+    right: Sequence[str],
+    below: Sequence[str],
+    details: Callable[[Mapping[str, str | None]], str],
+    width: int | None,
+) -> str:
+    """One line per row, the last column folded; where that is too wide, the columns `below` stand below it, as `details` puts them."""
+    whole = columns(header, rows, right=right, fold=header[-1], width=width)
+    if width is None or max(map(len, whole.splitlines())) <= width:
+        return whole
+    kept = [name for name in header if name not in below]
+    cells = [dict(zip(header, row, strict=True)) for row in rows]
+    shown, *lines = ([line] for line in columns(kept, [[row[name] for name in kept] for row in cells], right=right).splitlines())
+    for row, line in zip(cells, lines, strict=True):
+        shown += [*line, *(f"{INDENT}{part}" for part in folded(details(row), width - len(INDENT), indent="  ") if part)]
+    return "\n".join(shown)
 
 
 def folded(text: str, width: int | None, *, indent: str = "") -> list[str]:

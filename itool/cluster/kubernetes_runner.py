@@ -225,6 +225,8 @@ class KubernetesRunner:
     def _with_culprit(self, job: str, states: Sequence[PodState]) -> list[PodState]:
         """A failed Job's pods as the server has them: its failure may be heard of before, or without, the end of the pod that failed it."""
         pods, _ = self.cluster.list("pods", f"{JOB_LABEL}={job}", trim=trim_pod)
+        for pod in pods:
+            self.cache.put("pods", pod)  # whose logs are then waited for
         return list({state.name: state for state in [*states, *map(pod_state, pods)]}.values())
 
     def _keep_meeting_point(self, task: Task) -> None:
@@ -251,8 +253,8 @@ class KubernetesRunner:
         name, now = job["metadata"]["name"], self.clock()
         turn_at, held_back = self._turn_at(job, states), job["spec"].get("suspend")
         waits = [(max(state.created_at, turn_at), state.reason) for state in states if state.phase == "pending"]
-        if not held_back and (found.refused or (found.phase == "pending" and not states)):
-            waits.append((self._podless_since.setdefault(name, now), found.reason))
+        if not held_back and (found.refusal or (found.phase == "pending" and not states)):
+            waits.append((self._podless_since.setdefault(name, now), found.refusal or found.reason))
         elif held_back or pods_at_once(job) == 1 or not lacks_pods(job, states):  # workers that end for want of another end no refusal
             self._podless_since.pop(name, None)
         verdict = hopeless(job, states, waits, now, self.config.kubernetes.pending_seconds)

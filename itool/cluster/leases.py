@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from itool.artifacts.disk import storage_error, storage_remedy
+from itool.artifacts.disk import storage_error
 from itool.artifacts.store import Store
 from itool.commands import itoolctl
-from itool.errors import ArtifactError, DependencyError, StorageError
+from itool.errors import ArtifactError, DependencyError
 from itool.logs import get_logger
 
 log = get_logger(__name__)
@@ -100,8 +100,7 @@ class FolderLease:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            remedy = storage_remedy(error) or "Give a writable --root"
-            raise StorageError(f"folder {self.path.parent} cannot be written: {error.strerror}", remedy=remedy) from None
+            raise storage_error(error, self.path) from None
         with contextlib.ExitStack() as unless_held:
             unless_held.callback(os.close, descriptor)
             self._wait_for_lock(descriptor)

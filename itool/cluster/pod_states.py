@@ -7,6 +7,7 @@ waiting state or only in events, and are found here.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ class PodState:
 class JobState:
     """One Job: what its pods make of it. `exit_code` and `reason` are those of the pod that ended it.
 
-    `refused`: its next pod cannot be created, by a quota or an admission rule.
+    `refusal` says why its next pod cannot be created (a quota, an admission rule).
     """
 
     name: str
@@ -71,7 +72,7 @@ class JobState:
     exit_code: int | None = None
     started_at: float = 0.0
     ended_at: float | None = None
-    refused: bool = False
+    refusal: str = ""
 
 
 def pod_state(pod: Object, events: Sequence[Object] = ()) -> PodState:
@@ -110,8 +111,8 @@ def job_state(job: Object, states: Sequence[PodState], events: Sequence[Object] 
     phase: Phase = "running" if any(state.phase == "running" for state in states) else "pending"
     if not states and _has_begun(job):
         return JobState(name, "running", "", None, started_at)  # between a pod's end and the Job's
-    refusal = _refusal(job, states, events)
-    return JobState(name, phase, one_line(_job_reason(job, states, refusal)), None, started_at, refused=bool(refusal))
+    refusal = one_line(_refusal(job, states, events))
+    return JobState(name, phase, one_line(_job_reason(job, states, refusal)), None, started_at, refusal=refusal)
 
 
 def ended_well(job: Object) -> int:
@@ -131,6 +132,15 @@ def pods_at_once(job: Object) -> int:
 def lacks_pods(job: Object, states: Sequence[PodState]) -> bool:
     """Whether fewer of a Job's pods are alive than it needs at the same time."""
     return sum(state.phase in ("pending", "running") for state in states) < pods_at_once(job)
+
+
+def culprit_of(job: Object, states: Sequence[PodState]) -> PodState | None:
+    """The last pod that failed; of those that train together rather the one that the others have lost, after which they end with 69."""
+    last = _last_failed(states)
+    if last is None or last.exit_code != DependencyError.exit_code or pods_at_once(job) == 1:
+        return last
+    beside = [state for state in states if state.exit_code not in _NO_CAUSE and _end_time(state) >= (last.started_at or last.created_at)]
+    return _last_failed(beside) or last
 
 
 def events_by_object(events: Iterable[Object]) -> dict[str, list[Object]]:
@@ -206,7 +216,9 @@ def _ending(pod: Object) -> dict[str, Any]:
         for found in _all_statuses(pod.get("status") or {})
         if "terminated" in (found.get("state") or {}) and not _is_sidecar(pod, found["name"])
     ]
-    return next((found for found in ended if found.get("exitCode")), ended[-1] if ended else {})
+    failed = [found for found in ended if found.get("exitCode")]
+    first = min(failed, key=lambda found: seconds(found.get("finishedAt")) or math.inf, default=None)  # they are listed by name
+    return first or (ended[-1] if ended else {})
 
 
 def _disruption(pod: Object) -> str:
@@ -255,10 +267,16 @@ def _container_trouble(found: Object) -> str:
 
 
 def _running_trouble(pod: Object, events: Sequence[Object]) -> str:
-    """What a running pod still lacks: a container that crashes or waits, or readiness."""
+    """What a running pod still lacks: a container that crashes or waits, the end of one that was added to it, or readiness."""
     trouble = next((text for found in _all_statuses(pod["status"]) if (text := _container_trouble(found))), "")
     if trouble or _condition(pod, "Ready").get("status") == "True":
         return trouble
+    containers = {found["name"]: found.get("state") or {} for found in _statuses(pod["status"], "containerStatuses")}
+    over, others = ([name for name, state in containers.items() if kind in state] for kind in ("terminated", "running"))
+    if over and others:
+        ended = containers[over[0]]["terminated"]
+        outcome = told_outcome(ended.get("exitCode"), last_words(ended.get("message") or ""))
+        return f"{over[0]} ended with {outcome}; its pod waits for the end of {', '.join(others)}"
     probes = [event for event in events if event.get("reason") == "Unhealthy"]
     if probes:
         return f"not ready: {probes[-1].get('message', '')}"
@@ -286,7 +304,7 @@ def _job_failure(job: Object, failed: Object, states: Sequence[PodState]) -> tup
     code = re.search(r"exit code (\d+)", message)
     if code and not named:  # the pod is gone
         return int(code[1]), f"{failed.get('reason', '')}: {message}"
-    culprit = _culprit(job, named or [state for state in culprits if not state.stopped] or culprits)
+    culprit = culprit_of(job, named or [state for state in culprits if not state.stopped] or culprits)
     return (culprit.exit_code, culprit.reason) if culprit else (None, f"{failed.get('reason', '')}: {message}")
 
 
@@ -305,7 +323,7 @@ def _job_reason(job: Object, states: Sequence[PodState], refusal: str) -> str:
     told = next((state.reason for state in active if state.reason), "")
     if active or refusal:
         return told or refusal
-    last = _culprit(job, states)
+    last = culprit_of(job, states)
     if last is not None:
         return f"pod {last.name} ended with {last.outcome}; the next one follows after a pause"
     return NEXT_POD if ended_well(job) else FIRST_POD
@@ -319,15 +337,6 @@ def _refusal(job: Object, states: Sequence[PodState], events: Sequence[Object]) 
     if last is not None and event_time(refused[-1]) <= _end_time(last):
         return ""
     return f"no pod can be created: {refused[-1].get('message', '')}"
-
-
-def _culprit(job: Object, states: Sequence[PodState]) -> PodState | None:
-    """The last pod that failed; of those that train together rather the one that the others have lost, after which they end with 69."""
-    last = _last_failed(states)
-    if last is None or last.exit_code != DependencyError.exit_code or pods_at_once(job) == 1:
-        return last
-    beside = [state for state in states if state.exit_code not in _NO_CAUSE and _end_time(state) >= (last.started_at or last.created_at)]
-    return _last_failed(beside) or last
 
 
 def _last_failed(states: Sequence[PodState]) -> PodState | None:

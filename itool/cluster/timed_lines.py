@@ -23,18 +23,20 @@ class TimedLines:
 
     def begin(self) -> str:
         """Begin another request. Returns the time to ask from; "" for the whole log."""
-        self._known, self._repeated, self._answered = self._newest, self._of_newest, False
+        self._answered = False
         return f"{self._newest[:19]}Z" if self._newest else ""
 
     def take(self, chunk: bytes) -> bytes:
         """What a piece of the answer, every line of which begins with its time, adds: whole lines, without their times."""
-        half, self._answered = self._half if self._answered else b"", True  # a new answer begins with a whole line
-        *lines, self._half = (half + chunk).split(b"\n")
+        if not self._answered:  # a new answer begins with a whole line, and with what is known
+            self._known, self._repeated, self._half, self._answered = self._newest, self._of_newest, b"", True
+        *lines, self._half = (self._half + chunk).split(b"\n")
         return b"".join(text + b"\n" for line in lines if (text := self._new(line)) is not None)
 
     def end(self) -> bytes:
-        """The line without an end with which the last answer ended or broke off; nothing when there is none."""
-        return (self._new(self._half) or b"") if self._half else b""
+        """The line without an end with which the last answer ended or broke off, once; nothing when there is none."""
+        half, self._half = self._half, b""
+        return (self._new(half) or b"") if half else b""
 
     def _new(self, line: bytes) -> bytes | None:
         """A line's text; None for one that is known, or has no time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -60,30 +61,32 @@ class ClusterLogs:
         return new
 
     def read(self, text: PodText, *, follow: bool = False) -> Iterator[bytes]:
-        """A pod's text; with `follow` until the pod ends, over every break of the connection, from where it broke."""
+        """A pod's text, with what its node has to say about it; with `follow` until the pod ends."""
         if text.stored is not None:
             yield text.stored
-            return
-        lines, over = TimedLines(), not follow
-        while True:
-            since = lines.begin()
-            try:
-                for chunk in self.cluster.pod_log(text.pod, STAGE_CONTAINER, follow=follow, since=since, timestamps=True):
-                    yield lines.take(chunk)
-            except ClusterDown:
-                if not follow:
-                    raise
-            if over:
-                yield lines.end()
-                return
-            over = self._has_ended(text.pod)  # what it wrote meanwhile is read once more
-            if not over:
-                self.sleep(LOOK_AGAIN_SECONDS)
+        elif follow:
+            yield from self._follow(text.pod)
+        else:
+            yield from self.cluster.pod_log(text.pod, STAGE_CONTAINER)
 
     def has_open_jobs(self) -> bool:
         """Whether a stage of the run still runs, whoever looks after it."""
         jobs, _ = self.cluster.list("jobs", f"{RUN_LABEL}={self.config.run},{COMPONENT_LABEL}=stage")
         return any(not is_over(job) for job in jobs)
+
+    def _follow(self, pod: str) -> Iterator[bytes]:
+        """A pod's text until it ends, over every break of the connection, from where it broke."""
+        lines, over = TimedLines(), False
+        while True:
+            with contextlib.suppress(ClusterDown):
+                for chunk in self.cluster.pod_log(pod, STAGE_CONTAINER, follow=True, since=lines.begin(), timestamps=True):
+                    yield lines.take(chunk)
+            if over:
+                yield lines.end()
+                return
+            over = self._has_ended(pod)  # what it wrote meanwhile is read once more
+            if not over:
+                self.sleep(LOOK_AGAIN_SECONDS)
 
     def _has_ended(self, pod: str) -> bool:
         found, _ = self.cluster.list("pods", fields=f"metadata.name={pod}")

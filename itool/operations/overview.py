@@ -14,7 +14,7 @@ from itool.cluster.decide import stages_in_turn
 from itool.cluster.decide_serving import ServingState, beside_stage
 from itool.cluster.job_facts import is_over, task_of, verdict_on
 from itool.cluster.objects import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, KEY_LABEL, Object
-from itool.cluster.pod_states import JobState, PodState, events_by_object, job_state, pod_state
+from itool.cluster.pod_states import JobState, PodState, culprit_of, events_by_object, job_state, pod_state
 from itool.cluster.progress import Progress
 from itool.cluster.wish import Proof
 from itool.config import RunConfig
@@ -78,6 +78,7 @@ class StageRow:
 def stage_rows(config: RunConfig, resolutions: Mapping[StageId, Resolution], objects: RunObjects) -> list[StageRow]:
     """Every stage in running order. Of one that is done or damaged its artifact speaks, of the others the newest attempt's Job.
 
+    A stage that is done says what keeps its pods: they may hold the GPU that the next one waits for.
     A stage whose turn it is and that has no Job yet may wait for vLLM, where that was asked for; the controller's own rule says so.
     """
     jobs, reading = _by_label(objects.jobs, KEY_LABEL), _Reading(objects)
@@ -87,6 +88,8 @@ def stage_rows(config: RunConfig, resolutions: Mapping[StageId, Resolution], obj
         own, row = jobs.get(found.key or "", []), _row(stage, found)
         if own and found.state not in ("done", "damaged"):
             row = reading.with_job(row, max(own, key=_attempt), found)
+        elif own and found.done:
+            row = replace(row, reason=reading.what_keeps(own) or row.reason)
         elif stage in in_turn and found.key and objects.serving and (objects.serving.replicas or objects.serving.pods):
             waits_for = beside_stage(config, resolutions, objects.serving, stage, objects.at).waits_for
             row = replace(row, reason=f"waits for {waits_for}") if waits_for else row
@@ -120,7 +123,7 @@ def component_rows(component: Literal["serving", "controller"], objects: RunObje
     for job in of_component(component, objects.jobs):
         own = [pod_state(pod) for pod in by_job.get(job["metadata"]["name"], [])]
         now = job_state(job, own, events.get(job["metadata"]["name"], ()))
-        if now.refused or (not own and now.phase != "succeeded"):
+        if now.refusal or (not own and now.phase != "succeeded"):
             rows.append(_job_row(now, objects.at))
     known = {pod.name: pod for pod in objects.serving.pods} if objects.serving else {}
     return [replace(row, state=known[row.pod].phase, reason=known[row.pod].reason) if row.pod in known else row for row in rows]
@@ -159,6 +162,11 @@ class _Reading:
         self._pods = _by_label(objects.pods, JOB_LABEL)
         self._events = events_by_object(objects.events)
 
+    def what_keeps(self, jobs: Sequence[Object]) -> str:
+        """Why pods of Jobs whose work is done still run; empty for those that are about to end."""
+        states = [pod_state(pod) for job in jobs for pod in self._pods.get(job["metadata"]["name"], [])]
+        return next((state.reason for state in states if state.phase == "running" and state.reason), "")
+
     def with_job(self, row: StageRow, job: Object, found: Resolution | None) -> StageRow:
         """A stage's row with what its Job and the Job's pods say. `found` knows which shards are stored."""
         name = job["metadata"]["name"]
@@ -175,7 +183,7 @@ class _Reading:
         return replace(
             row,
             state=now.phase,
-            reason=verdict[1] if verdict else now.reason or _earlier(states),
+            reason=verdict[1] if verdict else now.reason or _earlier(job, states),
             attempt=_attempt(job),
             pod=only.pod if only else None,
             node=only.node if only else None,
@@ -206,13 +214,12 @@ def _job_row(state: JobState, at: float) -> PodRow:
     return PodRow(pod=state.name, state=state.phase, reason=state.reason, age_seconds=max((state.ended_at or at) - state.started_at, 0.0))
 
 
-def _earlier(states: Sequence[PodState]) -> str:
-    """What happened to the pods before the one that runs now."""
-    failed = sorted((state for state in states if state.phase == "failed"), key=lambda state: state.ended_at or state.created_at)
-    if not failed:
+def _earlier(job: Object, states: Sequence[PodState]) -> str:
+    """What happened to the pods before those that run now."""
+    culprit, failed = culprit_of(job, states), sum(state.phase == "failed" for state in states)
+    if culprit is None:
         return ""
-    times = "1 pod" if len(failed) == 1 else f"{len(failed)} pods"
-    return f"{times} failed before: {failed[-1].reason}"
+    return f"{'1 pod' if failed == 1 else f'{failed} pods'} failed before: {culprit.reason}"
 
 
 def _attempt(job: Object) -> int:

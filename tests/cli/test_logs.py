@@ -76,6 +76,19 @@ def test_following_a_pod_ends_when_it_is_gone_with_what_there_was_of_its_last_li
     assert capsys.readouterr().out == "one\ntw\n"
 
 
+class Lost:
+    """A cluster whose node has no file of the log any more, and says so in place of it, without a time."""
+
+    def pod_log(self, *_: Any, **_options: Any) -> Iterator[bytes]:
+        yield b"unable to retrieve container logs for containerd://7"
+
+
+def test_what_a_node_says_in_place_of_a_log_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logs = ClusterLogs(RunConfig(), FolderStore(tmp_path), cast(Any, Lost()), Wanted("dpo"))
+    _copy(logs, PodText((1, 0, 1), "demo-i1-dpo-1"), Printer("dpo", as_json=False), follow=False)
+    assert capsys.readouterr().out == "unable to retrieve container logs for containerd://7\n"
+
+
 def test_of_a_stages_attempts_the_newest_of_the_last_iteration_is_shown() -> None:
     there = [(1, 0, 3), (2, 0, 1), (2, 0, 2), (2, 1, 1), (10, 0, 1), (10, 1, 1), (10, 1, 2)]
     assert Wanted("generate").choose(there) == [(10, 0, 1), (10, 1, 2)]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from itool.artifacts.manifest import Manifest
+from itool.artifacts.store import FolderStore
 from itool.cli.report import result_text
 from itool.cli.status import as_text
 from itool.cli.tables import columns, folded
@@ -16,6 +19,7 @@ from itool.cluster.leases import FolderLease
 from itool.operations.overview import PodRow, StageRow
 from itool.operations.run_status import RunStatus
 from tests.cli.command import Within
+from tests.cluster.in_memory_cluster import commit_rows
 from tests.evaluate.test_compare import result
 
 ROWS: list[list[str | None]] = [
@@ -95,6 +99,23 @@ def test_runs_with_long_names_fit_80_columns(within: Within, monkeypatch: pytest
     table = shown.split("\n\n")[0]
     assert all(name in "".join(line[:25].strip() for line in table.splitlines()) for name in names), "nothing is lost"
     assert all(f"\n{name}  " in f"\n{whole}" for name in names), "in a pipe names stay whole"
+
+
+def test_artifacts_fit_80_columns_with_what_is_wrong_below_their_names(within: Within, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, now = FolderStore(Path("runs").absolute()), datetime(2026, 11, 21, tzinfo=UTC)
+    damaged = "demo/i1/evaluate/0123456789abcdef"
+    for prefix in ("demo/i1/dpo/0123456789abcdef", damaged):
+        made = Manifest(run="demo", iteration=1, stage="dpo", key="0123456789abcdef", files={}, started=now, ended=now)
+        commit_rows(store, prefix, made)
+    next(Path("runs", damaged).rglob("rows.jsonl")).unlink()
+    _, piped, _ = within("artifacts", "ls")
+    assert len(piped.splitlines()) == 3
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    _, shown, _ = within("artifacts", "ls")
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "rows.jsonl is missing" in shown
+    assert shown.split() == piped.split(), "nothing is lost"
 
 
 def test_status_of_a_run_in_a_cluster_fits_80_columns_with_the_pods_below() -> None:

@@ -125,10 +125,11 @@ class InMemoryCluster:
         self._remove(resource, name)
         return True
 
-    def pod_log(self, name: str, container: str, **_: Any) -> Iterator[bytes]:
+    def pod_log(self, name: str, container: str, *, timestamps: bool = False, **_: Any) -> Iterator[bytes]:
         self._call("pods/log", "get", count=False)  # called from threads
         if name in self.objects["pods"]:
-            yield self._texts.get(name, b"")
+            lines = self._texts.get(name, b"").splitlines(keepends=True)
+            yield b"".join(line if timestamps else line.partition(b" ")[2] for line in lines)
 
     # What the cluster does
 

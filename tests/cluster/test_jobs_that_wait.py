@@ -148,6 +148,16 @@ def test_a_training_of_which_one_pod_is_refused_fails_the_run_and_says_why(ends_
         rounds(controller, 15)
 
 
+def test_a_training_whose_pods_were_refused_longer_than_one_has_waited_for_a_node_names_the_refusal() -> None:
+    two_nodes = {"pending_seconds": 20.0, "stages": {"warmup": {"nodes": 2}}}
+    cluster = made_cluster(made_config(kubernetes=two_nodes), warmup=["no pod"])
+    controller = open_controller(cluster)
+    rounds(controller, 14)
+    cluster.script["warmup"].insert(0, "unschedulable")  # the quota has room for one
+    with pytest.raises(StageFailed, match=r"could not start within 20 s .*: no pod can be created: pods are forbidden: exceeded quota"):
+        rounds(controller, 15)
+
+
 def test_the_time_of_a_training_of_which_one_pod_is_refused_begins_anew_when_a_queue_has_taken_it_back() -> None:
     settings = {"queue": "gpus", "pending_seconds": 20.0, "stages": {"warmup": {"nodes": 2}}}
     cluster = made_cluster(made_config(kubernetes=settings), warmup=["hangs", "no pod"])

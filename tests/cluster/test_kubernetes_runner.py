@@ -190,6 +190,20 @@ def test_a_jobs_failure_has_its_pods_reason_though_the_watch_of_pods_hangs() -> 
     assert [(attempt.exit_code, attempt.reason) for attempt in attempts] == [(69, "told to end with 69 (3 pods failed)"), (0, "")]
 
 
+def test_a_run_that_fails_while_the_watch_of_pods_hangs_stores_the_log_of_the_pod_that_failed_it() -> None:
+    cluster = made_cluster(prepare=["hangs"])
+    controller = open_controller(cluster)
+    rounds(controller, 4)  # its pod is seen to run
+    watch = cluster.watch
+    cluster.watch = lambda resource, *version: iter(()) if resource == "pods" else watch(resource, *version)
+    (pod,) = cluster.objects["pods"]
+    cluster._outcomes[pod] = 65
+    with pytest.raises(StageFailed):
+        controller.run()
+    controller.runner.close()
+    assert "error: told to end with 65" in cluster.store.read("demo/logs/i0-prepare-1.log").decode()
+
+
 def test_a_stage_without_an_artifact_fails_the_run() -> None:
     cluster = made_cluster(score=["no artifact"])
     with pytest.raises(StageFailed, match="leaves no artifact"):
@@ -301,10 +315,10 @@ def test_logs_of_all_pods_are_kept_and_then_the_job_may_go() -> None:
 
 def test_a_log_that_is_given_up_is_not_waited_for_but_left_to_the_next_controller() -> None:
     class Denying(InMemoryCluster):
-        def pod_log(self, name: str, container: str, **_: Any) -> Iterator[bytes]:
+        def pod_log(self, name: str, container: str, **options: Any) -> Iterator[bytes]:
             if denied:
                 raise ConfigError("not allowed to get pods/log")
-            yield from super().pod_log(name, container)
+            yield from super().pod_log(name, container, **options)
 
     denied, cluster = True, Denying(MemoryStore(), made_config())
     controller = open_controller(cluster)

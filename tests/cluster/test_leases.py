@@ -122,6 +122,13 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         FolderLease(tmp_path / "demo" / "lock").acquire()
 
 
+def test_a_lock_whose_fault_is_unknown_is_named_without_advice_that_may_be_wrong(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    lock.symlink_to(lock)
+    with pytest.raises(StorageError, match=f"^cannot use {lock}: Too many levels of symbolic links$"):
+        FolderLease(lock).acquire()
+
+
 def test_a_lock_that_cannot_be_read_does_not_say_that_nobody_holds_the_run(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     assert FolderLease(lock).holder() is None

@@ -131,6 +131,20 @@ def test_a_sidecar_that_was_stopped_does_not_speak_for_the_pod() -> None:
     assert (pod_state(failed).exit_code, pod_state(failed).reason) == (1, "no room")
 
 
+def test_a_container_that_the_cluster_has_added_and_that_runs_on_is_named() -> None:
+    proxy = {"name": "istio-proxy", "state": {"running": {}}, "ready": True}
+    beside = pod(phase="Running", containers=[proxy, ended(65, "error: no example")], conditions=[condition("Ready", "False")])
+    assert pod_state(beside).reason == "stage ended with exit code 65: no example; its pod waits for the end of istio-proxy"
+
+
+def test_a_container_that_is_stopped_after_the_stage_has_failed_does_not_speak_for_the_pod() -> None:
+    """The kubelet lists containers by name."""
+    stopped = ended(137) | {"name": "istio-proxy"}
+    stopped["state"]["terminated"]["finishedAt"] = "2026-11-21T11:52:00Z"
+    state = pod_state(pod(phase="Failed", containers=[stopped, ended(65, "error: data.path holds no example")]))
+    assert (state.exit_code, state.reason) == (65, "data.path holds no example")
+
+
 def job(*conditions: dict[str, Any], **spec: Any) -> dict[str, Any]:
     metadata = {"name": "j", "creationTimestamp": "2026-11-21T11:48:40Z", "labels": {"kueue.x-k8s.io/queue-name": "gpus"}}
     return {"metadata": metadata, "spec": spec, "status": {"conditions": list(conditions)}}
@@ -196,8 +210,8 @@ def test_a_job_without_pods_says_why() -> None:
     assert job_state(job(suspend=True), []).reason == "waits in Kueue's queue gpus"
     refused = event("j", "FailedCreate", 'Error creating: pods "j-1" is forbidden: exceeded quota: gpus')
     without, pausing = job_state(job(), [], [refused]), job_state(job(), [pod_state(FAILED["silent"][0])], [refused])
-    assert (without.reason, without.refused) == (f"no pod can be created: {refused['message']}", True)
-    assert (pausing.reason, pausing.refused) == ("pod p ended with exit code 3; the next one follows after a pause", False)
+    assert without.reason == without.refusal == f"no pod can be created: {refused['message']}"
+    assert (pausing.reason, pausing.refusal) == ("pod p ended with exit code 3; the next one follows after a pause", "")
 
 
 def test_a_pod_that_a_node_turned_away_has_no_exit_code() -> None:
@@ -209,7 +223,7 @@ def test_a_pod_that_a_node_turned_away_has_no_exit_code() -> None:
 def test_a_pod_that_never_ran_ends_a_refusal_too() -> None:
     refused = event("j", "FailedCreate", "exceeded quota: gpus", at="2026-11-21T11:48:00Z")
     evicted = pod_state(pod(phase="Failed", reason="Evicted", message="The node was low on memory"))
-    assert not job_state(job(), [evicted], [refused]).refused
+    assert not job_state(job(), [evicted], [refused]).refusal
 
 
 @pytest.mark.parametrize(
@@ -253,7 +267,7 @@ def test_a_training_over_nodes_waits_for_every_pod_and_shards_for_none(stage: st
     given["metadata"]["labels"]["itool/stage"] = stage
     running = pod_state(pod(phase="Running", containers=[container("running")], conditions=[condition("Ready")]))
     state = job_state(given, [running] * alive, [event("j", "FailedCreate", "exceeded quota: gpus")])
-    assert (state.phase, state.reason, state.refused) == ("running", reason, bool(reason))
+    assert (state.phase, state.reason, state.refusal) == ("running", reason, reason)
 
 
 def test_events_are_sorted_and_only_of_the_object() -> None:

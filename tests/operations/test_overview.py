@@ -49,8 +49,9 @@ def pod(name: str, of: dict[str, Any], *, phase: str = "Running", shard: int | N
     return {"metadata": metadata, "spec": {"nodeName": "node-1", "containers": []}, "status": shown}
 
 
-def failed(name: str, of: dict[str, Any], code: int, words: str) -> dict[str, Any]:
-    ended = {"terminated": {"exitCode": code, "reason": "Error", "message": words, "finishedAt": "2026-11-21T11:57:00Z"}}
+def failed(name: str, of: dict[str, Any], code: int, words: str, at: str = "11:57:00") -> dict[str, Any]:
+    times = {"startedAt": "2026-11-21T11:55:00Z", "finishedAt": f"2026-11-21T{at}Z"}
+    ended = {"terminated": {"exitCode": code, "reason": "Error", "message": words, **times}}
     return pod(name, of, phase="Failed", containerStatuses=[{"name": "stage", "state": ended}])
 
 
@@ -75,6 +76,14 @@ def test_a_done_stage_is_done_whatever_its_jobs_say() -> None:
     assert (row.state, row.reason, row.attempt) == ("done", "", None)
 
 
+def test_a_done_stage_says_what_keeps_its_pod_that_may_hold_a_gpu() -> None:
+    made, over = job(WARMUP), {"name": "stage", "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}
+    kept = pod("w", made, containerStatuses=[{"name": "istio-proxy", "state": {"running": {}}}, over], conditions=[])
+    for pods, reason in (([pod("w", made)], ""), ([kept], "stage ended with exit code 0; its pod waits for the end of istio-proxy")):
+        [row] = stage_rows(CONFIG, {WARMUP: Resolution(WARMUP, "done", "up to date", KEY)}, RunObjects(NOW, [made], pods))
+        assert (row.state, row.reason) == ("done", reason)
+
+
 def test_shards_show_how_many_are_stored_and_one_row_for_each_open_pod() -> None:
     made = job(GENERATE)
     waiting = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "1 Insufficient nvidia.com/gpu."}]
@@ -91,6 +100,14 @@ def test_a_pod_that_follows_a_failed_one_says_why() -> None:
     objects = RunObjects(NOW, [made], [failed("w1", made, 69, "error: S3 at http://s3 does not answer"), pod("w2", made)])
     [row] = stage_rows(CONFIG, {WARMUP: Resolution(WARMUP, "missing", "", KEY)}, objects)
     assert (row.state, row.pod, row.reason) == ("running", "w2", "1 pod failed before: S3 at http://s3 does not answer")
+
+
+def test_pods_that_train_together_again_say_why_the_first_of_them_ended_not_what_the_others_lost() -> None:
+    made = job(WARMUP) | {"spec": {"completions": 2}}
+    before = [failed("w0", made, 1, "error: CUDA is out of memory"), failed("w1", made, 69, "error: worker 1 lost the others", "11:57:05")]
+    objects = RunObjects(NOW, [made], [*before, pod("w2", made, shard=0), pod("w3", made, shard=1)])
+    [row] = stage_rows(CONFIG, {WARMUP: Resolution(WARMUP, "missing", "", KEY)}, objects)
+    assert (row.state, row.reason) == ("running", "2 pods failed before: CUDA is out of memory")
 
 
 def test_a_job_that_the_controller_ended_gives_its_reason() -> None:
