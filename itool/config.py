@@ -342,26 +342,20 @@ def load_config(path: Path | None, overrides: list[str] | None = None, options: 
     Raises ConfigError with the key, the value and what is allowed.
     """
     document = _read_document(path) if path is not None else {}
-    return merge_config(document, overrides or [], options, origin=str(path) if path else "configuration")
+    return parse_config(document, overrides, options, origin=str(path) if path else "configuration")
 
 
-def merge_config(document: dict[str, Any], overrides: list[str], options: Mapping[str, Any] | None = None, *, origin: str) -> RunConfig:
+def parse_config(
+    document: dict[str, Any], overrides: list[str] | None = None, options: Mapping[str, Any] | None = None, *, origin: str = "configuration"
+) -> RunConfig:
     """Apply `a.b=c` overrides, then options (`a.b` and its value), to a mapping, in place, and check everything. Raises ConfigError."""
-    options = options or {}
+    overrides, options = overrides or [], options or {}
     _apply(document, overrides, options)
     try:
         return RunConfig.model_validate(document)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         raise ConfigError(_explain(error, _origin_of(problem, overrides, options, origin))) from None
-
-
-def parse_config(document: dict[str, Any], *, origin: str = "configuration") -> RunConfig:
-    """Check a configuration that is already a mapping. Raises ConfigError, first problem first."""
-    try:
-        return RunConfig.model_validate(document)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, origin)) from None
 
 
 def drop_unknown_keys(document: dict[str, Any]) -> None:

@@ -281,13 +281,11 @@ def settings_of(config: RunConfig, name: StageName) -> dict[str, Any]:
     return settings_read(flatten(config.model_dump(mode="json")), name)
 
 
-def artifact_key(config: RunConfig, stage: StageId, inputs: dict[str, str], *, settings: dict[str, Any] | None = None) -> str:
+def artifact_key(stage: StageId, settings: dict[str, Any], inputs: dict[str, str]) -> str:
     """Content address of a stage's result: 16 hex digits over its settings and the content digests of its inputs, by role.
 
-    `settings` are `settings_of` the stage, where the caller has them already. What is unread enters with its default: which settings
-    are, can change without a new key for artifacts that had the default.
+    What is unread enters with its default: which settings are, can change without a new key for artifacts that had the default.
     """
-    settings = settings_of(config, stage.name) if settings is None else settings
     recipe = {
         "stage": stage.name,
         "iteration": stage.iteration,

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from itool.artifacts.save_pace import SavePace
 from itool.artifacts.stage import Stage
 from itool.errors import DependencyError, Interrupted
+
+WORK_PER_SAVE = 20.0
+"""A checkpoint holds all results so far; the next one waits until the work has taken this many times what the last one cost."""
 
 
 @contextmanager
@@ -21,19 +23,19 @@ def saving(stage: Stage, write: Callable[[Path], None], count: Callable[[], int]
     is not saved yet is saved before the error goes on. `count()` says how many results there are: what an earlier attempt has saved at
     first, and only those of whole pieces later.
     """
-    pace, saved = SavePace(), count()
+    saved, due_at = count(), float("-inf")
 
     def save() -> None:
-        nonlocal saved
+        nonlocal saved, due_at
         began, done = time.monotonic(), count()
         with tempfile.TemporaryDirectory(dir=stage.scratch) as folder:
             write(Path(folder))
             stage.save_checkpoint(Path(folder), done)
-        saved = done
-        pace.saved(began, time.monotonic())
+        saved, ended = done, time.monotonic()
+        due_at = ended + WORK_PER_SAVE * (ended - began)
 
     def reached() -> None:
-        if count() > saved and pace.due(time.monotonic()):
+        if count() > saved and time.monotonic() >= due_at:
             save()
 
     try:

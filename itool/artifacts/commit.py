@@ -83,21 +83,25 @@ def fetch_file(store: Store, prefix: str, manifest: Manifest, path: str, target:
     try:
         fetch(store, manifest.file_key(prefix, path), manifest.files[path].sha256, target)
     except ArtifactError as error:
-        raise ArtifactError(str(error), remedy=f"Remove it with {removal(prefix, store.root)} and run again") from None
+        raise to_be_removed(error, store, prefix) from None
     return target
 
 
 def read_file(store: Store, prefix: str, manifest: Manifest, path: str) -> bytes:
     """One file of an artifact, checked. Raises ArtifactError when it is gone or not what the manifest says."""
     key = manifest.file_key(prefix, path)
-    remedy = f"Remove it with {removal(prefix, store.root)} and run again"
     try:
         data = store.read(key)
     except ArtifactError as error:
-        raise ArtifactError(str(error), remedy=remedy) from None
+        raise to_be_removed(error, store, prefix) from None
     if hashlib.sha256(data).hexdigest() != manifest.files[path].sha256:
-        raise ArtifactError(f"{store.root}/{key} was altered: its SHA-256 is not the manifest's", remedy=remedy)
+        raise to_be_removed(f"{store.root}/{key} was altered: its SHA-256 is not the manifest's", store, prefix)
     return data
+
+
+def to_be_removed(problem: object, store: Store, prefix: str) -> ArtifactError:
+    """The error about an artifact of which nothing can be used."""
+    return ArtifactError(str(problem), remedy=f"Remove it with {removal(prefix, store.root)} and run again")
 
 
 def check_file(path: Path, expected_sha256: str, origin: str) -> None:
@@ -130,10 +134,12 @@ def _join_shards(store: Store, prefix: str, shards: int, scratch: Path, check: C
         whole = _add_manifests(manifests)
         check(whole.counts)
         files = [(folder, manifest, path) for folder, manifest in zip(folders, manifests, strict=True) for path in manifest.files]
-        fetched = pool.map(
-            lambda item: fetch_file(store, item[0], item[1], item[2], Path(parts) / item[0].rpartition("/")[2] / item[2]), files
-        )
-        for (_, _, path), part in zip(files, fetched, strict=True):
+
+        def get(file: tuple[str, Manifest, str]) -> Path:
+            folder, manifest, path = file
+            return fetch_file(store, folder, manifest, path, Path(parts) / folder.rpartition("/")[2] / path)
+
+        for (_, _, path), part in zip(files, pool.map(get, files), strict=True):
             _append(part, joined / path)
             part.unlink()
     return commit(store, prefix, joined, whole)
@@ -190,7 +196,7 @@ def _standing(store: Store, prefix: str, mine: Manifest) -> Manifest:
         raise ArtifactError(f"{prefix} was removed while it was written", remedy="Run again")
     problem = damage(standing, prefix, store.list(prefix))
     if problem:
-        raise ArtifactError(problem, remedy=f"Remove it with {removal(prefix, store.root)} and run again")
+        raise to_be_removed(problem, store, prefix)
     if standing.digest != mine.digest:
         _log.warning(
             "another attempt finished first with another result", prefix=prefix, kept=standing.digest[:12], dropped=mine.digest[:12]

@@ -9,12 +9,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from itool.artifacts.commit import check_file, fetch
+from itool.artifacts.commit import check_file, fetch, to_be_removed
 from itool.artifacts.disk import cache_folder
 from itool.artifacts.manifest import FileEntry, Manifest
 from itool.artifacts.resolve import Resolution
 from itool.artifacts.store import Store
-from itool.commands import removal
 from itool.errors import ArtifactError, InputError, ItoolError
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
@@ -73,14 +72,17 @@ class InputFiles:
         Files of a folder that end in `except_suffix` are not fetched.
         Raises ArtifactError when a file was altered or is gone, InputError when the artifact has no such file.
         """
-        source = self.source(role)
+        source = self._source(role)
         for path, entry in self._matching(source, name).items():
             if not (except_suffix and path.endswith(except_suffix)):
                 self._provide(source, path, entry)
         return self._folder(source) / name
 
-    def source(self, role: str) -> Resolution:
-        """The input artifact of a role."""
+    def manifest(self, role: str) -> Manifest:
+        """Where an input came from."""
+        return _finished(self._source(role))
+
+    def _source(self, role: str) -> Resolution:
         if role not in self._inputs:
             raise ItoolError(f"this stage reads no input {role!r}; it reads {', '.join(self._inputs) or 'nothing'}")
         return self._inputs[role]
@@ -106,8 +108,7 @@ class InputFiles:
             else:
                 check_file(local, entry.sha256, str(local))
         except ArtifactError as error:
-            remedy = f"Remove it with {removal(str(source.prefix), self._store.root)} and run again"
-            raise ArtifactError(str(error), remedy=remedy) from None
+            raise to_be_removed(error, self._store, str(source.prefix)) from None
         self._verified.add(key)
 
     def _folder(self, source: Resolution) -> Path:

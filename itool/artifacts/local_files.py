@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from itool.artifacts.disk import cache_folder
+from itool.artifacts.manifest import describe_file
 from itool.artifacts.store import FolderStore
 from itool.config import RunConfig
 from itool.errors import ArtifactError, StorageError
@@ -77,19 +78,14 @@ def _describe(file: Path) -> tuple[Any, ...]:
 def _digest(path: str, size: int, modified_ns: int, changed_ns: int) -> str:
     """SHA-256 of a file, read once by a process, a large one once by a user, unless the file changes."""
     if size <= LARGE_BYTES:
-        return _read_digest(path)
+        return describe_file(Path(path)).sha256
     cache = FolderStore(cache_folder() / "digests")
     name = hashlib.sha256(f"{path} {size} {modified_ns} {changed_ns}".encode()).hexdigest()
     with contextlib.suppress(ArtifactError, StorageError):
         if _SHA256.fullmatch(kept := cache.read(name)):
             return kept.decode("ascii")
     _log.warning("large file is read once", path=path, bytes=size)
-    digest = _read_digest(path)
+    digest = describe_file(Path(path)).sha256
     with contextlib.suppress(ArtifactError, StorageError):  # where nothing can be kept, the next one reads it too
         cache.write(name, digest.encode("ascii"))
     return digest
-
-
-def _read_digest(path: str) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

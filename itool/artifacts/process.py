@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -32,12 +32,12 @@ class JobArguments:
 
     config: Path | None
     iteration: int
-    shard: int = 0
-    shards: int = 1
-    overrides: list[str] = field(default_factory=list)
-    key: str | None = None
+    shard: int
+    shards: int
+    overrides: list[str]
+    key: str | None
     """Of the artifact to make, where a controller has worked it out; without it the stage reads what its run has written so far."""
-    rank: int = 0
+    rank: int
     """Which of the processes that do this stage together. All run the body; 0 alone logs and commits."""
 
 

@@ -101,7 +101,7 @@ def resolve_one(store: Store, config: RunConfig, stage: StageId, key: str) -> di
     settings = _settings_of(config, stage.name, observed, [])
     for found in itertools.product(*(_on_hand(config, source, observed) for source in sources.values())):
         refs = {role: manifest.ref() for role, (_, manifest) in zip(sources, found, strict=True)}
-        if artifact_key(config, stage, {role: ref.digest for role, ref in refs.items()}, settings=settings) == key:
+        if artifact_key(stage, settings, {role: ref.digest for role, ref in refs.items()}) == key:
             own = Resolution(stage, "missing", "has not run yet", key, prefix, inputs=refs, shards=shards_of(config, stage))
             inputs = (_done(m, folder, "up to date", m.inputs) for folder, m in found)
             return {own.stage: own} | {source.stage: source for source in inputs}
@@ -110,8 +110,8 @@ def resolve_one(store: Store, config: RunConfig, stage: StageId, key: str) -> di
 
 def _resolve_begun(config: RunConfig, observed: StoreListing, stage: StageId, key: str) -> dict[StageId, Resolution] | None:
     """The run in which this stage has this key, also when local files have changed since it was begun."""
-    prepared = [manifest for manifest in observed.manifests.values() if manifest.stage == "prepare"]
-    for files in ({file: manifest.settings.get(file) for file in observed.files} for manifest in prepared):
+    for prepared in [manifest for manifest in observed.manifests.values() if manifest.stage == "prepare"]:
+        files = {file: prepared.settings.get(file) for file in observed.files}
         resolutions = resolve_observed(config, replace(observed, files=files))
         if resolutions[stage].key == key:
             return resolutions
@@ -288,7 +288,7 @@ def _resolve_stage(
     if waiting:
         return Resolution(stage, "waiting", _waiting_reason(waiting, settings, siblings))
     refs = {role: artifact for role, source in inputs.items() if (artifact := source.artifact) is not None}
-    key = artifact_key(config, stage, {role: ref.digest for role, ref in refs.items()}, settings=settings)
+    key = artifact_key(stage, settings, {role: ref.digest for role, ref in refs.items()})
     for run in _runs(config):
         found = _find(run, stage, key, refs, observed, root=config.root, reused=run != config.run)
         if found is not None:
@@ -352,8 +352,8 @@ def _stale_reason(stage: StageId, settings: dict[str, Any], refs: dict[str, Arti
     """Which settings or inputs differ from the artifact that differs least."""
     nearest = _nearest(settings, refs, siblings)
     changes = _setting_changes(nearest, settings)
-    changes += [f"input {role} ({refs[role].id}) changed" for role in _changed_inputs(nearest, refs) if role in refs]
-    changes += [f"input {role} is no longer read" for role in nearest.inputs if role not in refs]
+    for role in _changed_inputs(nearest, refs):
+        changes.append(f"input {role} ({refs[role].id}) changed" if role in refs else f"input {role} is no longer read")
     version = STAGES[stage.name].version
     if nearest.stage_version != version:
         changes.append(f"code of the stage {nearest.stage_version} -> {version}")
@@ -386,8 +386,10 @@ def _name_file(name: str, settings: dict[str, Any]) -> str:
 
 
 def _changed_inputs(old: Manifest, refs: dict[str, ArtifactRef]) -> list[str]:
-    roles = [*refs, *(role for role in old.inputs if role not in refs)] if refs else []
-    return [role for role in roles if role not in refs or role not in old.inputs or old.inputs[role].digest != refs[role].digest]
+    """Inputs that differ, those of the artifact alone last; none while the stage waits for its own."""
+    before = {role: ref.digest for role, ref in old.inputs.items()}
+    now = {role: ref.digest for role, ref in refs.items()}
+    return [role for role in now | before if now.get(role) != before.get(role)] if refs else []
 
 
 def _show(value: Any) -> str:

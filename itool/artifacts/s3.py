@@ -35,6 +35,7 @@ from botocore.exceptions import (
 from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-untyped]
 
 from itool.artifacts.disk import TEMPORARY_SUFFIX, storage_error
+from itool.artifacts.store import ENDPOINT_VARIABLES
 from itool.config import StoreConfig
 from itool.errors import ArtifactError, ConfigError, DependencyError, ItoolError
 
@@ -72,7 +73,7 @@ class S3Store:
         self.root = f"s3://{bucket}/{prefix}".rstrip("/")
         self._bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-        named = (os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
+        named = (os.environ.get(name) for name in ENDPOINT_VARIABLES)
         self._endpoint = config.endpoint_url or next(filter(None, named), "AWS")
         if "@" in self._endpoint:  # every message about this store would name it
             raise ConfigError(

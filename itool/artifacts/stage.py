@@ -68,7 +68,7 @@ class Stage:
         work: Path,
         arguments: JobArguments,
         stop: StopFlag,
-        before_seconds: float = 0.0,
+        before_seconds: float,
     ) -> None:
         if resolution.key is None or resolution.prefix is None:
             raise ItoolError(f"stage {resolution.stage} cannot start: {resolution.reason}")
@@ -128,10 +128,7 @@ class Stage:
 
     def manifest(self, role: str) -> Manifest:
         """Where an input came from: its counts, metrics and times."""
-        manifest = self._files.source(role).manifest
-        if manifest is None:
-            raise ItoolError(f"input {role} is not done")
-        return manifest
+        return self._files.manifest(role)
 
     def read(self, record: type[RecordT], role: str, name: str) -> list[RecordT]:
         """The records of an input's JSONL file."""
@@ -165,7 +162,7 @@ class Stage:
         """Add to the tokens that this stage sampled, trained on or scored."""
         self._tokens += count
 
-    def progress(self, done: int, total: int, unit: str = "", **figures: Any) -> None:
+    def progress(self, done: int, total: int, unit: str, **figures: Any) -> None:
         """Report progress; at most two events a second reach the log, and always the last one."""
         self._progress.report(done, total, unit, **figures)
 

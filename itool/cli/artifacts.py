@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,28 +34,12 @@ def ls(
     store = open_root(root)
     entries = _list(store, run, root)
     if output is Output.json:
-        print_json(
-            [
-                {"artifact": entry.prefix, "problem": entry.problem}
-                | (
-                    {"digest": entry.manifest.digest, "bytes": entry.manifest.bytes, "seconds": entry.manifest.seconds}
-                    if entry.manifest
-                    else {}
-                )
-                | ({"ended": entry.manifest.ended.isoformat()} if entry.manifest else {})
-                for entry in entries
-            ]
-        )
+        print_json([_document(entry) for entry in entries])
         return
     if not entries:
         note(f"There is no artifact in {store.root}.")
         return
-    rows = [
-        [entry.prefix, entry.manifest.digest[:12], size(entry.manifest.bytes), duration(entry.manifest.seconds), entry.problem]
-        if entry.manifest
-        else [entry.prefix, None, None, None, entry.problem]
-        for entry in entries
-    ]
+    rows = [_cells(entry) for entry in entries]
     header, right, width = ["artifact", "digest", "size", "time", ""], ["size", "time"], terminal_width()
     echo(columns_or_below(header, rows, right=right, below=[""], details=lambda row: row[""] or "", width=width))
 
@@ -103,8 +87,9 @@ def verify(
     if output is Output.json:
         print_json([{"artifact": prefix, "problems": found} for prefix, found in problems.items()])
     else:
-        for prefix, problem in [(prefix, problem) for prefix, found in problems.items() for problem in found]:
-            echo(f"{prefix}: {problem}")
+        for prefix, found in problems.items():
+            for problem in found:
+                echo(f"{prefix}: {problem}")
     damaged = [prefix for prefix, found in problems.items() if found]
     if damaged:
         count = sum(len(problems[prefix]) for prefix in damaged)
@@ -154,3 +139,16 @@ def _list(store: Store, run: str | None, root: str | None) -> list[CatalogueEntr
     if run and not entries and not store.list(run):
         raise no_such_artifact(store, run) if "/" in run.strip("/") else no_such_run(run, root)
     return entries
+
+
+def _document(entry: CatalogueEntry) -> dict[str, Any]:
+    found, document = entry.manifest, {"artifact": entry.prefix, "problem": entry.problem}
+    if found is None:
+        return document
+    return document | {"digest": found.digest, "bytes": found.bytes, "seconds": found.seconds, "ended": found.ended.isoformat()}
+
+
+def _cells(entry: CatalogueEntry) -> list[str | None]:
+    found = entry.manifest
+    figures = [found.digest[:12], size(found.bytes), duration(found.seconds)] if found else [None] * 3
+    return [entry.prefix, *figures, entry.problem]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from itool.cli.echo import echo
-from itool.cli.options import Output, OutputOption, RootOption, existing_config
+from itool.cli.options import Output, OutputOption, RootOption, existing_config, print_json
 
 
 def compare(
@@ -28,4 +28,7 @@ def compare(
         raise ConfigError("compare needs at least two runs", remedy="`itoolctl runs` lists them")
     found = {run: find_report(existing_config(run, root)) for run in runs}
     comparison = compare_runs([found[run].report for run in runs], outdated=[run for run in found if not found[run].current])
-    echo(comparison.as_json() if output is Output.json else comparison_text(comparison, terminal_width()))
+    if output is Output.json:
+        print_json(comparison.model_dump(mode="json"))
+    else:
+        echo(comparison_text(comparison, terminal_width()))

@@ -57,15 +57,12 @@ def _accuracy_table(comparison: Comparison) -> Table:
 
 
 def _difference_table(comparison: Comparison) -> Table:
-    first = comparison.runs[0].run if comparison.runs else "the first run"
-    table = _table(
-        f"Points over the own warm-up (gain) and over {first}", ("Run",), ("Warm-up", "Gain", "To first", "", "p", "Tokens", "Updates")
-    )
+    title = f"Points over the own warm-up (gain) and over {comparison.runs[0].run}"
+    table = _table(title, ("Run",), ("Warm-up", "Gain", "To first", "", "p", "Tokens", "Updates"))
     for row in comparison.runs:
         to = row.to_first
-        chance = "" if to is None or to.p_value is None else "<0.001" if to.p_value < 0.001 else f"{to.p_value:.3f}"
-        versus = (_points(to.difference), _interval(to.ci95, signed=True)) if to else ("", "")
-        table.add_row(row.run, _percent(row.warmup), _points(row.gain), *versus, chance, f"{row.sampled_tokens:,}", str(row.updates))
+        versus = (_points(to.difference), _interval(to.ci95, signed=True), _chance(to.p_value)) if to else ("", "", "")
+        table.add_row(row.run, _percent(row.warmup), _points(row.gain), *versus, f"{row.sampled_tokens:,}", str(row.updates))
     return table
 
 
@@ -94,6 +91,12 @@ def _percent(value: float | None) -> str:
 
 def _points(value: float | None) -> str:
     return "" if value is None else f"{100 * value:+.1f}"
+
+
+def _chance(p_value: float | None) -> str:
+    if p_value is None:
+        return ""
+    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def _interval(value: Interval, *, signed: bool = False) -> str:

@@ -73,7 +73,7 @@ class PlainDisplay:
 class BarDisplay(PlainDisplay):
     """A bar per running attempt, finished stages as lines above."""
 
-    progress: Progress = field(default_factory=lambda: _bars(Console(stderr=True)))
+    progress: Progress = field(default_factory=lambda: open_bars(Console(stderr=True)))
     _bars: dict[Task, TaskID] = field(default_factory=dict)
 
     def decided(self, action: Action) -> None:
@@ -145,7 +145,7 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _bars(console: Console) -> Progress:
+def open_bars(console: Console) -> Progress:
     """On a narrow terminal the bar gives way, not the figures and times."""
     return Progress(
         TextColumn("{task.description:<16}"),

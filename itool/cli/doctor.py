@@ -95,16 +95,17 @@ def _cluster(config: RunConfig) -> Iterator[Check]:
 
 def _credentials(config: RunConfig) -> Check:
     """Whether the Secret that is named has reached this pod."""
-    from itool.cluster.preflight import SECRET_KEYS  # noqa: PLC0415
+    from itool.cluster.preflight import SECRET_KEYS, secret_remedy  # noqa: PLC0415
     from itool.errors import ConfigError  # noqa: PLC0415
 
     name = config.kubernetes.credentials_secret
-    lacking = [key for key in SECRET_KEYS if name and not os.environ.get(key)]
+    if name is None:
+        return Check("credentials", "ok", "no Secret named: workload identity")
+    lacking = [key for key in SECRET_KEYS if not os.environ.get(key)]
     if not lacking:
-        return Check("credentials", "ok", f"from Secret {name}" if name else "no Secret named: workload identity")
+        return Check("credentials", "ok", f"from Secret {name}")
     finding = f"run.kubernetes.credentials_secret = {name!r} does not exist in this namespace, or has no {', '.join(lacking)}"
-    remedy = f"Create it with `kubectl create secret generic {name} " + " ".join(f"--from-literal={key}=..." for key in SECRET_KEYS)
-    return Check("credentials", "missing", finding, f"{remedy}`", ConfigError.exit_code)
+    return Check("credentials", "missing", finding, secret_remedy(name), ConfigError.exit_code)
 
 
 def _python(_config: RunConfig) -> Check:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from itool.errors import InputError
 
 OTHER_FILE = "Give the run's file with --config"
-ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
 class Output(StrEnum):
@@ -154,20 +153,21 @@ def run_names(root: str | None, *, hurried: bool = False) -> list[str]:
 
     store = open_root(root, hurried=hurried)
     if isinstance(store, FolderStore):
-        return _folders_with(CONFIG_NAME, store)
+        return _run_folders(store)
     return sorted(key.partition("/")[0] for key in store.list("") if key.count("/") == 1 and key.endswith(f"/{CONFIG_NAME}"))
 
 
-def _folders_with(name: str, store: FolderStore) -> list[str]:
-    """The folders of a root that hold a file, and those named as a run that do not say: whoever reads them is told why."""
+def _run_folders(store: FolderStore) -> list[str]:
+    """The folders of a root that hold a configuration, and those named as a run that do not say: whoever reads them is told why."""
     from itool.artifacts.disk import storage_error  # noqa: PLC0415
     from itool.artifacts.store import list_folder  # noqa: PLC0415
+    from itool.cluster.controller import config_key  # noqa: PLC0415
     from itool.config import RUN_NAME  # noqa: PLC0415
     from itool.errors import StorageError  # noqa: PLC0415
 
     def has(folder: str) -> bool:
         try:
-            return store.size(f"{folder}/{name}") is not None
+            return store.size(config_key(folder)) is not None
         except StorageError:
             return re.fullmatch(RUN_NAME, folder) is not None  # no run is the lost+found of a disk
 
@@ -220,7 +220,7 @@ def _continued(
 ) -> RunConfig:
     """The stored configuration with what was given now; its own root is the one that it was found under."""
     from itool.cluster.controller import config_key  # noqa: PLC0415
-    from itool.config import merge_config, parse_config  # noqa: PLC0415
+    from itool.config import parse_config  # noqa: PLC0415
     from itool.errors import ConfigError  # noqa: PLC0415
 
     origin = f"{store.root}/{config_key(run)}"
@@ -228,12 +228,13 @@ def _continued(
         parse_config(stored, origin=origin)
     except ConfigError as error:  # not the options' fault
         raise ConfigError(str(error), remedy=f"Use the itool that has written it. {OTHER_FILE}") from None
-    return merge_config(stored | {"root": root or DEFAULT_ROOT}, sets or [], options, origin=origin)
+    return parse_config(stored | {"root": root or DEFAULT_ROOT}, sets, options, origin=origin)
 
 
 def _stored_document(run: str, store: Store) -> dict[str, Any] | None:
     import yaml  # noqa: PLC0415
 
+    from itool.artifacts.store import ENDPOINT_VARIABLES  # noqa: PLC0415
     from itool.cluster.controller import config_key  # noqa: PLC0415
     from itool.config_yaml import read_yaml  # noqa: PLC0415
     from itool.errors import InputError  # noqa: PLC0415

@@ -108,13 +108,20 @@ def _summary(resolutions: Mapping[StageId, Resolution], costs: Mapping[str, Cost
 
 
 def _document(run: str, resolutions: Mapping[StageId, Resolution], costs: Mapping[str, Cost]) -> dict[str, object]:
+    return {"run": run, "stages": [_entry(stage, found, costs.get(stage.name)) for stage, found in resolutions.items()]}
+
+
+def _entry(stage: StageId, found: Resolution, measured: Cost | None) -> dict[str, object]:
+    action = _action(found)
+    cost = measured if action == "run" else None
     return {
-        "run": run,
-        "stages": [
-            {"name": stage.name, "iteration": stage.iteration, "action": _action(found), "state": found.state}
-            | {"reason": found.reason, "key": found.key, "prefix": found.prefix}
-            | {"expected_seconds": costs[stage.name].seconds if _action(found) == "run" and stage.name in costs else None}
-            | {"expected_gpu_seconds": costs[stage.name].gpu_seconds if _action(found) == "run" and stage.name in costs else None}
-            for stage, found in resolutions.items()
-        ],
+        "name": stage.name,
+        "iteration": stage.iteration,
+        "action": action,
+        "state": found.state,
+        "reason": found.reason,
+        "key": found.key,
+        "prefix": found.prefix,
+        "expected_seconds": cost.seconds if cost else None,
+        "expected_gpu_seconds": cost.gpu_seconds if cost else None,
     }

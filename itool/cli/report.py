@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from itool.cli.echo import echo
@@ -102,13 +103,12 @@ def _conclusions(report: Report) -> list[str]:
 
 
 def _dropped(report: Report) -> str:
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for stage in report.stages:
         for reason, count in stage.dropped.items():
-            counts[f"{stage.name} {reason}"] = counts.get(f"{stage.name} {reason}", 0) + count
-    most = sorted(counts.items(), key=lambda item: -item[1])
-    more = f" and {len(most) - 6} more reasons" if len(most) > 6 else ""
-    return ", ".join(f"{count} {reason}" for reason, count in most[:6]) + more
+            counts[f"{stage.name} {reason}"] += count
+    more = f" and {len(counts) - 6} more reasons" if len(counts) > 6 else ""
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common(6)) + more
 
 
 def _percent(share: float | None) -> str | None:

@@ -50,7 +50,7 @@ LOGS_SECONDS = 15.0
 
 @dataclass
 class KubernetesRunner:
-    """One run's Jobs. `open` fills the cache before anything else; what is over by then is history.
+    """One run's Jobs. `open_runner` fills the cache before anything else; what is over by then is history.
 
     `while_stopping` is called again and again until what `cancel` stops has ended.
     """
@@ -80,11 +80,6 @@ class KubernetesRunner:
         services = [View("services", run)] if self.config.has_services else []
         self.cache = Cache(self.cluster, [jobs, pods, *services])
         self.pod_logs = PodLogs(self.cluster, self.store, self.config.run)
-
-    def open(self) -> None:
-        """Look at what is there. Raises ConfigError when we may not, DependencyError when the cluster does not answer."""
-        self.cache.start()
-        self.remember_the_past()
 
     def remember_the_past(self) -> None:
         """Jobs that are over by now were another controller's: they count for the numbers of attempts, not as failures."""
@@ -360,7 +355,8 @@ def _adoption(owner: Object, release: Object) -> Object:
 
 
 def open_runner(config: RunConfig, cluster: Cluster, store: Store) -> KubernetesRunner:
-    """A runner that has looked at the cluster."""
+    """A runner that has looked at the cluster. Raises ConfigError when we may not, DependencyError when it does not answer."""
     runner = KubernetesRunner(config, cluster, store)
-    runner.open()
+    runner.cache.start()
+    runner.remember_the_past()
     return runner

@@ -239,18 +239,14 @@ class PodLogs:
 
     def _read_to_end(self, reading: PodLog) -> bool:
         """Read what is new; True when nothing more can come."""
-        ended = reading.ended
-        self._read(reading)
-        return ended
-
-    def _read(self, reading: PodLog) -> None:
-        name, since = reading.latest["metadata"]["name"], reading.lines.begin()
+        ended, name, since = reading.ended, reading.latest["metadata"]["name"], reading.lines.begin()
         for chunk in self._cluster.pod_log(name, STAGE_CONTAINER, follow=True, since=since, timestamps=True):
             reading.append(reading.lines.take(chunk))
             if self._stopping.is_set():
-                return
+                return False
         if reading.ended and (last := reading.lines.end()):
             reading.append(last + b"\n")
+        return ended
 
     def _store_log(self, reading: PodLog) -> None:
         """Append to what earlier pods of the same attempt have left, unless it is there already."""

@@ -136,15 +136,19 @@ def _credentials(cluster: Cluster, config: RunConfig) -> Check:
     setting = f"kubernetes.credentials_secret = {name!r}"
     if status == HTTPStatus.FORBIDDEN:
         return Check("credentials", "note", f"{setting} {_UNSEEN}; `itoolctl status` shows when it is missing")
-    create = f"Create it with `kubectl create secret generic {name} --namespace {cluster.namespace} " + " ".join(
-        f"--from-literal={key}=..." for key in SECRET_KEYS
-    )
     if status == HTTPStatus.NOT_FOUND:
-        return _wrong("credentials", f"{setting} does not exist in namespace {cluster.namespace}", f"{create}`")
+        remedy = secret_remedy(name, "--namespace", cluster.namespace)
+        return _wrong("credentials", f"{setting} does not exist in namespace {cluster.namespace}", remedy)
     lacking = [key for key in SECRET_KEYS if key not in (secret.get("data") or {})]
     if lacking:
         return _wrong("credentials", f"{setting} has no key {', '.join(lacking)}", "Add it, or name another Secret")
     return Check("credentials", "ok", f"Secret {name}")
+
+
+def secret_remedy(name: str, *options: str) -> str:
+    """The command that creates a Secret with the store's keys."""
+    words = [name, *options, *(f"--from-literal={key}=..." for key in SECRET_KEYS)]
+    return f"Create it with `kubectl create secret generic {' '.join(words)}`"
 
 
 def _accounts(cluster: Cluster, config: RunConfig) -> Check:
@@ -219,11 +223,16 @@ def _full_quota(cluster: Cluster, resource: str, body: Object) -> str:
         found = _EXCEEDED.search(str(error))
         if found is None:
             raise
-        requested, limited = (dict(amount.split("=", 1) for amount in found[part].split(",")) for part in ("requested", "limited"))
-        if any(quantity(amount) > quantity(limited[resource]) for resource, amount in requested.items()):
+        requested, limited = _amounts(found["requested"]), _amounts(found["limited"])
+        if any(quantity(amount) > quantity(limited[name]) for name, amount in requested.items()):
             raise ConfigError(f"never fits: {found[0]}") from None
         return found[0]
     return ""
+
+
+def _amounts(text: str) -> dict[str, str]:
+    """`pods=9,requests.nvidia.com/gpu=4` by resource."""
+    return dict(amount.split("=", 1) for amount in text.split(","))
 
 
 def dry_run_objects(config: RunConfig, namespace: str) -> Iterator[tuple[str, str, Object]]:

@@ -101,13 +101,8 @@ def change_to(deployment: Object, standing: Object) -> Object:
     replicas = {"replicas": deployment["spec"]["replicas"]}
     if template_of(standing) == template_of(deployment):
         return {"spec": replicas}
-    labels, template = (
-        _replacing(wanted, found)
-        for wanted, found in (
-            (deployment["metadata"]["labels"], standing["metadata"].get("labels") or {}),
-            (deployment["spec"]["template"], standing["spec"]["template"]),
-        )
-    )
+    labels = _replacing(deployment["metadata"]["labels"], standing["metadata"].get("labels") or {})
+    template = _replacing(deployment["spec"]["template"], standing["spec"]["template"])
     return {"metadata": {"labels": labels}, "spec": {**replicas, "template": template}}
 
 
@@ -168,20 +163,15 @@ def _keepers(config: RunConfig, model: StoredArtifact, namespace: str) -> list[O
         context_tokens=config.model.context_tokens,
         timeout_seconds=config.policy.timeout_seconds,
     )
-    fetcher, keeper = (
-        container(
-            config,
-            pod,
-            name=name,
-            image=image_of(config, "controller"),
-            command=["python3", "-m", "itool.cluster.adapter_keeper", what, "--settings", settings.model_dump_json()],
-            mounts=mounts,
-        )
-        for name, what, mounts in (
-            (FETCHER, "fetch", [_mount("models", MODEL_FOLDER.parent)]),
-            (KEEPER, "keep", [_mount("models", MODEL_FOLDER.parent, read_only=True), _mount("adapters", ADAPTERS_FOLDER)]),
-        )
-    )
+    image = image_of(config, "controller")
+
+    def command(what: str) -> list[str]:
+        return ["python3", "-m", "itool.cluster.adapter_keeper", what, "--settings", settings.model_dump_json()]
+
+    fetcher_mounts = [_mount("models", MODEL_FOLDER.parent)]
+    keeper_mounts = [_mount("models", MODEL_FOLDER.parent, read_only=True), _mount("adapters", ADAPTERS_FOLDER)]
+    fetcher = container(config, pod, name=FETCHER, image=image, command=command("fetch"), mounts=fetcher_mounts)
+    keeper = container(config, pod, name=KEEPER, image=image, command=command("keep"), mounts=keeper_mounts)
     pod_name = {"name": POD_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
     sidecar = {
         **keeper,

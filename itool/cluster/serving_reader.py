@@ -108,10 +108,10 @@ def serving_pod(pod: Object, template: str, wish: Wish | None, proof: Proof | No
     exit_code, words = _fetch_failure(pod)
     if exit_code in NEVER_AGAIN:
         return ServingPod(name, "refused", reason=words, exit_code=exit_code)
-    proved = proof is not None and wish is not None and proof.generation == wish.generation
-    if proof is not None and proved and proof.problem:
-        return ServingPod(name, "refused", reason=proof.problem, exit_code=proof.exit_code)
-    if proof is not None and proved and state.ready:
+    current = proof if proof and wish and proof.generation == wish.generation else None
+    if current and current.problem:
+        return ServingPod(name, "refused", reason=current.problem, exit_code=current.exit_code)
+    if current and state.ready:
         return ServingPod(name, "serving")
     started_at = _fetch_started(pod)
     if started_at is None or _is_blocked(pod):

@@ -90,7 +90,7 @@ def write_proof(store: Store, run: str, pod: str, proof: Proof) -> None:
     store.write(_proof_key(run, pod), proof.model_dump_json().encode())
 
 
-def forget_proofs(store: Store, run: str, *, keep: frozenset[str] = frozenset()) -> None:
+def forget_proofs(store: Store, run: str, *, keep: frozenset[str]) -> None:
     """Remove the proofs of pods that are gone (all but those to `keep`)."""
     for key in store.list(f"{run}/serving/pods"):
         if key.removesuffix(".json").rpartition("/")[2] not in keep:

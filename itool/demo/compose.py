@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from itool.demo.phrasing import ENDINGS, JOINTS, NO_TOOL_ANSWERS, OPENERS
 from itool.demo.tools import Param, ToolSpec
@@ -41,7 +41,7 @@ class Draft:
     offers: tuple[Offer, ...]
     calls: tuple[tuple[str, dict[str, Value]], ...]
     response: str
-    combinations: tuple[str, ...] = field(default=())
+    combinations: tuple[str, ...]
 
 
 def render_calls(calls: Sequence[tuple[str, dict[str, Value]]]) -> str:
@@ -83,7 +83,7 @@ def _try_call(offer: Offer, rng: random.Random, allowed: Allowed, invented: floa
         else:
             return None
         phrases.append(words)
-        arguments[param.names[version % len(param.names)]] = value
+        arguments[param.names[version]] = value
         spent.append(spend)
     return DraftCall(offer, _join_clause(ask, phrases, rng), arguments, tuple(spent))
 
@@ -94,8 +94,8 @@ def _draw_slot(param: Param, cue: str, rng: random.Random, invented: float) -> t
         yes = rng.random() < 0.5
         return cue.split("|")[0 if yes else 1], yes
     if param.kind == "choice":
-        words, value = (choice := rng.choice(param.choices)), choice
-        return cue.replace("{}", words), value
+        choice = rng.choice(param.choices)
+        return cue.replace("{}", choice), choice
     said, drawn = draw_value(param.kind, rng, invented)
     if param.kind == "text" and rng.random() < 0.3:
         said = f'"{said}"'
@@ -136,7 +136,7 @@ def _ordered(wish: DraftCall, rng: random.Random) -> dict[str, Value]:
     if rng.random() < 0.2:
         return wish.arguments
     spec, version = wish.offer
-    names = [param.names[version % len(param.names)] for param in spec.params]
+    names = [param.names[version] for param in spec.params]
     return {name: wish.arguments[name] for name in names if name in wish.arguments}
 
 

@@ -9,7 +9,6 @@ strategy. Duplicate verbs and nouns among the candidates make reading the whole 
 from __future__ import annotations
 
 import random
-from functools import cache
 
 from itool.demo.compose import Draft, Offer, draft_answer, draft_call, draft_refusal
 from itool.demo.phrasing import GENERAL_SMALL_TALK
@@ -95,11 +94,7 @@ ASKS = (
 ABOUTS = ("{Verb} a {noun}", "{Verb} the {noun}", "{Verb} one {noun}")
 TASK_SHARE = 0.15
 TASK_WORDS = sorted({word for name in TOOL_NAMES for word in name.split("_")})
-
-
-@cache
-def _task_params() -> tuple[Param, ...]:
-    return tuple(param for tool in TOOLS for param in tool.params)
+TASK_PARAMS = tuple(param for tool in TOOLS for param in tool.params)
 
 
 def draft_example(rng: random.Random, *, largest: int = 6, most_calls: int = 3, openness: float = 0.0) -> Draft:
@@ -199,7 +194,7 @@ def _draw_param(rng: random.Random, task_share: float) -> tuple[Param, bool]:
     style = rng.random()
     optional = rng.random() < 0.25
     if style < task_share:
-        borrowed = rng.choice(_task_params())
+        borrowed = rng.choice(TASK_PARAMS)
         return Param((rng.choice(borrowed.names),), borrowed.kind, borrowed.cues, optional, borrowed.choices), False
     kind = rng.choice(KINDS)
     choices = tuple(rng.sample(CHOICES, rng.choice((2, 3, 3, 4)))) if kind == "choice" else ()

@@ -41,6 +41,9 @@ EncodedExample = tuple[list[int], int]
 PHASES = ((0.12, 2, 1), (0.3, 4, 2), (1.0, 6, 3))
 """Up to which share of the tokens, how many candidate tools and how many calls an example has at most."""
 
+ANSWERED_AT_ONCE = 100
+DIGESTED_DRAFTS = 1_000
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -177,7 +180,8 @@ def _phase_draft(rng: random.Random, progress: float, openness: float) -> Draft:
     """A draft of the current phase; one in five is already of the last. Open names come last, when all phases are behind."""
     if openness:
         return draft_example(rng, openness=openness)
-    _, largest, calls = PHASES[-1] if rng.random() < 0.2 else next(phase for phase in PHASES if progress <= phase[0] or phase is PHASES[-1])
+    current = next((phase for phase in PHASES if progress <= phase[0]), PHASES[-1])
+    _, largest, calls = PHASES[-1] if rng.random() < 0.2 else current
     return draft_example(rng, largest=largest, most_calls=calls)
 
 
@@ -229,13 +233,13 @@ def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: 
 
 
 @torch.inference_mode()
-def answer_greedily(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: list[Draft], batch: int = 100) -> list[str]:
+def answer_greedily(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: list[Draft]) -> list[str]:
     """The model's most likely answer to each draft."""
     prompts = [render_prompt(draft.offers, draft.query) for draft in examples]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers = [""] * len(prompts)
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
+    for start in range(0, len(order), ANSWERED_AT_ONCE):
+        chosen = order[start : start + ANSWERED_AT_ONCE]
         inputs = tokenizer([prompts[index] for index in chosen], return_tensors="pt", padding=True, add_special_tokens=False)
         ids = model.generate(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=160, do_sample=False, use_cache=True
@@ -254,10 +258,10 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Pa
     tokenizer.save_pretrained(output)
 
 
-def data_digest(seed: int, count: int = 1_000) -> str:
+def data_digest(seed: int) -> str:
     """SHA-256 over the first prompts and responses of the pre-training data: it changes when the generator does, not with a comment."""
     digest = hashlib.sha256()
-    for draft in islice(drafts("pretrain", seed), count):
+    for draft in islice(drafts("pretrain", seed), DIGESTED_DRAFTS):
         digest.update(f"{render_prompt(draft.offers, draft.query)}{draft.response}\n".encode())
     return digest.hexdigest()
 

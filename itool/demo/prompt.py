@@ -48,10 +48,7 @@ CHAT_TEMPLATE = """\
 def render_offer(offer: Offer) -> str:
     """One tool as one line of the prompt."""
     spec, version = offer
-    params = (
-        f"{param.names[version % len(param.names)]}{'?' if param.optional else ''}:{type_tag(param.kind, param.choices)}"
-        for param in spec.params
-    )
+    params = (f"{param.names[version]}{'?' if param.optional else ''}:{type_tag(param.kind, param.choices)}" for param in spec.params)
     return f"{spec.name}({','.join(params)}) {spec.about}"
 
 

@@ -11,10 +11,10 @@ import hashlib
 import random
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 from itool.demo import general
-from itool.demo.compose import Draft, DraftCall, Offer, combination, draft_answer, draft_call, draft_refusal
+from itool.demo.compose import Allowed, Draft, Offer, combination, draft_answer, draft_call, draft_refusal
 from itool.demo.phrasing import SMALL_TALK
 from itool.demo.tools import TOOLS, ToolSpec
 from itool.demo.values import draw_value, schema_of
@@ -86,11 +86,11 @@ def _pick_offers(wanted: list[ToolSpec], rng: random.Random, excluded: frozenset
     return offers
 
 
-def _draft_no_call(rng: random.Random, allowed: Any) -> Draft:
+def _draft_no_call(rng: random.Random, allowed: Allowed) -> Draft:
     """A query for a tool that is not offered (its near-duplicates are), or small talk."""
     missing = rng.choice(TOOLS)
     if rng.random() < 0.75:
-        wish: DraftCall = draft_call((missing, 0), rng, allowed)
+        wish = draft_call((missing, 0), rng, allowed)
         clause, spent = wish.clause, wish.combinations
     else:
         clause, spent = _small_talk(rng, allowed)
@@ -99,7 +99,7 @@ def _draft_no_call(rng: random.Random, allowed: Any) -> Draft:
     return draft_refusal(_pick_offers(seeds, rng, frozenset({missing.name})), clause, spent, rng)
 
 
-def _small_talk(rng: random.Random, allowed: Any) -> tuple[str, tuple[str, ...]]:
+def _small_talk(rng: random.Random, allowed: Allowed) -> tuple[str, tuple[str, ...]]:
     while True:
         sentence = rng.choice(SMALL_TALK)
         words, value = draw_value("text", rng)
@@ -111,9 +111,8 @@ def _small_talk(rng: random.Random, allowed: Any) -> tuple[str, tuple[str, ...]]
 def to_tool(offer: Offer) -> Tool:
     """A tool as the record that the pipeline reads."""
     spec, version = offer
-    names = [param.names[version % len(param.names)] for param in spec.params]
-    properties = {name: schema_of(param.kind, param.choices) for name, param in zip(names, spec.params, strict=True)}
-    required = [name for name, param in zip(names, spec.params, strict=True) if not param.optional]
+    properties = {param.names[version]: schema_of(param.kind, param.choices) for param in spec.params}
+    required = [param.names[version] for param in spec.params if not param.optional]
     return Tool(name=spec.name, description=spec.about, parameters={"type": "object", "properties": properties, "required": required})
 
 

@@ -17,8 +17,8 @@ class Param:
     names: tuple[str, ...]
     kind: str
     cues: tuple[str, ...]
-    optional: bool = False
-    choices: tuple[str, ...] = ()
+    optional: bool
+    choices: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -225,14 +225,14 @@ def draw_value(kind: str, rng: random.Random, invented: float = 0.0) -> Drawn:
     return _DRAW[kind](rng, invented)
 
 
-def schema_of(kind: str, choices: tuple[str, ...] = ()) -> dict[str, Any]:
+def schema_of(kind: str, choices: tuple[str, ...]) -> dict[str, Any]:
     """The JSON Schema of a parameter. Formats that JSON Schema lacks stand in `format`, which the prompt shows in place of the type."""
     if kind == "choice":
         return {"type": "string", "enum": list(choices)}
     return dict(_SCHEMAS.get(kind) or {"type": "string", "format": kind})
 
 
-def type_tag(kind: str, choices: tuple[str, ...] = ()) -> str:
+def type_tag(kind: str, choices: tuple[str, ...]) -> str:
     """The parameter's type as the prompt shows it; the chat template computes the same from `schema_of`."""
     if kind == "choice":
         return "|".join(choices)

@@ -7,7 +7,6 @@ is measured at the iteration that its validation set chose.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,10 +81,6 @@ class Comparison(Part):
     arms: list[ArmRow]
     notes: list[str]
 
-    def as_json(self) -> str:
-        """The comparison as one JSON object."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
-
 
 @dataclass(frozen=True)
 class _Entry:
@@ -99,13 +94,13 @@ class _Entry:
 def compare_runs(reports: Sequence[Report], *, outdated: Collection[str] = ()) -> Comparison:
     """Set runs side by side; the first is what the others are measured against. `outdated` names runs that have changed since their report.
 
-    Raises InputError for a run without a held-out evaluation.
+    Needs at least one. Raises InputError for a run without a held-out evaluation.
     """
     arms = arm_names([report.config for report in reports])
     entries = [_Entry(report, _evaluation(report), arm) for report, arm in zip(reports, arms, strict=True)]
     rows = [_run_row(entry, _difference(entries[0], entry) if index else None) for index, entry in enumerate(entries)]
     by_arm = {arm: [entry for entry in entries if entry.arm == arm] for arm in dict.fromkeys(arms)}
-    first = next(iter(by_arm.values()), [])
+    first = by_arm[arms[0]]
     table = [_arm_row([row for row in rows if row.arm == arm], own, [] if own is first else first) for arm, own in by_arm.items()]
     return Comparison(runs=rows, arms=table, notes=[*_outdated(outdated), *_notes(rows, table)])
 

@@ -21,15 +21,10 @@ def evaluation_report(
     iteration: int, dataset: str, predictions: Sequence[Prediction], counts: Sequence[PassCount], ks: Iterable[int]
 ) -> EvaluationReport:
     """How one adapter answers one dataset: accuracy over `predictions`, at least one, and pass@k over `counts`, none where not sampled."""
-    groups = {
-        name: _group(some)
-        for name, some in (
-            *((name, [p for p in predictions if p.difficulty == name]) for name in DIFFICULTIES),
-            ("call", [p for p in predictions if p.stratum == "calls"]),
-            ("no_call", [p for p in predictions if p.stratum == "text"]),
-        )
-        if some
-    }
+    members: dict[str, list[Prediction]] = {name: [p for p in predictions if p.difficulty == name] for name in DIFFICULTIES}
+    members["call"] = [p for p in predictions if p.stratum == "calls"]
+    members["no_call"] = [p for p in predictions if p.stratum == "text"]
+    groups = {name: _group(some) for name, some in members.items() if some}
     return EvaluationReport(
         iteration=iteration,
         dataset=cast(Literal["held_out", "validation"], dataset),

@@ -19,7 +19,7 @@ from itool.artifacts.manifest import Manifest
 from itool.config import RunConfig
 from itool.evaluate.figures import evaluation_report, pass_figures, summarise_perplexities
 from itool.evaluate.intervals import latest_of_the_best, paired_difference
-from itool.evaluate.report_inputs import DATASETS, ReportInputs
+from itool.evaluate.report_inputs import ReportInputs
 from itool.evaluate.report_schema import (
     AdapterPerplexity,
     EvaluationReport,
@@ -142,7 +142,7 @@ def _iteration_report(inputs: ReportInputs, k: int, perplexity: list[float], gap
         trees=len(trees),
         pairs=len(pairs),
         injected_fraction=sum(pair.injected for pair in pairs) / len(pairs) if pairs else None,
-        **pass_figures(inputs.pass_counts.get((k, DATASETS[0]), []), inputs.config.evaluate.pass_k),
+        **pass_figures(inputs.pass_counts.get((k, "held_out"), []), inputs.config.evaluate.pass_k),
         pass_rate=sum(tree.correct_samples for tree in trees) / samples if samples else None,
         sampled_tokens=sum(score.sampled_tokens for score in scores) + sum(tree.sampled_tokens for tree in trees),
         simulations=sum(tree.simulations for tree in trees),
@@ -211,7 +211,7 @@ def _gain(inputs: ReportInputs, best: int | None) -> Gain | None:
     """Best iteration against the warm-up on the examples that both answered."""
     if not best:
         return None
-    before, after = ({p.example_id: p.correct for p in inputs.predictions.get((k, DATASETS[0]), [])} for k in (0, best))
+    before, after = ({p.example_id: p.correct for p in inputs.predictions.get((k, "held_out"), [])} for k in (0, best))
     shared = [example for example in before if example in after]
     if not shared:
         return None

@@ -68,7 +68,7 @@ def load_inputs(config: RunConfig, manifests: Iterable[Manifest], path: Callable
         config=config,
         stages=tuple(stages),
         predictions={(m.iteration, name): records(m, f"{name}.jsonl", Prediction) for m in of("evaluate") for name in DATASETS},
-        pass_counts={(m.iteration, DATASETS[0]): records(m, "pass_counts.jsonl", PassCount) for m in of("evaluate")},
+        pass_counts={(m.iteration, "held_out"): records(m, "pass_counts.jsonl", PassCount) for m in of("evaluate")},
         perplexities={m.iteration: records(m, "perplexities.jsonl", ExamplePerplexity) for m in of("evaluate")},
         scores={m.iteration: records(m, "scores.jsonl", Score) for m in of("score")},
         trees={m.iteration: records(m, "trees.jsonl", SearchTree) for m in of("generate")},

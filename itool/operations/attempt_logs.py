@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,5 +90,5 @@ def stored_logs(config: RunConfig, store: Store) -> list[AttemptLog]:
     return _parse(stored | {path.name: path for path in (local_state(config) / LOGS_FOLDER).glob("*.log")})
 
 
-def _parse(files: dict[str, Path] | dict[str, Path | None]) -> list[AttemptLog]:
+def _parse(files: Mapping[str, Path | None]) -> list[AttemptLog]:
     return [AttemptLog(parsed, path) for name, path in files.items() if (parsed := parse_log_name(name))]

@@ -10,7 +10,7 @@ from itool.cluster.client import Cluster
 from itool.cluster.job_facts import is_over
 from itool.cluster.kubernetes_runner import open_runner
 from itool.cluster.leases import FolderLease, Lease, StoreLease
-from itool.cluster.objects import COMPONENT_LABEL, RUN_LABEL, Object
+from itool.cluster.objects import COMPONENT_LABEL, RUN_LABEL
 from itool.cluster.serving import stop_vllm
 from itool.cluster.session import keep, open_lease
 from itool.config import RunConfig
@@ -48,7 +48,7 @@ def cancel_in_cluster(config: RunConfig, store: Store, cluster: Cluster) -> bool
 def _suspend_controllers(config: RunConfig, cluster: Cluster) -> list[str]:
     """A chart's controller is a Job, which would start its pod again: a suspended one does not."""
     jobs, _ = cluster.list("jobs", f"{RUN_LABEL}={config.run},{COMPONENT_LABEL}=controller")
-    names = [_name(job) for job in jobs if not is_over(job) and not job["spec"].get("suspend")]
+    names = [str(job["metadata"]["name"]) for job in jobs if not is_over(job) and not job["spec"].get("suspend")]
     for name in names:
         cluster.patch("jobs", name, {"spec": {"suspend": True}})
     return names
@@ -74,7 +74,3 @@ def _wait_until_free(lease: FolderLease | StoreLease, run: str) -> None:
         if time.monotonic() > deadline:
             raise DependencyError(f"run {run} was asked to stop but its controller still runs", remedy="Wait, and see `itoolctl status`")
         time.sleep(0.2)
-
-
-def _name(job: Object) -> str:
-    return str(job["metadata"]["name"])

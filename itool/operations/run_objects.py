@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from itool.artifacts.store import Store
-from itool.cluster.decide_serving import ServingState
 from itool.cluster.job_facts import is_over
 from itool.cluster.manifests import STAGE_CONTAINER
 from itool.cluster.objects import JOB_LABEL, RUN_LABEL, Object
 from itool.cluster.pod_states import PodState, lacks_pods, pod_state
 from itool.cluster.progress import Progress, last_progress
 from itool.cluster.serving_reader import ServingReader
-from itool.cluster.wish import Proof, read_proof
+from itool.cluster.wish import read_proof
 from itool.config import RunConfig
 from itool.errors import ItoolError
 from itool.operations.overview import RunObjects, of_component
@@ -27,6 +27,7 @@ from itool.operations.overview import RunObjects, of_component
 if TYPE_CHECKING:
     from itool.cluster.client import Cluster
 
+T = TypeVar("T")
 MOST_LOOKED_AT = 8
 TAIL_LINES = 30
 
@@ -39,34 +40,33 @@ def read_objects(cluster: Cluster, store: Store, config: RunConfig) -> RunObject
     running = [pod["metadata"]["name"] for pod in of_component("stage", pods) if pod_state(pod).phase == "running"]
     serving = [pod["metadata"]["name"] for pod in of_component("serving", pods)]
     with ThreadPoolExecutor(1 + MOST_LOOKED_AT + len(serving)) as pool:
-        vllm = pool.submit(_serving, cluster, store, config, pods) if config.has_managed_serving else None
-        progress = dict(zip(running, pool.map(lambda name: _progress_of(cluster, name), running[:MOST_LOOKED_AT]), strict=False))
-        proofs = dict(zip(serving, pool.map(lambda name: _proof(store, config.run, name), serving), strict=True))
+        reader = ServingReader(config, store, cluster, lambda: pods)  # sees it as the controller does
+        vllm = pool.submit(_said, reader.state) if config.has_managed_serving else None
+        told = pool.map(lambda name: _said(partial(_progress_of, cluster, name)), running[:MOST_LOOKED_AT])
+        proved = pool.map(lambda name: _said(partial(read_proof, store, config.run, name)), serving)
+        progress, proofs = zip(running, told, strict=False), zip(serving, proved, strict=True)
     return RunObjects(
         at=time.time(),
         jobs=jobs,
         pods=pods,
         events=_events(cluster, jobs, pods),
-        progress={name: found for name, found in progress.items() if found},
-        proofs={name: found for name, found in proofs.items() if found},
+        progress={name: found for name, found in progress if found},
+        proofs={name: found for name, found in proofs if found},
         serving=vllm.result() if vllm else None,
     )
 
 
-def _serving(cluster: Cluster, store: Store, config: RunConfig, pods: Sequence[Object]) -> ServingState | None:
-    """As the controller sees it; None while the store cannot be asked."""
+def _said(ask: Callable[[], T]) -> T | None:
+    """What is answered; None while cluster or store cannot be asked."""
     try:
-        return ServingReader(config, store, cluster, lambda: pods).state()
+        return ask()
     except ItoolError:
         return None
 
 
 def _progress_of(cluster: Cluster, pod: str) -> Progress | None:
-    """How far a stage pod says it is; None when it does not say, or its log cannot be read now."""
-    try:
-        return last_progress(b"".join(cluster.pod_log(pod, STAGE_CONTAINER, tail_lines=TAIL_LINES)))
-    except ItoolError:
-        return None
+    """How far a stage pod says it is; None when it does not say."""
+    return last_progress(b"".join(cluster.pod_log(pod, STAGE_CONTAINER, tail_lines=TAIL_LINES)))
 
 
 def _events(cluster: Cluster, jobs: Sequence[Object], pods: Sequence[Object]) -> list[Object]:
@@ -84,10 +84,3 @@ def _events(cluster: Cluster, jobs: Sequence[Object], pods: Sequence[Object]) ->
 def _is_in_trouble(pod: Object) -> bool:
     state = pod_state(pod)
     return state.phase == "pending" or (state.phase == "running" and not state.ready)
-
-
-def _proof(store: Store, run: str, pod: str) -> Proof | None:
-    try:
-        return read_proof(store, run, pod)
-    except ItoolError:
-        return None

@@ -45,14 +45,14 @@ class EndedRow:
 
 
 class Cohort:
-    """N rows in P groups that have each generated `length` tokens. `rows` is N; it shrinks."""
+    """N rows in P groups that have each generated `length` tokens. `rows` is N; it shrinks. `groups` [N] is the prompt of each row."""
 
     def __init__(self, model: PackedModel, blocks: Sequence[RowBlock]) -> None:
         counts = [len(block.keys) for block in blocks]
         device = model.device
         self.rows = sum(counts)
         self.length = 0
-        self._group = np.repeat(np.arange(len(blocks)), counts)
+        self.groups = np.repeat(np.arange(len(blocks)), counts)
         self._owner = np.repeat([block.owner for block in blocks], counts)
         self._row = np.concatenate([np.arange(count) for count in counts])
         self._keys = np.concatenate([block.keys for block in blocks])
@@ -74,11 +74,6 @@ class Cohort:
     def positions(self) -> Tensor:
         """Position of the newest token of each row, int64 [N]."""
         return self._prompt_tokens + (self.length - 1)
-
-    @property
-    def groups(self) -> npt.NDArray[np.int64]:
-        """Which prompt each row continues, [N]."""
-        return self._group
 
     def uniforms(self) -> Tensor:
         """The random number that decides each row's next token, float32 [N]."""
@@ -143,29 +138,29 @@ class Cohort:
     def _drop_ended_rows(self) -> None:
         refill = _Refill(self._alive)
         refill(self._own[..., : self.length - 1, :], axis=2)  # the newest token enters the cache with the next forward
-        self._group, self._owner, self._row, self._keys = map(refill, (self._group, self._owner, self._row, self._keys))
+        self.groups, self._owner, self._row, self._keys = map(refill, (self.groups, self._owner, self._row, self._keys))
         self._limit, self._tokens, self._logprobs = map(refill, (self._limit, self._tokens, self._logprobs))
         self.temperatures, self.last_ids, self._prompt_tokens = map(refill, (self.temperatures, self.last_ids, self._prompt_tokens))
         self.rows = refill.count
         self._alive = np.ones(self.rows, dtype=bool)
 
     def _drop_ended_groups(self) -> None:
-        continued = np.bincount(self._group, minlength=self._prompts.shape[2]) > 0
+        continued = np.bincount(self.groups, minlength=self._prompts.shape[2]) > 0
         refill = _Refill(continued)
         numbers = np.arange(len(continued))
         numbers[refill.last] = refill.holes
-        self._group = numbers[self._group]
+        self.groups = numbers[self.groups]
         self._prompts = refill(self._prompts, axis=2)
         self._bias = None if self._bias is None else refill(self._bias)
 
     def _place(self) -> None:
         """Give each row a slot in a [groups, widest group] grid, so that a group's rows can be one matrix."""
-        counts = np.bincount(self._group)
+        counts = np.bincount(self.groups)
         width = int(counts.max())
-        order = np.argsort(self._group, kind="stable")
+        order = np.argsort(self.groups, kind="stable")
         first = np.cumsum(counts) - counts
         slots = np.empty(self.rows, dtype=np.int64)
-        slots[order] = self._group[order] * width + np.arange(self.rows) - first[self._group[order]]
+        slots[order] = self.groups[order] * width + np.arange(self.rows) - first[self.groups[order]]
         self._slot_count = len(counts) * width
         in_order = self._slot_count == self.rows and bool((slots[:-1] < slots[1:]).all())
         self._slots = None if in_order else torch.from_numpy(slots).to(self.last_ids.device)

@@ -18,7 +18,7 @@ from itool.artifacts.local_files import file_fingerprints
 from itool.artifacts.manifest import FileEntry, Manifest, artifact_prefix, manifest_key
 from itool.artifacts.resolve import Resolution, StoreListing, forget_done, observe, resolve, resolve_observed, resolve_one, shard_prefix
 from itool.artifacts.store import FolderStore
-from itool.config import RunConfig, merge_config, parse_config
+from itool.config import RunConfig, parse_config
 from itool.names import StageName
 from itool.stages import STAGES, StageId, artifact_key, flatten, inputs_of, settings_of, stage_ids
 from tests.fakes.counted_store import CountedStore
@@ -53,7 +53,7 @@ class World:
         refs = {role: artifact for role, artifact in inputs.items() if artifact is not None}
         files = self.files if stage == PREPARE else {}
         settings = settings_of(config, stage.name) | {name: found for name, found in files.items() if found}
-        key = artifact_key(config, stage, {role: ref.digest for role, ref in refs.items()}, settings=settings)
+        key = artifact_key(stage, settings, {role: ref.digest for role, ref in refs.items()})
         self.clock += timedelta(seconds=1)
         manifest = Manifest(
             run=config.run,
@@ -200,10 +200,11 @@ CONTROL = {"method": "sft_continued"}
 def test_a_setting_reruns_only_the_stages_that_read_it_under_the_other_settings(
     before: dict[str, object], change: str, reread: list[str]
 ) -> None:
-    config, changed = configured(**before), merge_config({"iterations": 1} | copy.deepcopy(before), [change], origin="test")
+    config, changed = configured(**before), parse_config({"iterations": 1} | copy.deepcopy(before), [change])
     assert settings_of(config, "report") == settings_of(changed, "report")
     keys = [
-        [(stage.name, artifact_key(c, stage, dict.fromkeys(inputs_of(c, stage), ""))) for stage in stage_ids(c)] for c in (config, changed)
+        [(stage.name, artifact_key(stage, settings_of(c, stage.name), dict.fromkeys(inputs_of(c, stage), ""))) for stage in stage_ids(c)]
+        for c in (config, changed)
     ]
     assert [name for name in STAGES if any(old != new and old[0] == name for old, new in zip(*keys, strict=True))] == reread
 
@@ -224,7 +225,7 @@ def test_leaving_a_setting_unread_keeps_the_key_of_what_had_its_default() -> Non
     everything = flatten(config.model_dump(mode="json"))
     settings = {path: value for path, value in everything.items() if path == "seed" or path.startswith(("model.", "warmup."))}
     assert "warmup.checkpoint_seconds" in settings
-    assert artifact_key(config, WARMUP, {}, settings=settings) == artifact_key(config, WARMUP, {})
+    assert artifact_key(WARMUP, settings, {}) == artifact_key(WARMUP, settings_of(config, "warmup"), {})
 
 
 def test_changing_a_setting_back_is_a_hit_again() -> None:
@@ -393,7 +394,7 @@ def test_known_manifests_are_not_read_again_and_changes_are_seen(tmp_path: Path)
     store = written(world, tmp_path)
     known = observe(store, config)
     again = observe(store, config, known=known)
-    prefix = artifact_prefix("demo", PREPARE, artifact_key(config, PREPARE, {}))
+    prefix = artifact_prefix("demo", PREPARE, artifact_key(PREPARE, settings_of(config, "prepare"), {}))
     assert again.manifests[prefix] is known.manifests[prefix]
     remove_artifact(store, prefix)
     assert resolve_observed(config, observe(store, config, known=again))[PREPARE].state == "missing"
@@ -404,7 +405,7 @@ def test_an_unreadable_manifest_is_damage(tmp_path: Path) -> None:
     world = World()
     world.finish_all(config)
     store = written(world, tmp_path)
-    prefix = artifact_prefix("demo", PREPARE, artifact_key(config, PREPARE, {}))
+    prefix = artifact_prefix("demo", PREPARE, artifact_key(PREPARE, settings_of(config, "prepare"), {}))
     data = store.read(manifest_key(prefix))
     store.write(manifest_key(prefix), data[: len(data) // 2])
     resolution = resolve(store, config)[PREPARE]

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from itool.cli.display import BarDisplay, PlainDisplay, _bars, ending
+from itool.cli.display import BarDisplay, PlainDisplay, ending, open_bars
 from itool.cluster.decide import StartStage, Wait
 from itool.cluster.progress import Progress
 from itool.cluster.runner import Attempt, Task
@@ -32,7 +32,7 @@ def test_a_stage_has_one_bar_from_its_start_to_its_end() -> None:
 def test_on_80_columns_the_bar_gives_way_and_no_figure_is_cut() -> None:
     shown = io.StringIO()
     console = Console(file=shown, width=80)
-    display = BarDisplay(progress=_bars(console))
+    display = BarDisplay(progress=open_bars(console))
     display.progressed(Task(StageId(1, "dpo"), "0" * 16), Progress(12, 24, "updates", {"rate": 1.2031, "loss": 0.3452}))
     console.print(display.progress.get_renderable())
     line = shown.getvalue()

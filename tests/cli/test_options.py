@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from itool.artifacts.store import FolderStore
+from itool.artifacts.store import ENDPOINT_VARIABLES, FolderStore
 from itool.cli import options
 from itool.config import RunConfig
 from itool.errors import ConfigError
@@ -39,7 +39,7 @@ def test_without_a_file_the_stored_configuration_is_continued(tmp_path: Path, mo
 def test_the_environments_endpoint_comes_before_the_stored_one_which_only_pods_may_reach(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    for name in options.ENDPOINT_VARIABLES:
+    for name in ENDPOINT_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     FolderStore(tmp_path).write("demo/config.yaml", b"run: demo\nstore: {endpoint_url: 'http://s3.pods', region: here}\n")
     assert options.existing_config("demo", str(tmp_path)).store.endpoint_url == "http://s3.pods"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from itool.cluster import pod_logs
 from itool.cluster.controller import Controller, rules_of
 from itool.cluster.kubernetes_runner import KubernetesRunner
 from itool.cluster.leases import StoreLease
@@ -15,16 +12,7 @@ from tests.cluster.in_memory_cluster import InMemoryCluster
 from tests.fakes.memory_store import MemoryStore
 
 OPENED: list[KubernetesRunner] = []
-"""Runners whose log readers a test may have left at work."""
-
-
-@pytest.fixture(autouse=True)
-def short_pauses_and_no_leftovers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """For every test of a module that imports it."""
-    monkeypatch.setattr(pod_logs, "PAUSE_SECONDS", 0.01)
-    yield
-    while OPENED:
-        OPENED.pop().pod_logs.close(0.0)
+"""Runners whose log readers a test may have left at work; conftest.py ends them."""
 
 
 def made_config(**more: object) -> RunConfig:

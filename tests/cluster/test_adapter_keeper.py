@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import signal
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from itool.config import StoreConfig
 from itool.errors import ArtifactError, DependencyError, Interrupted
 from itool.policy import vllm
 from tests.cluster.serving_scenes import store_adapter, store_model
+from tests.fakes.slow_import import stop_while_importing
 from tests.fakes.vllm_server import FakeVllm
 
 RUN, POD = "demo", "demo-vllm-7d9-x"
@@ -382,15 +382,8 @@ def test_a_keeper_that_waits_for_the_store_ends_at_sigterm() -> None:
 
 
 def test_a_keeper_hears_a_stop_signal_while_it_still_imports(tmp_path: Path) -> None:
-    (tmp_path / "httpx.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
-    command = [sys.executable, "-m", "itool.cluster.adapter_keeper", "keep"]
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "importing\n"
-        process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=30)
-    assert (process.returncode, said) == (75, "interrupted: stopped by SIGTERM. Run the same command again\n")
+    ended = stop_while_importing("httpx", tmp_path, "-m", "itool.cluster.adapter_keeper", "keep")
+    assert ended == (75, "interrupted: stopped by SIGTERM. Run the same command again\n")
 
 
 @pytest.mark.slow

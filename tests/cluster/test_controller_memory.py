@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import gc
 
-import pytest
-
-from itool.cluster import pod_logs
 from itool.cluster.kubernetes_runner import KubernetesRunner
 from itool.cluster.runner import Task
 from tests.cluster.runner_scenes import made_cluster, made_config, open_controller
@@ -18,8 +15,7 @@ def tasks_held() -> int:
     return sum(type(found) is Task for found in gc.get_objects())
 
 
-def test_an_attempt_is_forgotten_when_its_job_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pod_logs, "PAUSE_SECONDS", 0.01)
+def test_an_attempt_is_forgotten_when_its_job_is_gone() -> None:
     before = tasks_held()
     cluster = made_cluster(made_config(iterations=4, search={"shards": 1}))
     controller = open_controller(cluster)

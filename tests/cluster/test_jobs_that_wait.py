@@ -10,14 +10,7 @@ from itool.cluster.kubernetes_runner import KubernetesRunner
 from itool.cluster.pod_states import seconds
 from itool.cluster.runner import Task
 from itool.stages import StageId
-from tests.cluster.runner_scenes import (
-    made_cluster,
-    made_config,
-    open_controller,
-    rounds,
-    run,
-    short_pauses_and_no_leftovers,  # noqa: F401
-)
+from tests.cluster.runner_scenes import made_cluster, made_config, open_controller, rounds, run
 
 
 @pytest.mark.parametrize(

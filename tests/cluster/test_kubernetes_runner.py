@@ -24,15 +24,7 @@ from itool.cluster.runner import Attempt, Task
 from itool.errors import ConfigError, DependencyError, Interrupted
 from itool.stages import StageId, stage_ids
 from tests.cluster.in_memory_cluster import InMemoryCluster, Killed
-from tests.cluster.runner_scenes import (
-    made_cluster,
-    made_config,
-    open_controller,
-    release_of,
-    rounds,
-    run,
-    short_pauses_and_no_leftovers,  # noqa: F401
-)
+from tests.cluster.runner_scenes import made_cluster, made_config, open_controller, release_of, rounds, run
 from tests.cluster.serving_scenes import serve_and_stop
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.waiting import wait_until

@@ -9,14 +9,7 @@ from itool.cluster.controller import StageFailed
 from itool.cluster.pod_states import seconds
 from itool.stages import StageId
 from tests.cluster.in_memory_cluster import InMemoryCluster
-from tests.cluster.runner_scenes import (
-    made_cluster,
-    made_config,
-    open_controller,
-    rounds,
-    run,
-    short_pauses_and_no_leftovers,  # noqa: F401
-)
+from tests.cluster.runner_scenes import made_cluster, made_config, open_controller, rounds, run
 from tests.fakes.memory_store import MemoryStore
 
 

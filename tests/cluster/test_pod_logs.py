@@ -27,11 +27,6 @@ KEY = "demo/logs/i1-score-2.log"
 FIRST, SECOND = b"2026-01-01T00:00:00.1Z one\n", b"2026-01-01T00:00:00.12Z two\n"
 
 
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pod_logs, "PAUSE_SECONDS", 0.01)
-
-
 def pod(name: str = "p", phase: str = "Running", code: int | None = None, **metadata: Any) -> dict[str, Any]:
     labels = {"itool/iteration": "1", "itool/stage": "score", "itool/attempt": "2"}
     state = {"terminated": {"exitCode": code, "reason": "Error", "message": "error: bad"}} if code is not None else {"running": {}}

@@ -16,11 +16,7 @@ from itool.cluster.job_facts import is_over, task_of
 from itool.cluster.pod_states import seconds
 from itool.errors import DependencyError, ItoolError
 from tests.cluster.in_memory_cluster import InMemoryCluster, Killed, Object, Outcome
-from tests.cluster.runner_scenes import (
-    made_config,
-    run,
-    short_pauses_and_no_leftovers,  # noqa: F401
-)
+from tests.cluster.runner_scenes import made_config, run
 from tests.fakes.memory_store import MemoryStore
 
 FAULTY_SECONDS = 400.0

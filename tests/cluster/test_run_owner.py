@@ -13,14 +13,7 @@ from itool.cluster.kubernetes_runner import KubernetesRunner
 from itool.cluster.pods import is_leftover, owner_object
 from itool.errors import ConfigError, DependencyError
 from tests.cluster.in_memory_cluster import InMemoryCluster
-from tests.cluster.runner_scenes import (
-    made_cluster,
-    made_config,
-    open_controller,
-    release_of,
-    run,
-    short_pauses_and_no_leftovers,  # noqa: F401
-)
+from tests.cluster.runner_scenes import made_cluster, made_config, open_controller, release_of, run
 from tests.fakes.memory_store import MemoryStore
 
 

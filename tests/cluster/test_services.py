@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from itool.cluster.controller import Controller
 from itool.cluster.decide_serving import Serve, StopServing
 from itool.cluster.kubernetes_runner import KubernetesRunner
 from itool.cluster.serving import KubernetesServing
 from itool.config import RunConfig
 from tests.cluster.in_memory_cluster import InMemoryCluster, Object
-from tests.cluster.runner_scenes import OPENED, made_cluster, made_config, open_controller
+from tests.cluster.runner_scenes import made_cluster, made_config, open_controller, rounds
 from tests.cluster.serving_scenes import store_adapter, store_model
 from tests.fakes.memory_store import MemoryStore
 
 WORKERS, VLLM = "demo-workers", "demo-vllm"
-
-
-@pytest.fixture(autouse=True)
-def _no_leftovers() -> Iterator[None]:
-    yield
-    while OPENED:
-        OPENED.pop().pod_logs.close(0.0)
 
 
 class Counting(InMemoryCluster):
@@ -40,12 +31,6 @@ class Counting(InMemoryCluster):
 
 def counting(config: RunConfig, **script: list[Any]) -> Counting:
     return Counting(MemoryStore(), config, script)
-
-
-def rounds(controller: Controller, count: int) -> None:
-    for _ in range(count):
-        controller.step()
-        controller.sleep(1.0)
 
 
 def test_a_lost_service_of_a_training_that_spans_nodes_is_made_again_while_its_job_runs() -> None:

@@ -98,48 +98,14 @@ def fake_tree(rng: random.Random, example: Example) -> tuple[SearchTree, list[Pr
         pairs = [_pair(example, [], nodes[1], nodes[2], [])]
     else:
         city, day = (str(v) for v in example.calls[0].arguments.values())
-        nodes.append(
-            Node(
-                parent=0,
-                step_ids=[1, 2],
-                text="[weather_forecast(",
-                prior=0.9,
-                visits=12,
-                value=0.58,
-                action_value=0.58,
-                outcome=0.2,
-                confidence=0.61,
-            )
-        )
-        nodes.append(
-            Node(
-                parent=1,
-                step_ids=[3],
-                text=f'city="{city}", ',
-                prior=0.6,
-                visits=7,
-                value=0.86,
-                action_value=0.86,
-                outcome=0.6,
-                confidence=0.8,
-            )
-        )
-        nodes.append(
-            Node(
-                parent=1,
-                step_ids=[4],
-                text=f'city="{rng.choice(CITIES)} City", ',
-                prior=0.3,
-                visits=4,
-                value=0.12,
-                action_value=0.12,
-                outcome=0.1,
-                confidence=0.2,
-            )
-        )
-        nodes.append(_leaf(2, [8], f'day="{day}")]', 0.5, 4, True, injected=rng.random() < 0.3))
-        nodes.append(_leaf(2, [9], 'day="today")]', 0.4, 3, False))
-        nodes.append(_leaf(3, [8], f'day="{day}")]', 0.8, 3, False))
+        nodes += [
+            _step(0, [1, 2], "[weather_forecast(", 0.9, 12, 0.58, outcome=0.2, confidence=0.61),
+            _step(1, [3], f'city="{city}", ', 0.6, 7, 0.86, outcome=0.6, confidence=0.8),
+            _step(1, [4], f'city="{rng.choice(CITIES)} City", ', 0.3, 4, 0.12, outcome=0.1, confidence=0.2),
+            _leaf(2, [8], f'day="{day}")]', 0.5, 4, True, injected=rng.random() < 0.3),
+            _leaf(2, [9], 'day="today")]', 0.4, 3, False),
+            _leaf(3, [8], f'day="{day}")]', 0.8, 3, False),
+        ]
         if stopped in (mcts.SOLVED, mcts.SIMULATION_LIMIT):
             pairs = [_pair(example, [1, 2], nodes[2], nodes[3], [1]), _pair(example, [1, 2, 3], nodes[4], nodes[5], [1, 2])]
     tree = SearchTree(
@@ -153,6 +119,20 @@ def fake_tree(rng: random.Random, example: Example) -> tuple[SearchTree, list[Pr
         correct_samples=rng.randint(0, 12),
     )
     return tree, pairs
+
+
+def _step(parent, ids, text, prior, visits, value, *, outcome, confidence):  # noqa: PLR0917 - a table row
+    return Node(
+        parent=parent,
+        step_ids=ids,
+        text=text,
+        prior=prior,
+        visits=visits,
+        value=value,
+        action_value=value,
+        outcome=outcome,
+        confidence=confidence,
+    )
 
 
 def _leaf(parent, ids, text, prior, visits, correct, *, injected=False):  # noqa: PLR0917 - a table row

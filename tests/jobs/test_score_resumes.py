@@ -100,7 +100,7 @@ class Forgetful(ScriptedPolicy):
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     prompt_tokens = len(render_prompt(byte_tokenizer(), EXAMPLES[0]))
     answer_with(monkeypatch, score, lambda: Forgetful(byte_tokenizer(), [WEATHER, WRONG_UNIT], prompt_tokens=prompt_tokens))
-    monkeypatch.setattr("itool.artifacts.save_pace.WORK_PER_SAVE", 0.0)
+    monkeypatch.setattr("jobs.checkpoints.WORK_PER_SAVE", 0.0)
 
 
 @pytest.mark.parametrize("stops", [[1], [9], [20, 1, 12], [12] * 3])
@@ -178,7 +178,7 @@ def test_nothing_is_saved_when_nothing_is_left_to_measure(tmp_path: Path) -> Non
 
 def test_what_was_measured_is_saved_when_the_engine_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attempt = Attempt(SAMPLED, tmp_path)
-    monkeypatch.setattr("itool.artifacts.save_pace.WORK_PER_SAVE", 1e9)
+    monkeypatch.setattr("jobs.checkpoints.WORK_PER_SAVE", 1e9)
 
     def gone(*_: Any) -> None:
         attempt.left = (attempt.left or 0) + 1

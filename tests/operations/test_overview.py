@@ -11,7 +11,7 @@ from itool.artifacts.resolve import Resolution
 from itool.cluster.decide_serving import ServingPod, ServingState
 from itool.cluster.progress import Progress
 from itool.cluster.wish import Proof, StoredArtifact, Wish
-from itool.config import merge_config
+from itool.config import parse_config
 from itool.names import StageName
 from itool.operations.overview import RunObjects, component_rows, job_rows, stage_rows
 from itool.operations.run_status import run_state
@@ -20,7 +20,7 @@ from itool.stages import StageId
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC).timestamp()
 WARMUP, GENERATE = StageId(0, "warmup"), StageId(1, "generate")
 KEY = "0123456789abcdef"
-CONFIG = merge_config({}, ["root=s3://b/p", "runtime.backend=kubernetes", "policy.backend=vllm"], origin="test")
+CONFIG = parse_config({}, ["root=s3://b/p", "runtime.backend=kubernetes", "policy.backend=vllm"])
 
 
 FILES = {"a": FileEntry(size=1, sha256="0" * 64)}

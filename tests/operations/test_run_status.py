@@ -14,12 +14,12 @@ from itool.cluster.api_answers import ClusterDown
 from itool.cluster.controller import Controller
 from itool.cluster.leases import FolderLease
 from itool.cluster.session import open_lease
-from itool.config import RunConfig, RuntimeConfig, merge_config
+from itool.config import RunConfig, RuntimeConfig, parse_config
 from itool.errors import DependencyError, ItoolError
 from itool.operations.run_status import StatusReader
 from tests.cluster.in_memory_runner import InMemoryRunner
 
-IN_A_CLUSTER = merge_config({}, ["root=s3://b/p", "iterations=0", "runtime.backend=kubernetes", "policy.backend=vllm"], origin="test")
+IN_A_CLUSTER = parse_config({}, ["root=s3://b/p", "iterations=0", "runtime.backend=kubernetes", "policy.backend=vllm"])
 
 
 class Hangs:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -23,48 +19,14 @@ from itool.policy.opening import open_policy
 from itool.policy.protocol import Policy, Sample
 from itool.policy.server import LocalVllmServer
 from tests.fakes.vllm_server import FakeVllm
-from tests.policy.conftest import CONTEXT, MODEL, STOP, Folders, start_server
-from tests.policy.test_contract import OTHER, PROMPT, Result, draw
-
-MODELS = {"data": [{"id": "base", "parent": None}]}
+from tests.policy.conftest import CONTEXT, MODEL, Folders, start_server
+from tests.policy.test_contract import OTHER, PROMPT, ask, draw
+from tests.policy.vllm_scenes import MODELS, answered_by, enter, statuses
 
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "FIRST_PAUSE_SECONDS", 0.0)
-
-
-def enter(
-    folders: Folders,
-    answer: Callable[[httpx.Request], httpx.Response],
-    failure: Callable[[], str | None] = lambda: None,
-    should_stop: Callable[[], bool] = bool,
-) -> None:
-    """Open a policy whose server is the function `answer`."""
-    folder = read_model_folder(folders.model, context_tokens=CONTEXT)
-
-    async def conversation() -> None:
-        transport = httpx.MockTransport(answer)
-        seams = {"failure": failure, "should_stop": should_stop, "transport": transport}
-        async with vllm.VllmPolicy("http://server/v1", folder, None, policy=PolicyConfig(), **seams):
-            pass
-
-    asyncio.run(conversation())
-
-
-def statuses(codes: Iterable[int]) -> Callable[[httpx.Request], httpx.Response]:
-    """A server that lists its model and then answers with these status codes, then well."""
-    waiting = iter(codes)
-    logprobs = {"token_logprobs": [0.0], "top_logprobs": [{"token_id:0": 0.0, "token_id:1": 0.0}]}
-    good = {"choices": [{"index": 0, "finish_reason": "length", "token_ids": [3], "logprobs": logprobs}]}
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        if request.url.path == "/v1/models":
-            return httpx.Response(200, json=MODELS)
-        code = next(waiting, 200)
-        return httpx.Response(code, json=good if code == 200 else {"error": {"message": "engine\nis busy"}})
-
-    return answer
 
 
 def test_a_server_too_old_to_know_what_is_asked_for_is_one_clear_line(folders: Folders) -> None:
@@ -103,17 +65,12 @@ def test_another_shard_that_loads_or_unloads_an_adapter_first_is_no_error(folder
             return httpx.Response(code, json={"error": {"message": message}})
         return statuses([])(request)
 
-    async def conversation() -> None:
-        folder, transport = read_model_folder(folders.model, context_tokens=CONTEXT), httpx.MockTransport(answer)
-        async with vllm.VllmPolicy("http://server", folder, folders.adapter, policy=PolicyConfig(), transport=transport):
-            pass
-
     if others_are_faster:
-        asyncio.run(conversation())
+        enter(folders, answer, folders.adapter)
         assert listed == {name}
     else:
         with pytest.raises(InputError, match="already been loaded"):
-            asyncio.run(conversation())
+            enter(folders, answer, folders.adapter)
 
 
 def test_a_server_in_trouble_is_asked_again(folders: Folders) -> None:
@@ -160,141 +117,23 @@ def test_an_answer_that_cannot_be_read_is_asked_for_again(folders: Folders, answ
     def serve(request: httpx.Request) -> httpx.Response:
         return answers.pop(0) if answers else statuses([])(request)
 
-    async def conversation() -> list[Sample]:
-        folder = read_model_folder(folders.model, context_tokens=CONTEXT)
-        transport = httpx.MockTransport(serve)
-        async with vllm.VllmPolicy("http://server", folder, None, policy=PolicyConfig(), transport=transport) as policy:
-            answers.extend([answer] * (4 if recovers else 5) + [good])
-            return await draw(policy, PROMPT, count=2, tokens=1)
+    async def question(policy: Policy) -> list[Sample]:
+        answers.extend([answer] * (4 if recovers else 5) + [good])
+        return await draw(policy, count=2, tokens=1)
 
+    opened = answered_by(folders, serve)
     if recovers:
-        assert [sample.token_ids for sample in asyncio.run(conversation())] == [(3,), (3,)]
+        assert [sample.token_ids for sample in ask(opened, None, question)] == [(3,), (3,)]
     else:
         with pytest.raises(DependencyError, match=r"http://server failed 5 times: its answer cannot be read \(.*\)") as caught:
-            asyncio.run(conversation())
+            ask(opened, None, question)
         assert "\n" not in str(caught.value)
         assert len(answers) == 1
-
-
-def asked_and_answered(folders: Folders, question: Callable[[Policy], Awaitable[Result]]) -> tuple[list[dict[str, Any]], Result]:
-    """What a policy with an adapter asks its server, and what it makes of the answers.
-
-    The server says choice by choice, the last one first: choice i is a single token, 10 + i or the end of the turn; token t has
-    log-probability -t / 100, as the next one and at each place of the prompt.
-    """
-    name = vllm.adapter_name(folders.adapter)
-    bodies: list[dict[str, Any]] = []
-
-    def choice(body: dict[str, Any], index: int) -> dict[str, Any]:
-        token = STOP if index == 1 else 10 + index
-        top = {f"token_id:{asked}": -asked / 100 for asked in body.get("logprob_token_ids", [])}
-        rows = [None, *({str(asked): {"logprob": -asked / 100}} for asked in body["prompt"][1:])] if "prompt_logprobs" in body else None
-        logprobs = {"token_logprobs": [-token / 100], "top_logprobs": [top]}
-        return {"index": index, "finish_reason": "stop", "token_ids": [token], "logprobs": logprobs, "prompt_logprobs": rows}
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        if request.url.path == "/v1/models":
-            return httpx.Response(200, json={"data": [*MODELS["data"], {"id": name, "parent": "base"}]})
-        bodies.append(json.loads(request.content))
-        return httpx.Response(200, json={"choices": [choice(bodies[-1], index) for index in reversed(range(bodies[-1].get("n", 1)))]})
-
-    async def conversation() -> Result:
-        folder, transport = read_model_folder(folders.model, context_tokens=CONTEXT), httpx.MockTransport(answer)
-        async with vllm.VllmPolicy("http://server", folder, folders.adapter, policy=PolicyConfig(), transport=transport) as policy:
-            bodies.clear()
-            return await question(policy)
-
-    answered = asyncio.run(conversation())
-    assert {body["model"] for body in bodies} == {name}
-    assert all(vllm.PLAIN_SAMPLING.items() <= body.items() for body in bodies), "a server has defaults of its own"
-    return bodies, answered
-
-
-def test_every_sample_of_a_request_has_its_own_seed_and_its_own_place(folders: Folders) -> None:
-    bodies, samples = asked_and_answered(folders, lambda policy: draw(policy, count=70, tokens=5, seed=3, t=0.7))
-    first = vllm.derived_seed(3)
-    assert sorted((body["n"], body["seed"]) for body in bodies) == [(6, first + 64), (64, first)]
-    for body in bodies:
-        assert (body["logprobs"], body["return_token_ids"]) == (0, True)
-        assert (body["prompt"], body["max_tokens"], body["temperature"], body["stop_token_ids"]) == (PROMPT, 5, 0.7, [STOP])
-    tokens = [STOP if index % 64 == 1 else 10 + index % 64 for index in range(70)]
-    assert [sample.token_ids for sample in samples] == [(token,) for token in tokens]
-    assert [sample.logprobs for sample in samples] == [(-token / 100,) for token in tokens]
-    assert [index for index, sample in enumerate(samples) if sample.finished] == [1, 65]
-
-
-def test_log_probabilities_are_those_of_the_continuations_own_tokens(folders: Folders) -> None:
-    bodies, logps = asked_and_answered(folders, lambda policy: policy.logprobs([5, 17], [33, 4, 60]))
-    assert logps == pytest.approx([-0.33, -0.04, -0.60])
-    assert [body["prompt"] for body in bodies] == [[5, 17, 33, 4]]
-    asked = {"prompt_logprobs": 0, "logprob_token_ids": [60], "logprobs": 1, "return_tokens_as_token_ids": True}
-    assert (asked | {"max_tokens": 1, "temperature": 0.0}).items() <= bodies[0].items()
-    assert asked_and_answered(folders, lambda policy: policy.logprobs([5, 17], [33]))[1] == pytest.approx([-0.33])
-
-
-def test_options_have_the_order_in_which_they_were_asked_for(folders: Folders) -> None:
-    (body,), (much, little) = asked_and_answered(folders, lambda policy: policy.option_probabilities(PROMPT, [11, 40]))
-    asked = {"logprob_token_ids": [11, 40], "logprobs": 1, "return_tokens_as_token_ids": True, "max_tokens": 1, "temperature": 0.0}
-    assert asked.items() <= body.items()
-    assert math.log(much / little) == pytest.approx(0.29)
-    _, swapped = asked_and_answered(folders, lambda policy: policy.option_probabilities(PROMPT, [40, 11]))
-    assert swapped == pytest.approx([little, much])
 
 
 def test_a_page_in_place_of_the_list_of_models_is_a_dependency_error(folders: Folders) -> None:
     with pytest.raises(DependencyError, match="its answer cannot be read"):
         enter(folders, lambda _request: httpx.Response(200, html="<html>starting</html>"))
-
-
-def test_greedy_copies_are_asked_for_once(folders: Folders) -> None:
-    bodies, samples = asked_and_answered(folders, lambda policy: draw(policy, count=3, tokens=5, t=0.0))
-    assert [body["n"] for body in bodies] == [1]
-    assert [sample.token_ids for sample in samples] == [(10,)] * 3
-
-
-def test_no_more_requests_are_in_flight_than_the_settings_allow(folders: Folders) -> None:
-    in_flight, most = 0, 0
-
-    async def serve(request: httpx.Request) -> httpx.Response:
-        nonlocal in_flight, most
-        in_flight += 1
-        most = max(most, in_flight)
-        await asyncio.sleep(0.01)
-        in_flight -= 1
-        return statuses([])(request)
-
-    async def conversation() -> None:
-        folder, transport = read_model_folder(folders.model, context_tokens=CONTEXT), httpx.MockTransport(serve)
-        async with vllm.VllmPolicy("http://server", folder, None, policy=PolicyConfig(max_requests=3), transport=transport) as policy:
-            await asyncio.gather(*(draw(policy, PROMPT, count=1, tokens=1, seed=seed) for seed in range(12)))
-
-    asyncio.run(conversation())
-    assert most == 3
-
-
-def test_a_failed_part_of_a_large_request_ends_the_others(folders: Folders) -> None:
-    ended = []
-
-    async def serve(request: httpx.Request) -> httpx.Response:
-        if b'"n":' not in request.content:
-            return statuses([])(request)
-        if b'"n":64' not in request.content:
-            return httpx.Response(400, json={"error": {"message": "no"}})
-        try:
-            await asyncio.sleep(60)
-        finally:
-            ended.append(request)
-        raise AssertionError
-
-    async def conversation() -> None:
-        folder = read_model_folder(folders.model, context_tokens=CONTEXT)
-        transport = httpx.MockTransport(serve)
-        async with vllm.VllmPolicy("http://server", folder, None, policy=PolicyConfig(), transport=transport) as policy:
-            with pytest.raises(InputError, match="refuses the request"):
-                await draw(policy, PROMPT, count=130, tokens=1)
-            assert len(ended) == 2
-
-    asyncio.run(conversation())
 
 
 @pytest.mark.parametrize(
@@ -326,23 +165,6 @@ def test_only_earlier_adapters_of_ours_are_unloaded_and_only_after_the_new_one_i
     assert server.log == [("load", name), ("complete", name), ("unload", "adapter-before")]
 
 
-def test_every_request_carries_the_key(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_API_KEY", "secret")
-    keys: list[str | None] = []
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        keys.append(request.headers.get("Authorization"))
-        return statuses([])(request)
-
-    enter(folders, answer)
-    assert keys == ["Bearer secret"] * 2
-
-
-@pytest.mark.parametrize(("url", "through_proxy"), [("http://127.0.0.1:8000", False), ("http://vllm.example:8000/v1", True)])
-def test_a_server_of_ones_own_is_reached_through_the_proxy_unless_it_is_on_this_machine(url: str, through_proxy: bool) -> None:
-    assert vllm.client_settings(url, PolicyConfig(adapters="load"))["trust_env"] is through_proxy
-
-
 @pytest.mark.parametrize(
     ("code", "words", "expected", "message"),
     [
@@ -368,13 +190,8 @@ def test_an_adapter_that_a_server_does_not_load_says_why(
             return httpx.Response(code, json={"error": {"message": words}})
         return statuses([])(request)
 
-    async def conversation() -> None:
-        folder, transport = read_model_folder(folders.model, context_tokens=CONTEXT), httpx.MockTransport(answer)
-        async with vllm.VllmPolicy("http://server", folder, folders.adapter, policy=PolicyConfig(), transport=transport):
-            pass
-
     with pytest.raises(expected, match=message):
-        asyncio.run(conversation())
+        enter(folders, answer, folders.adapter)
 
 
 def test_logits_that_are_not_finite_are_no_fault_of_the_example(folders: Folders) -> None:

@@ -116,8 +116,6 @@ def pick(examples: list[Example], count: int | None) -> list[Example]:
     """At most `count` examples, those whose ids hash lowest, in the order in which they came."""
     if count is None or len(examples) <= count:
         return examples
-    chosen = set(
-        sorted((hashlib.blake2b(f"pick:{example.id}".encode(), digest_size=8).digest(), example.id) for example in examples)[:count]
-    )
-    ids = {example_id for _, example_id in chosen}
-    return [example for example in examples if example.id in ids]
+    drawn = sorted((hashlib.blake2b(f"pick:{example.id}".encode(), digest_size=8).digest(), example.id) for example in examples)
+    chosen = {example_id for _, example_id in drawn[:count]}
+    return [example for example in examples if example.id in chosen]

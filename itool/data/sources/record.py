@@ -48,7 +48,7 @@ def _through_json(found: Found) -> Found:
     return replace(found, example=Example.model_validate_json(found.example.model_dump_json()))
 
 
-def read_tool(row: Row, value: Any, what: str = "a tool") -> Tool:
+def read_tool(row: Row, value: Any, what: str) -> Tool:
     """A tool from `{"name", "description", "parameters"}`, also wrapped as `{"type": "function", "function": ...}`.
 
     Raises InputError for one without a name: nothing could call it.

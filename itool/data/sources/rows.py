@@ -171,18 +171,13 @@ def _to_row(value: Any, where: str, text: str) -> Row:
     if not isinstance(value, dict):
         raise InputError(f"{where}: the row is {_name_type(value)}, not an object")
     row = Row(value, where)
-    if "\\u" in text:  # only an escape can write what UTF-8 cannot
+    if "\\u" in text:  # only an escape can write half a surrogate pair, which nothing can store
         with row.blamed():
-            check_text(row, json.dumps(value, ensure_ascii=False))
+            try:
+                json.dumps(value, ensure_ascii=False).encode()
+            except UnicodeEncodeError as error:
+                row.refuse(f"the text holds {error.object[error.start]!r}, half of a character, which UTF-8 cannot write")
     return row
-
-
-def check_text(row: Row, text: str) -> None:
-    """Raise InputError for half a surrogate pair, which JSON can write as an escape and nothing can store."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        row.refuse(f"the text holds {text[error.start]!r}, half of a character, which UTF-8 cannot write")
 
 
 def _read_hub(path: str) -> Iterator[Row]:
