@@ -144,9 +144,17 @@ def test_beside_a_checkpoint_of_another_training_it_starts_anew(tiny_base, lora,
 
 def test_a_loss_that_is_not_a_number_stops_without_saving(tiny_base, lora, sequences, tmp_path):
     settings = FAST.model_copy(update={"learning_rate": 1e30, "warmup_fraction": 0.0})
-    with pytest.raises(NumericalError, match=r"at update \d+ of 6"):
+    with pytest.raises(NumericalError, match=r"at update [2-6] of 6 .*; lower the learning rate"):
         train_sft(tiny_base, by_phase(sequences), model=lora, settings=settings, seed=3, output=tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
+
+
+def test_a_loss_that_is_not_a_number_before_any_update_is_the_bases_fault(tiny_base, lora, sequences, tmp_path):
+    broken, model = shutil.copytree(tiny_base, tmp_path / "broken"), load_model(tiny_base)
+    model.model.norm.weight.data[0] = math.nan
+    model.save_pretrained(broken)
+    with pytest.raises(NumericalError, match=r"loss is nan at update 1 of 6 .*; the base model gives it before any update"):
+        train_sft(broken, by_phase(sequences), model=lora, settings=FAST, seed=3, output=tmp_path / "adapter")
 
 
 def test_easy_to_hard_keeps_the_order_and_mixed_the_number_of_updates():
