@@ -104,7 +104,7 @@ STAGES: dict[StageName, StageSpec] = {
             ("seed", "method", "model", "dpo"),
             ("adapter/", "training.jsonl"),
             gpu=True,
-            version=2,
+            version=3,
         ),
         StageSpec(
             "evaluate",
