@@ -194,6 +194,7 @@ def measure_dpo(base: Path, lora: ModelConfig, updates: int, batch_tokens: int) 
             replay=[],
             plan=plan,
             settings=settings,
+            apart=False,
             workers=ALONE,
             processing_class=tokenizer,
         )

@@ -59,7 +59,7 @@ STAGES: dict[StageName, StageSpec] = {
             ),
             ("warmup.jsonl", "buffer.jsonl", "validation.jsonl", "held_out.jsonl", "model/"),
             gpu=False,
-            version=6,
+            version=7,
         ),
         StageSpec("warmup", "SFT from easy to hard -> adapter 0", ("seed", "model", "warmup"), ("adapter/", "training.jsonl"), gpu=True),
         StageSpec(
@@ -104,7 +104,7 @@ STAGES: dict[StageName, StageSpec] = {
             ("seed", "method", "model", "dpo"),
             ("adapter/", "training.jsonl"),
             gpu=True,
-            version=2,
+            version=3,
         ),
         StageSpec(
             "evaluate",

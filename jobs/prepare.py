@@ -18,7 +18,7 @@ from itool.errors import InputError
 from itool.logs import get_logger
 from itool.names import PROMPT_TOO_LONG, RESPONSE_TOO_LONG, TEMPLATE_REFUSES
 from itool.records import Example
-from itool.train.materialise import materialise, name_end_of_turn
+from itool.train.materialise import close_thoughts, materialise, name_end_of_turn
 
 DEMO_COUNT, DEMO_HELD_OUT_COUNT = 2700, 1000
 _log = get_logger(__name__)
@@ -29,6 +29,7 @@ def prepare(stage: Stage) -> None:
     config = stage.config
     stage.working()  # it loads no model to begin with: copying one is its work
     materialise(config.model, stage.output / "model")
+    close_thoughts(stage.output / "model")
     tokenizer = load_tokenizer(stage.output / "model")
     name_end_of_turn(stage.output / "model", end_of_turn_id(tokenizer))
     loaded = _load(config)

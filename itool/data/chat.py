@@ -125,6 +125,14 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return _inspect(tokenizer).end_of_turn_id
 
 
+def opens_thoughts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the prompt ends within a `<think>` block that the chat template opens: an answer would be a part of the model's thoughts."""
+    messages = [{"role": "user", "content": _PROBE_TEXT}]
+    tool_lists = (None, [_as_openai(_PROBE)])
+    prompts = (_apply(tokenizer, messages, tools, opens_turn=True, which="a question") for tools in tool_lists)
+    return any(prompt.rstrip().endswith("<think>") for prompt in prompts)
+
+
 def evaluation_prompt(tokenizer: PreTrainedTokenizerBase, example: Example, partial_text: str) -> tuple[list[int], list[int]]:
     """The self-evaluation question about a partial response, and the token ids of its options. Eq. (7), arXiv 2501.09766v1.
 

@@ -51,7 +51,7 @@ def compare_calls(predicted: Sequence[Call], expected: Sequence[Call]) -> Compar
     Equal calls need no place of their own in it: where each has an equal one, that assignment alone lets all arguments agree.
     """
     pairs: list[tuple[int, int]] = []
-    for name in dict.fromkeys(_compose(call.name) for call in expected):
+    for name in dict.fromkeys(compose(call.name) for call in expected):
         given, wanted = _places(predicted, name), _places(expected, name)
         if len(wanted) <= len(given):
             pairs += [(p, e) for e, p in _pair_all(expected, wanted, predicted, given)]
@@ -75,7 +75,7 @@ def values_equal(left: Any, right: Any) -> bool:
     if isinstance(left, (int, float)) and isinstance(right, (int, float)):
         return left == right
     if isinstance(left, str) and isinstance(right, str):
-        return _compose(left.strip()) == _compose(right.strip())
+        return compose(left.strip()) == compose(right.strip())
     if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
         return len(left) == len(right) and all(map(values_equal, left, right))
     if isinstance(left, Mapping) and isinstance(right, Mapping):
@@ -84,17 +84,17 @@ def values_equal(left: Any, right: Any) -> bool:
     return False
 
 
-def _compose(text: str) -> str:
+def compose(text: str) -> str:
     """Unicode's composed form (NFC), in which many tokenizers (Qwen's) read a text: no model of theirs can answer in another one."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def _by_name(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {_compose(name): value for name, value in values.items()}
+    return {compose(name): value for name, value in values.items()}
 
 
 def _places(calls: Sequence[Call], name: str) -> list[int]:
-    return [place for place, call in enumerate(calls) if _compose(call.name) == name]
+    return [place for place, call in enumerate(calls) if compose(call.name) == name]
 
 
 def _pair_all(few: Sequence[Call], rows: Sequence[int], many: Sequence[Call], columns: Sequence[int]) -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from itool.config import DataConfig
+from itool.data.compare import compose
 from itool.records import Example
 
 _TURN = re.compile(r"#turn\d+$")
@@ -59,13 +60,16 @@ def split_examples(examples: Sequence[Example], config: DataConfig, seed: int, h
 
 
 def opening_digest(example: Example) -> bytes:
-    """What an example asks at first: a digest of its tools, in any order, and of its messages up to the first answer to a user."""
-    tools = sorted(json.dumps(tool.model_dump(), sort_keys=True) for tool in example.tools)
+    """What an example asks at first: a digest of its tools, in any order, and of its messages up to the first answer to a user.
+
+    Texts that differ in Unicode's form alone are one, as they are to many tokenizers.
+    """
+    tools = sorted(compose(json.dumps(tool.model_dump(), sort_keys=True, ensure_ascii=False)) for tool in example.tools)
     opening: list[tuple[str, str]] = []
     for message in example.messages:
         if message.role == "assistant" and any(role == "user" for role, _ in opening):
             break
-        opening.append((message.role, message.content))
+        opening.append((message.role, compose(message.content)))
     return hashlib.blake2b(json.dumps([tools, opening]).encode(), digest_size=16).digest()
 
 

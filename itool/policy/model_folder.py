@@ -89,6 +89,12 @@ def attention_window(config: Any) -> int | None:
     return getattr(config, "sliding_window", None) if windowed else None
 
 
+def other_layers(model: Any) -> list[str]:
+    """The kinds of a transformers model's layers that are neither full nor windowed attention (recurrent ones, say): they heed no mask."""
+    kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    return sorted(kinds) or (["recurrent"] if getattr(model, "_is_stateful", False) else [])
+
+
 def check_adapter(path: Path) -> None:
     """Raise InputError unless the folder holds a LoRA adapter as PEFT writes it."""
     settings = read_json(path / "adapter_config.json", what="adapter folder")

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from itool.errors import ConfigError, InputError
-from itool.policy.model_folder import attention_window, check_adapter
+from itool.policy.model_folder import attention_window, check_adapter, other_layers
 
 ATTENTION = "itool_packed"
 
@@ -132,7 +132,7 @@ def load_packed_model(model_dir: Path, adapter_dir: Path | None, *, dtype: str, 
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         what = f"model folder {model_dir} cannot be loaded: {_first_line(error)}"
         raise InputError(what, remedy="Run prepare again or check model.path") from error
-    _check_attention(model.config, context_tokens)
+    _check_attention(model, context_tokens)
     if adapter_dir is not None:
         model = _with_adapter(model, adapter_dir, merge=dtype == "float32")
     return PackedModel(model.to(target).eval().requires_grad_(False))
@@ -153,11 +153,15 @@ def _with_adapter(model: Any, adapter_dir: Path, *, merge: bool) -> Any:
     return inner.to(dtype=inner.dtype)
 
 
-def _check_attention(config: Any, context_tokens: int) -> None:
-    """Refuse models whose attention is not plain causal attention over the whole context."""
+def _check_attention(model: Any, context_tokens: int) -> None:
+    """Refuse models whose layers are not plain causal attention over the whole context."""
+    config = model.config
     unsupported = f"the embedded policy does not support {config.model_type} models with"
     if getattr(config, "attn_logit_softcapping", None) is not None:
         raise ConfigError(f"{unsupported} capped attention", remedy="Use another base")
+    if others := other_layers(model):
+        remedy = "Set policy.backend to vllm, or use another base"
+        raise ConfigError(f"{unsupported} layers other than attention ({', '.join(others)})", remedy=remedy)
     window = attention_window(config)
     if window is not None and window < context_tokens:
         raise ConfigError(

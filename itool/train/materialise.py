@@ -14,12 +14,13 @@ import json
 import re
 import shutil
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from itool.artifacts.disk import storage_error, storage_remedy
 from itool.config import ModelConfig
-from itool.data.chat import require_tokenizer
+from itool.data.chat import load_tokenizer, opens_thoughts, require_tokenizer
 from itool.demo import base_model_path
 from itool.errors import DependencyError, InputError, StorageError
 from itool.logs import get_logger
@@ -35,6 +36,12 @@ LONGEST_HEADER_BYTES = 100_000_000
 """What the safetensors library reads of a header."""
 TEMPLATE_FILE = "chat_template.jinja"
 GENERATION_FILE = "generation_config.json"
+WITHOUT_THOUGHTS = """\
+{%- set enable_thinking = false %}{% set rendered %}
+<template>{% endset %}{{ rendered }}
+{%- if add_generation_prompt and rendered.rstrip().endswith('<think>') %}{{ '\\n</think>\\n\\n' }}{% endif %}
+"""
+"""Around a chat template: its own way to do without thoughts, where it has one (Qwen's), else an empty block of them (DeepSeek's R1)."""
 ModelKind = Literal["demo", "gguf", "folder", "hub"]
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
@@ -153,14 +160,39 @@ def _replace_chat_template(source: Path, target: Path) -> None:
         template = source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"model.chat_template {source} cannot be read: {error}", remedy="Set it to a Jinja file in UTF-8") from None
-    (target / TEMPLATE_FILE).write_text(template, encoding="utf-8")
     for named in target.glob(NAMED_TEMPLATES):
         named.unlink()
+    _write_templates(target, {"default": template})
+
+
+def _write_templates(target: Path, templates: Mapping[str, str]) -> None:
+    """Chat templates by name, as files, which are read before what tokenizer_config.json holds."""
+    for name, template in templates.items():
+        path = target / (TEMPLATE_FILE if name == "default" else NAMED_TEMPLATES.replace("*", name))
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(template, encoding="utf-8")
     settings = target / "tokenizer_config.json"
     if settings.is_file():
         document = read_json(settings)
         if document.pop("chat_template", None) is not None:
             settings.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def close_thoughts(folder: Path) -> None:
+    """Let a chat template that opens a `<think>` block at the end of the prompt close it there: what is trained on are answers alone.
+
+    A folder whose template opens none is left as it is. Raises InputError for a broken tokenizer, StorageError when it cannot be written.
+    """
+    tokenizer: Any = load_tokenizer(folder)
+    if not opens_thoughts(tokenizer):
+        return
+    templates = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {"default": tokenizer.chat_template}
+    closed = {name: WITHOUT_THOUGHTS.replace("<template>", text.removesuffix("\n")) for name, text in templates.items()}
+    try:
+        _write_templates(folder, closed)
+    except OSError as error:
+        raise storage_error(error, folder) from None
+    _log.warning("the chat template opens a block of thoughts before each answer; the run's copy closes it, as the data hold answers alone")
 
 
 def name_end_of_turn(folder: Path, token_id: int) -> None:
@@ -191,6 +223,8 @@ def check_model_folder(folder: Path, *, context_tokens: int, origin: str, templa
         raise InputError(f"{name}: config.json names no model_type", remedy="Give a folder in Hugging Face layout")
     if (folder / "adapter_config.json").is_file():  # transformers would load it with the model, vLLM would not
         raise InputError(f"{name} holds an adapter (adapter_config.json)", remedy="Merge it into the weights, or remove its files")
+    if not isinstance(config.get("vocab_size"), int):
+        raise InputError(f"{name}: config.json names no vocab_size, so it is no model of text alone", remedy="Use another base")
     _check_context(name, config, context_tokens)
     _check_weights(name, folder)
     require_tokenizer(name, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every PyTorch reader expects
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -37,7 +39,7 @@ GPU_PASS_COST, GPU_FORWARD_COST = 3e12, 3e11
 CPU_FORWARD_COST_TOKENS = 96
 """What a forward pass without gradients costs on a CPU, in padded tokens, at 1 M parameters as at 135 M (measured: docs/experiments.md)."""
 TRAIN_AGAIN = "Run the training stage again"
-_SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+_SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 
 _log = get_logger(__name__)
 
@@ -63,12 +65,9 @@ def load_model(model_dir: Path, *, dtype: Dtype = "float32") -> Any:
 def new_adapter(model: Any, config: ModelConfig, *, seed: int) -> PeftModel:
     """A fresh LoRA adapter on the linear layers of the blocks; A is random from `seed`, B zero, so the model is unchanged at first.
 
-    A layer under a name of its own (Phi 3 joins q, k and v in one) has none; the log says which. Raises InputError when the model has none
-    of LINEAR_LAYERS.
+    What has a name of its own (Phi 3 joins q, k and v in one layer, some models the experts of a block) has none; the log says which, and
+    which share of the blocks' weights has one. Raises InputError when the model has none of LINEAR_LAYERS.
     """
-    names = {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)}
-    if bare := names - {*LINEAR_LAYERS, "lm_head"}:
-        _log.warning("layers of the base model get no adapter", layers=sorted(bare))
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
@@ -79,11 +78,34 @@ def new_adapter(model: Any, config: ModelConfig, *, seed: int) -> PeftModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            return get_peft_model(model, lora)
+            adapted = get_peft_model(model, lora)
         except ValueError as error:
             raise InputError(
                 f"the base model has none of the layers {', '.join(LINEAR_LAYERS)}: {error}", remedy="Use another base"
             ) from None
+    bare, adapted_share = _find_bare_layers(adapted)
+    if bare:
+        _log.warning("layers of the base model get no adapter", layers=bare, adapted_share=adapted_share)
+    return adapted
+
+
+def _find_bare_layers(model: PeftModel) -> tuple[list[str], float]:
+    """The names of what has no adapter in a model's blocks, and the share of their weights, vectors apart, that has one."""
+    adapted = {id(_adapted_weight(layer)) for layer in model.modules() if isinstance(layer, LoraLayer)}
+    sizes: Counter[str] = Counter()
+    for name, weight in model.named_parameters():
+        owner, _, kind = name.replace(".base_layer", "").rpartition(".")
+        layer = owner.rpartition(".")[2]
+        of_a_block = weight.dim() > 1 and layer != "lm_head" and weight is not model.get_input_embeddings().weight
+        if of_a_block and not weight.requires_grad:
+            sizes["" if id(weight) in adapted else layer if kind == "weight" else f"{layer}.{kind}"] += weight.numel()
+    return sorted(sizes.keys() - {""}), round(sizes[""] / max(sizes.total(), 1), 3)
+
+
+def _adapted_weight(layer: Any) -> Tensor:
+    """What an adapter's layer adds to: a linear layer's weight, or the experts of a block that are one tensor."""
+    weight: Tensor = layer.get_param() if isinstance(layer, ParamWrapper) else layer.get_base_layer().weight
+    return weight
 
 
 def load_adapter(model: Any, adapter_dir: Path, *, trainable: bool = False) -> PeftModel:
@@ -190,7 +212,7 @@ def fold_small_adapters(model: PeftModel) -> int:
     """
     folded = 0
     for layer in model.modules():
-        if isinstance(layer, LoraLayer) and _is_small(layer):
+        if isinstance(layer, LoraLinear) and _is_small(layer):
             layer.forward = _Folded(layer)
             folded += 1
     return folded

@@ -18,13 +18,13 @@ from trl import DPOConfig, DPOTrainer
 
 from itool.config import DpoConfig, ModelConfig
 from itool.errors import InputError, Interrupted
-from itool.policy.model_folder import attention_window
+from itool.policy.model_folder import attention_window, other_layers
 from itool.records import PreferencePair
 from itool.train import losses
 from itool.train.distributed import Workers
 from itool.train.hooks import TrainingHooks, TrainingLog
 from itool.train.model import load_adapter, load_adapter_weights, load_model, pass_cost_tokens, response_logps
-from itool.train.sequences import StepPair, TokenSequence, batch_pairs, bucket, draw, step_pair
+from itool.train.sequences import Batch, StepPair, TokenSequence, batch_pairs, batch_pairs_apart, bucket, draw, step_pair
 from itool.train.sft import replay_sequences, sft_backward
 from itool.train.updates import UpdateTrainer, check_fits, fingerprint, repeatable_kernels, row_numbers, run_updates, training_arguments
 
@@ -62,7 +62,6 @@ def train_preferences(
     steps = [_as_step(pair, settings) for pair in pairs]
     base = load_model(model_dir, dtype=model.dtype)
     check_fits(base, steps)
-    _check_window(base, steps)
     if replay:
         check_fits(base, replay)
     adapted = load_adapter(base, adapter_in, trainable=True)
@@ -83,6 +82,7 @@ def train_preferences(
             replay=replay,
             plan=plan,
             settings=settings,
+            apart=_needs_rows_apart(base, steps),
             workers=hooks.workers,
             processing_class=AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False),
         )
@@ -100,15 +100,10 @@ def plan_preferences(pairs: int, replay: int, settings: DpoConfig, seed: int) ->
     return [PreferenceUpdate(rows, old) for rows, old in zip(drawn, replayed, strict=True)]
 
 
-def _check_window(model: Any, steps: Sequence[StepPair]) -> None:
-    """Refuse pairs beyond a sliding window: the mask that keeps the sides apart takes the place of the model's own."""
+def _needs_rows_apart(model: Any, steps: Sequence[StepPair]) -> bool:
+    """Whether a pair's sides cannot share a row: the mask that parts them there replaces that of a window, and other layers heed none."""
     window = attention_window(model.config)
-    longest = max(steps, key=lambda step: step.context_tokens)
-    if window is not None and longest.context_tokens > window:
-        what = f"a pair of example {longest.example_id!r} has {longest.context_tokens} tokens, the base model's window {window}"
-        raise InputError(
-            f"{what}: preferences cannot be trained beyond it", remedy=f"Set model.context_tokens to at most {window}, or use another base"
-        )
+    return bool(other_layers(model)) or (window is not None and max(step.context_tokens for step in steps) > window)
 
 
 def _as_step(pair: PreferencePair, settings: DpoConfig) -> StepPair:
@@ -179,10 +174,12 @@ class StepDpoTrainer(UpdateTrainer, DPOTrainer):  # type: ignore[misc] # TRL shi
         replay: Sequence[TokenSequence],
         plan: Sequence[PreferenceUpdate],
         settings: DpoConfig,
+        apart: bool,
         workers: Workers,
         **trl_settings: Any,
     ) -> None:
         self.pairs, self.replay, self.plan, self.settings, self.workers = pairs, replay, plan, settings, workers
+        self.apart = apart
         self.reference_logps: list[Tensor] = []
         self.training_log = TrainingLog()
         super().__init__(*arguments, train_dataset=row_numbers(plan), **trl_settings)
@@ -202,7 +199,7 @@ class StepDpoTrainer(UpdateTrainer, DPOTrainer):  # type: ignore[misc] # TRL shi
         used = sorted({index for update in self.plan for index in self._share(update)})
         for group in self._until_stopped(self._buckets(used), should_stop):
             rows = [used[index] for index in group]
-            batch = batch_pairs([self.pairs[index] for index in rows])
+            batch = self._batch([self.pairs[index] for index in rows])
             with torch.no_grad():
                 logps = response_logps(model, batch).cpu()[batch.owners < batch.count]
             lengths = [len(self.pairs[index].chosen_ids) + len(self.pairs[index].rejected_ids) for index in rows]
@@ -225,8 +222,11 @@ class StepDpoTrainer(UpdateTrainer, DPOTrainer):  # type: ignore[misc] # TRL shi
 
     def _buckets(self, rows: Sequence[int]) -> list[list[int]]:
         """These pairs, by their place in `rows`, in groups of one forward pass each."""
-        lengths = [len(self.pairs[row]) for row in rows]
+        lengths = [2 * self.pairs[row].context_tokens if self.apart else len(self.pairs[row]) for row in rows]
         return bucket(lengths, self.settings.batch_tokens, pass_cost_tokens=pass_cost_tokens(self.model))
+
+    def _batch(self, pairs: Sequence[StepPair]) -> Batch:
+        return batch_pairs_apart(pairs) if self.apart else batch_pairs(pairs)
 
     def _share(self, update: PreferenceUpdate) -> list[int]:
         """The pairs of an update that this worker computes."""
@@ -258,7 +258,7 @@ class StepDpoTrainer(UpdateTrainer, DPOTrainer):  # type: ignore[misc] # TRL shi
     def pair_loss(self, model: Any, indices: Sequence[int], whole: _UpdateSize) -> tuple[Tensor, list[float]]:
         """One bucket's share of the update's loss, and of METRICS; shares add up to means over the update."""
         pairs = [self.pairs[index] for index in indices]
-        batch = batch_pairs(pairs)
+        batch = self._batch(pairs)
         tokens = response_logps(model, batch)
         owners = batch.owners.to(tokens.device)
         likely = losses.nll(tokens[owners % 2 == 0], whole.likely_tokens)  # chosen sides, and what belongs to no side

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -156,6 +156,19 @@ def batch_pairs(pairs: Sequence[StepPair]) -> Batch:
         scored.add(pair.rejected_ids[1:], 2 * index + 1, start + middle)
     predictors, targets, owners = (torch.tensor(values) for values in (scored.predictors, scored.targets, scored.owners))
     return Batch(input_ids, predictors, targets, owners, 2 * len(pairs), allowed, positions)
+
+
+def batch_pairs_apart(pairs: Sequence[StepPair]) -> Batch:
+    """The same scored tokens in rows `state + chosen + ending` and `state + rejected`, for a model that does not heed `allowed`."""
+    rows: list[TokenSequence] = []
+    owners: list[int] = []
+    for index, pair in enumerate(pairs):
+        asked, nobody = len(pair.state_ids) - pair.prefix_tokens, 2 * len(pairs)
+        rows.append(TokenSequence(pair.state_ids[:asked], [*pair.state_ids[asked:], *pair.chosen_ids, *pair.ending_ids]))
+        rows.append(TokenSequence(pair.state_ids, pair.rejected_ids))
+        owners += [nobody] * pair.prefix_tokens + [2 * index] * len(pair.chosen_ids)
+        owners += [nobody] * len(pair.ending_ids) + [2 * index + 1] * len(pair.rejected_ids)
+    return replace(batch_sequences(rows), owners=torch.tensor(owners))
 
 
 @dataclass

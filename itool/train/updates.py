@@ -110,9 +110,10 @@ class UpdateTrainer:
     def _require_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
             update = self.training_log.updates + (what == "loss")
+            blamed = "lower the learning rate" if update > 1 else "the base model gives it before any update: check its weights"
             raise NumericalError(
                 f"{what} is {value} at update {update} of {len(self.plan)} (last loss {self._last_loss()})",
-                remedy="Nothing was saved; lower the learning rate",
+                remedy=f"Nothing was saved; {blamed}",
             )
 
     def _last_loss(self) -> str:

@@ -156,6 +156,15 @@ def test_what_opens_as_a_held_out_example_is_left_out_of_training_and_counted() 
     assert split.repeats_held_out == 1
 
 
+def test_composed_and_decomposed_characters_are_one_question() -> None:
+    """Qwen's tokenizers, among others, read both as the same tokens."""
+    composed, decomposed = "Zürich", "Zu\u0308rich"
+    assert composed != decomposed
+    asked = [conversation("h", composed, tools=[Tool(name="f", description=decomposed)])]
+    split = split_examples([conversation("t", decomposed, tools=[Tool(name="f", description=composed)])], CONFIG, 1, asked)
+    assert (split.repeats_held_out, split.warmup, split.buffer, split.validation) == (1, [], [], [])
+
+
 def ids_digest(split: Split) -> list[tuple[int, str]]:
     """Size and a digest of the ids of warm-up, buffer, validation and held-out set."""
     parts = [[e.id for e in part] for part in (split.warmup, split.buffer, split.validation, split.held_out)]

@@ -15,7 +15,7 @@ from itool.artifacts.manifest import Manifest, manifest_key, parse_manifest
 from itool.artifacts.resolve import manifest_prefixes, resolve
 from itool.artifacts.store import FolderStore
 from itool.config import DataConfig, load_config
-from itool.data.chat import end_of_turn_id, load_tokenizer, token_counts
+from itool.data.chat import end_of_turn_id, load_tokenizer, render_prompt, token_counts
 from itool.data.sources.load import load_examples
 from itool.demo import base_model_path
 from itool.demo.task import generate
@@ -120,6 +120,18 @@ def test_training_and_sampling_agree_on_the_end_of_a_turn(tmp_path: Path) -> Non
     closes = end_of_turn_id(load_tokenizer(model))
     assert load_tokenizer(model).convert_ids_to_tokens(closes) == "<|tool|>"
     assert read_model_folder(model, context_tokens=1024).stop_ids == (1, closes)
+
+
+def test_the_prompts_of_a_run_open_no_thoughts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A template that ends every prompt with `<think>`, as Qwen 3.5's and DeepSeek R1's do."""
+    template = tmp_path / "thinks.jinja"
+    opens = "{%- if add_generation_prompt %}{{ '<think>\\n' }}{% endif %}"
+    template.write_text((base_model_path() / "chat_template.jinja").read_text().removesuffix("\n") + opens)
+    prepared(tmp_path, model__chat_template=template, data__count=60, data__held_out_count=10)
+    (model,) = (tmp_path / "runs").rglob("model")
+    tokenizer = load_tokenizer(model)
+    assert tokenizer.decode(render_prompt(tokenizer, generate("train", 1, 3)[0])).endswith("<|assistant|><think>\n\n</think>\n\n")
+    assert "opens a block of thoughts" in capfd.readouterr().err
 
 
 def write_template(folder: Path, refuses: str) -> Path:

@@ -208,6 +208,19 @@ def test_a_model_with_a_sliding_window_is_refused_with_a_remedy(folders: Folders
         open_embedded(Folders(tmp_path, folders.adapter, folders.other_adapter))
 
 
+def test_a_model_with_other_layers_than_attention_is_refused(folders: Folders, tmp_path: Path) -> None:
+    """They would mix the rows that stand side by side in one forward, and keep nothing from one token to the next."""
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    config = Lfm2Config(
+        vocab_size=96, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        layer_types=["conv", "full_attention"], eos_token_id=2,
+    )  # fmt: skip
+    Lfm2ForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"layers other than attention \(conv\).*Set policy\.backend to vllm"):
+        open_embedded(Folders(tmp_path, folders.adapter, folders.other_adapter))
+
+
 def test_attention_written_out_equals_the_fused_kernel() -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 4, 8), torch.randn(3, 2, 10, 8), torch.randn(3, 2, 10, 8)

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 from structlog.testing import capture_logs
-from transformers import Phi3Config, Phi3ForCausalLM
+from transformers import FalconH1Config, FalconH1ForCausalLM, MixtralConfig, MixtralForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from itool.errors import ArtifactError, InputError
 from itool.train.model import fold_small_adapters, load_adapter, load_model, load_policy, new_adapter, response_logps, save_adapter
@@ -29,7 +29,11 @@ def test_layers_that_an_adapter_leaves_out_are_named(tiny_base, lora):
     with capture_logs() as said:
         new_adapter(load_model(tiny_base), lora, seed=1)
         new_adapter(Phi3ForCausalLM(Phi3Config(**shape, pad_token_id=0, eos_token_id=1, bos_token_id=2)), lora, seed=1)
-    assert [event["layers"] for event in said] == [["gate_up_proj", "qkv_proj"]]
+        new_adapter(MixtralForCausalLM(MixtralConfig(**shape, num_local_experts=4, num_key_value_heads=1)), lora, seed=1)
+    assert [(event["layers"], event["adapted_share"]) for event in said] == [
+        (["gate_up_proj", "qkv_proj"], 0.286),  # o_proj and down_proj: 2 of 7 matrices of 8 x 8
+        (["experts.down_proj", "experts.gate_up_proj", "gate"], 0.242),  # 4 of 4 + 4 * 3 such matrices, and 4 x 8 of the router
+    ]
 
 
 def test_equal_weights_are_saved_as_equal_bytes(tiny_base, lora, tmp_path):
@@ -81,6 +85,15 @@ def test_a_missing_or_damaged_adapter_is_named(tiny_base, adapter, tmp_path):
 
 def test_a_folder_that_holds_no_model_is_named(tmp_path):
     with pytest.raises(InputError, match="cannot be loaded"):
+        load_model(tmp_path)
+
+
+def test_a_base_that_scales_its_logits_is_refused(tmp_path):
+    """Falcon H1's own model gives other log-probabilities than the product with its vocabulary alone."""
+    shape = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 8}
+    mamba = {"mamba_d_ssm": 8, "mamba_n_heads": 1, "mamba_d_head": 8, "mamba_d_state": 8, "num_key_value_heads": 1}
+    FalconH1ForCausalLM(FalconH1Config(**shape, **mamba, lm_head_multiplier=0.5)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"changes its logits \(lm_head_multiplier\)"):
         load_model(tmp_path)
 
 

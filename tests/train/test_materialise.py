@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 from transformers import AutoTokenizer
 
 from itool.config import ModelConfig
@@ -14,10 +16,11 @@ from itool.data.chat import end_of_turn_id, load_tokenizer
 from itool.demo import base_model_path
 from itool.errors import DependencyError, InputError, StorageError
 from itool.policy.model_folder import read_model_folder
-from itool.train.materialise import MODEL_FILES, materialise, name_end_of_turn
+from itool.train.materialise import MODEL_FILES, close_thoughts, materialise, name_end_of_turn
 from itool.train.model import load_model
 
 FETCHED = sorted((Path(__file__).resolve().parents[2] / "models").glob("*.gguf"))
+TEMPLATES = Path(str(importlib.util.find_spec("trl").origin)).parent / "chat_templates"
 GGUF = os.environ.get("ITOOL_TEST_GGUF") or (str(FETCHED[0]) if FETCHED else None)
 
 
@@ -50,6 +53,7 @@ def test_a_folder_is_copied_without_what_a_model_does_not_need(base, tmp_path):
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "not readable JSON"),
         (lambda folder: (folder / "config.json").write_text("{}"), "config.json names no model_type. Give a folder"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "qwen3_5", "text_config": {}}'), "no model of text alone"),
         (lambda folder: (folder / "model.safetensors").rename(folder / "model.bin"), "no .*safetensors; it has weights in another format"),
         (lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1]), "truncated"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
@@ -125,7 +129,42 @@ def test_named_chat_templates_are_copied_unless_another_replaces_them(base, tmp_
 
 def render_with_a_tool(folder):
     tool = {"type": "function", "function": {"name": "get_time", "description": "", "parameters": {}}}
-    return load_tokenizer(folder).apply_chat_template([{"role": "user", "content": "w7"}], tools=[tool], tokenize=False)
+    messages = [{"role": "user", "content": "w7"}]
+    return load_tokenizer(folder).apply_chat_template(messages, tools=[tool], add_generation_prompt=True, tokenize=False)
+
+
+def opening(folder):
+    """A prompt, which the answer follows."""
+    messages = [{"role": "user", "content": "w7"}]
+    return load_tokenizer(folder).apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+@pytest.mark.parametrize(
+    ("template", "ending"),
+    [
+        ("qwen3_5_think", "<|im_start|>assistant\n<think>\n\n</think>\n\n"),
+        ("nemotron_3_nano", "<|im_start|>assistant\n<think></think>"),
+        ("deepseek_r1_distill", "<｜User｜>w7<｜Assistant｜><think>\n\n</think>\n\n"),
+    ],
+    ids=["qwen", "nemotron", "deepseek"],
+)
+def test_thoughts_that_a_template_opens_are_closed_in_the_models_own_way_or_as_an_empty_block(base, tmp_path, template, ending):
+    """The models' own templates, as TRL holds them. An answer would have been learned, sampled and judged as a thought."""
+    materialise(config(base, chat_template=str(TEMPLATES / f"{template}.jinja")), tmp_path / "target")
+    assert opening(tmp_path / "target").endswith("<think>\n")
+    for _ in range(2):
+        with capture_logs() as said:
+            close_thoughts(tmp_path / "target")
+        assert opening(tmp_path / "target").endswith(ending)
+    assert said == []
+
+
+def test_a_named_template_closes_the_thoughts_that_it_opens(base):
+    tokenizer = load_tokenizer(base)
+    tokenizer.chat_template = {"default": "no tools here", "tool_use": "{{ tools[0].function.name }} <think>"}
+    tokenizer.save_pretrained(base)
+    close_thoughts(base)
+    assert (render_with_a_tool(base), opening(base)) == ("get_time <think>\n</think>\n\n", "no tools here")
 
 
 def test_the_end_of_turn_becomes_a_stop_id(base, tmp_path):
@@ -151,6 +190,7 @@ def test_a_base_that_names_no_stop_id_gets_its_templates(base, tmp_path):
 def test_the_demo_base_keeps_its_bytes(tmp_path):
     target = tmp_path / "target"
     materialise(ModelConfig(), target)
+    close_thoughts(target)
     name_end_of_turn(target, end_of_turn_id(load_tokenizer(target)))
     for path in target.iterdir():
         assert path.read_bytes() == (base_model_path() / path.name).read_bytes()

@@ -154,16 +154,21 @@ def test_dropout_of_the_adapter_is_on_in_preference_training_too(train, pairs, a
     assert with_it.metrics[0]["margins"] == pytest.approx(settings.beta * (margin - reference), abs=1e-5), "the reference drops nothing"
 
 
-def test_a_pair_longer_than_a_sliding_window_is_refused_and_one_that_fits_it_is_trained(tiny_base, adapter, lora, tmp_path):
+def test_a_pair_longer_than_a_sliding_window_is_read_through_the_window(tiny_base, adapter, lora, tmp_path):
     windowed = tmp_path / "windowed"
     shutil.copytree(tiny_base, windowed)
     config = json.loads((windowed / "config.json").read_text())
-    (windowed / "config.json").write_text(json.dumps(config | {"model_type": "mistral", "sliding_window": 8}))
-    common = {"adapter_in": adapter, "model": lora, "settings": FAST, "seed": 1, "output": tmp_path / "out"}
-    fitting, longer = pair([5, 6, 7, 8], [], [3, 9, 2], [4, 8, 9, 2]), pair([5, 6, 7, 8, 9], [], [3, 9, 2], [4, 8, 9, 2])
-    with pytest.raises(InputError, match=r"has 9 tokens, the base model's window 8: .*Set model\.context_tokens to at most 8"):
-        train_preferences(windowed, [fitting, longer], [], **common)
-    assert train_preferences(windowed, [fitting], [], **common).updates == 6
+    (windowed / "config.json").write_text(json.dumps(config | {"model_type": "mistral", "sliding_window": 4}))
+    settings = FAST.model_copy(update={"updates": 1, "batch_pairs": 1, "replay_fraction": 0.0})
+    ours = pair([5, 6, 7, 8, 9], [], [3, 9, 2], [4, 8, 9, 2])
+    common = {"adapter_in": adapter, "model": lora, "settings": settings, "seed": 1, "output": tmp_path / "out"}
+    [update] = train_preferences(windowed, [ours], [], **common).metrics
+    sides = [TokenSequence(ours.prompt_ids, side) for side in (ours.chosen_ids, ours.rejected_ids)]
+    for name, row in zip(("logps/chosen", "logps/rejected"), sides, strict=True):
+        seen, blind = (perplexities(load_policy(base, adapter), [row], batch_tokens=64) for base in (windowed, tiny_base))
+        assert update[name] == pytest.approx(-len(row.response_ids) * math.log(seen[0]), abs=1e-4)
+        assert seen != pytest.approx(blind), "the window hides something"
+    assert update["margins"] == pytest.approx(0, abs=1e-5), "so it does for the reference"
 
 
 def test_an_interrupted_training_ends_bit_identical_to_an_undisturbed_one(train, pairs, sequences, tmp_path):

@@ -1,11 +1,14 @@
 import itertools
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from itool.policy.model_folder import other_layers
 from itool.train.model import load_model, pass_cost_tokens, response_logps
-from itool.train.sequences import TokenSequence, batch_pairs, batch_sequences, bucket, draw, step_pair
+from itool.train.sequences import TokenSequence, batch_pairs, batch_pairs_apart, batch_sequences, bucket, draw, step_pair
 
 
 def test_a_sequence_scores_every_response_token_and_no_prompt_token():
@@ -43,6 +46,36 @@ def test_pairs_that_share_their_state_have_the_log_probabilities_of_separate_row
         together = response_logps(model, batch_pairs(pairs))
         apart = torch.cat([response_logps(model, batch_sequences([row])) for row in rows])
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
+
+
+RECURRENT = {
+    "qwen3_next": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "head_dim": 16,
+        "moe_intermediate_size": 16,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+}
+
+
+@pytest.mark.parametrize("model_type", RECURRENT)
+def test_rows_apart_have_the_log_probabilities_of_separate_rows_where_a_shared_row_has_not(model_type):
+    """Layers that go along a row from left to right take the chosen side for what came before the rejected one."""
+    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(3)
+    config = AutoConfig.for_model(model_type, **shape, **RECURRENT[model_type], num_key_value_heads=1, initializer_range=0.3)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert other_layers(model)
+    pairs = [step_pair([5, 6, 7], [8, 9, 10], [11, 12], answer=(1, [13, 2])), step_pair([20], [21], [22, 23, 24, 25])]
+    rows = [TokenSequence(*row) for row in (([5, 6], [7, 8, 9, 10, 13, 2]), ([5, 6, 7], [11, 12]), ([20], [21]), ([20], [22, 23, 24, 25]))]
+    shared, apart = batch_pairs(pairs), batch_pairs_apart(pairs)
+    assert (apart.targets.tolist(), apart.owners.tolist(), apart.count) == (shared.targets.tolist(), shared.owners.tolist(), shared.count)
+    with torch.no_grad():
+        expected = torch.cat([response_logps(model, batch_sequences([row])) for row in rows])
+        torch.testing.assert_close(response_logps(model, apart), expected, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(response_logps(model, shared), expected, atol=1e-2)
 
 
 def test_padding_changes_no_log_probability(tiny_base, sequences):

@@ -6,14 +6,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from itool.config import DpoConfig, ModelConfig, OptimizerConfig, RunConfig, WarmupConfig
 from itool.errors import InputError, Interrupted, NumericalError
 from itool.muon import Muon
 from itool.stages import flatten, unread
 from itool.train.hooks import TrainingHooks
-from itool.train.model import ADAPTER_WEIGHTS, load_model
+from itool.train.model import ADAPTER_WEIGHTS, load_adapter, load_model, load_policy
 from itool.train.optimizer import build_optimizer, schedule_factor
+from itool.train.perplexity import perplexities
 from itool.train.sequences import TokenSequence
 from itool.train.sft import plan_continuation, plan_curriculum, train_sft
 from itool.train.updates import repeatable_kernels
@@ -47,6 +49,28 @@ def test_the_first_loss_is_the_one_that_transformers_computes(tiny_base, lora, s
         total += model(input_ids=ids, labels=labels).loss.item() * len(sequence.response_ids)
         tokens += len(sequence.response_ids)
     assert ours == pytest.approx(total / tokens, abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match")  # PEFT looks among modules; these are weights
+def test_experts_that_are_one_tensor_are_trained_saved_and_loaded(tiny_base, lora, sequences, tmp_path):
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    shape = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+    }
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    torch.manual_seed(6)
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape, **experts, max_position_embeddings=128)).save_pretrained(base)
+    train_sft(base, by_phase(sequences), model=lora, settings=FAST, seed=3, output=tmp_path / "adapter")
+    before, after = (perplexities(load_policy(base, adapter), sequences, batch_tokens=256) for adapter in (None, tmp_path / "adapter"))
+    assert sum(map(math.log, after)) < sum(map(math.log, before)) - 1
+    apart = load_adapter(load_model(base), tmp_path / "adapter").eval()
+    assert any("experts" in name for name, _ in apart.named_parameters() if "lora_A" in name)
+    assert perplexities(apart, sequences, batch_tokens=256) == pytest.approx(after, rel=1e-4)
 
 
 def test_dropout_is_applied_while_training(tiny_base, lora, sequences, tmp_path):
@@ -144,9 +168,17 @@ def test_beside_a_checkpoint_of_another_training_it_starts_anew(tiny_base, lora,
 
 def test_a_loss_that_is_not_a_number_stops_without_saving(tiny_base, lora, sequences, tmp_path):
     settings = FAST.model_copy(update={"learning_rate": 1e30, "warmup_fraction": 0.0})
-    with pytest.raises(NumericalError, match=r"at update \d+ of 6"):
+    with pytest.raises(NumericalError, match=r"at update [2-6] of 6 .*; lower the learning rate"):
         train_sft(tiny_base, by_phase(sequences), model=lora, settings=settings, seed=3, output=tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
+
+
+def test_a_loss_that_is_not_a_number_before_any_update_is_the_bases_fault(tiny_base, lora, sequences, tmp_path):
+    broken, model = shutil.copytree(tiny_base, tmp_path / "broken"), load_model(tiny_base)
+    model.model.norm.weight.data[0] = math.nan
+    model.save_pretrained(broken)
+    with pytest.raises(NumericalError, match=r"loss is nan at update 1 of 6 .*; the base model gives it before any update"):
+        train_sft(broken, by_phase(sequences), model=lora, settings=FAST, seed=3, output=tmp_path / "adapter")
 
 
 def test_easy_to_hard_keeps_the_order_and_mixed_the_number_of_updates():
