@@ -227,6 +227,15 @@ def test_an_adapter_that_a_pod_refuses_ends_the_run_with_65() -> None:
     assert fail == Fail(GENERATE, 65, "vLLM pod demo-vllm-a refuses the adapter: adapter_model.safetensors was altered")
 
 
+def test_pods_that_fill_their_disk_again_and_again_end_the_run_with_74() -> None:
+    words = 'Evicted: Usage of EmptyDir volume "models" exceeds the limit "10Gi".'
+    actions = decide(GENERATE, serving(WARMUP, pod("starting"), overfilled=words))
+    assert actions == [
+        StopServing("i1/generate failed"),
+        Fail(GENERATE, 74, f"vLLM pods store more than they may: {words}; raise kubernetes.serving.scratch"),
+    ]
+
+
 def test_where_the_controller_runs_no_vllm_nothing_changes() -> None:
     for stage in stage_ids(CONFIG):
         assert decide(stage, None) == [start(stage)]

@@ -96,6 +96,18 @@ def test_a_vllm_that_crashes_is_starting() -> None:
     assert (found.phase, found.reason) == ("starting", "vllm is started again after exit code 1")
 
 
+def test_a_fetcher_that_crashes_does_not_begin_the_pods_time_anew() -> None:
+    early = WISH.model_copy(update={"at": NOW - 90})
+    began = serving_pod(vllm_pod(), TEMPLATE, early, None)
+    assert (began.phase, began.since) == ("starting", NOW - 50)
+    words = "error: cannot use /models: No space left on device\n"
+    ended = {"terminated": {"exitCode": 74, "message": words, "startedAt": at(NOW - 5)}}
+    for state in ({"waiting": {"reason": "CrashLoopBackOff"}}, {"running": {"startedAt": at(NOW - 1)}}):
+        crashed = {"name": "fetch-model", "state": state, "lastState": ended}
+        found = serving_pod(vllm_pod(fetcher=crashed, phase="Pending"), TEMPLATE, early, None)
+        assert (found.phase, found.since) == ("starting", NOW - 60)
+
+
 def test_a_pod_that_leaves_or_has_an_older_template_is_stopping() -> None:
     leaving = vllm_pod(ready=True)
     leaving["metadata"]["deletionTimestamp"] = at(NOW)
@@ -372,6 +384,20 @@ def test_failed_pods_and_pods_of_stages_hold_nothing(scene: Scene) -> None:
     stage["metadata"]["labels"]["app.kubernetes.io/component"] = "stage"
     scene.pods = [evicted, stage]
     assert made.state().pods == ()
+
+
+def test_pods_that_fill_their_disk_again_and_again_are_told(scene: Scene) -> None:
+    made = scene.controller()
+    made.serve(scene.serve)
+    words = 'Usage of EmptyDir volume "models" exceeds the limit "10Gi".'
+    evicted = {"status": {"phase": "Failed", "reason": "Evicted", "message": words}}
+    by_the_node = {"status": {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}}
+    scene.pods = [scene.pod("a") | evicted, scene.pod("b") | by_the_node, vllm_pod("c", template="of-less-scratch") | evicted]
+    assert made.state().overfilled == ""
+    scene.pods.append(scene.pod("d") | evicted)
+    assert made.state().overfilled == f"Evicted: {words}"
+    scene.deployment["spec"]["replicas"] = 2
+    assert scene.controller().state().overfilled == ""
 
 
 def test_why_no_pod_can_be_created_is_told(scene: Scene) -> None:
