@@ -120,6 +120,11 @@ def test_a_deployment_that_is_not_as_wanted_is_made_so(state: ServingState) -> N
     assert actions[0].reason == "i1/generate asks the adapter of i0/warmup"
 
 
+def test_what_pods_of_other_settings_refuse_is_no_reason_to_give_up() -> None:
+    state = serving(WARMUP, pod("refused", reason="rank 64", exit_code=65), current=False, overfilled="Evicted: ...")
+    assert [type(action) for action in decide(GENERATE, state)] == [Serve, Wait]
+
+
 def test_exclusive_serving_stays_while_other_stages_train() -> None:
     for stage in (SCORE, DPO):
         assert decide(stage, serving(WARMUP, pod())) == [start(stage)]
