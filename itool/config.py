@@ -457,6 +457,9 @@ def _explain(error: ValidationError, origin: str) -> str:
         text = f"{origin}: {key} = {show_value(first['input'])} is no section: give settings below it, or leave it out"
     elif first["type"] == "string_too_short":
         text = f"{origin}: {key} is empty; {'use a folder or s3://bucket/prefix' if key == 'root' else 'give a value, or leave it out'}"
+    elif first["type"] == "string_type" and isinstance(first["input"], int | float):
+        example = ", as in --set 'KEY=\"...\"'" if origin.startswith("--set ") else ""
+        text = f"{origin}: {key} = {show_value(first['input'])} is no text; put the value in quotes{example}"
     elif first["type"] == "string_pattern_mismatch" and first["ctx"]["pattern"] in FORMS:
         text = f"{origin}: {key} = {first['input']!r} is no {FORMS[first['ctx']['pattern']]}"
     else:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from itool.config_section import Count, CountOrZero, Rate, Section, Url
 from itool.names import TRAINING_STAGES, StageName
@@ -15,13 +16,27 @@ DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 DNS_NAME = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
 METADATA_KEY = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
 LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
-Quantity = Annotated[str, Field(pattern=QUANTITY)]
 DnsLabel = Annotated[str, Field(pattern=DNS_LABEL)]
 DnsName = Annotated[str, Field(pattern=DNS_NAME)]
 MetadataKey = Annotated[str, Field(pattern=METADATA_KEY)]
 LabelValue = Annotated[str, Field(pattern=LABEL_VALUE)]
 Labels = dict[MetadataKey, LabelValue]
 Annotations = dict[MetadataKey, str]
+
+
+def _in_digits(value: Any) -> Any:
+    """A number in the form that a quantity has: 2.0 is 2, and no number has an exponent."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return format(Decimal(str(value)), "f").removesuffix(".0") if is_number else value
+
+
+Quantity = Annotated[
+    str,
+    BeforeValidator(_in_digits),
+    Field(pattern=QUANTITY),
+    WithJsonSchema({"type": ["string", "number"], "minimum": 0, "pattern": QUANTITY}),
+]
+"""A number needs no quotes here, as it means the same however it is written. As the tag of an image 1.10 is not 1.1, nor 007 the name 7."""
 
 
 class PodConfig(Section):

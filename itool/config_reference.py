@@ -19,9 +19,10 @@ HEAD = """\
 
 Written by `make reference` from `itool/config.py` and `itool/config_kubernetes.py`; edit there.
 
-One YAML file describes a run, `--set section.key=value` overrides it, and the chart takes the same document under `run:`. What is left
-out has its default. Paths count from the working directory of the command, not from the file. `itoolctl schema` prints the same as a
-JSON Schema; `itoolctl stages -o json` says which stage reads what, and so what a change runs again.
+One YAML file describes a run, `--set section.key=value` overrides it, and the chart takes the same document under `run:`. Text that looks
+like a number needs quotes (`run: "17"`, `--set 'run="17"'`, Helm's `--set-string run.run=17`). What is left out has its default. Paths
+count from the working directory of the command, not from the file. `itoolctl schema` prints the same as a JSON Schema; `itoolctl
+stages -o json` says which stage reads what, and so what a change runs again.
 """
 # Bounds above 1 only catch slips of the pen.
 _BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
@@ -64,7 +65,8 @@ def _values(schema: dict[str, Any]) -> str:
     if "$ref" in schema:
         return "section"
     bounds = [f"{words} {schema[key]:g}" for key, words in _BOUNDS.items() if schema.get(key, 2) <= 1]
-    return ", ".join([_TYPES[schema["type"]], *bounds])
+    kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
+    return ", ".join([" or ".join(_TYPES[kind] for kind in kinds), *bounds])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ def read_yaml(text: str | bytes) -> Any:
     """A YAML document. Raises yaml.YAMLError, also for a key that stands twice in a mapping: the last would win, and no one would know."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except (ValueError, RecursionError) as error:  # 2026-11-31 and 0x_ look like a date and a number, and are none
+    except (ValueError, RecursionError) as error:  # 0x_ looks like a number, and is none
         raise yaml.YAMLError(str(error)) from None
 
 
@@ -48,6 +48,13 @@ class _Loader(yaml.SafeLoader):
                 raise RepeatedKey(f"line {line}: key {key.value} stands in line {lines[name]} already")
             lines[name] = line
         return node
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+"""A date is text, as in Helm: no setting is a date, but a run, an image's tag or a revision may be named by one."""
 
 
 def yaml_problem(error: yaml.YAMLError) -> str:

@@ -99,7 +99,14 @@ def test_only_training_on_pairs_reads_a_reference(method: str, reads: bool) -> N
         ("store.endpoint_url=minio:9000", "store.endpoint_url = 'minio:9000' is no URL"),
         ("kubernetes.queue=Foo", "kubernetes.queue = 'Foo' is no DNS name: use small letters"),
         ("kubernetes.labels={bad key: x}", "kubernetes.labels.bad key = 'bad key' is no label key: use name"),
-        ("kubernetes.image_tag=2026-11-31", "--set kubernetes.image_tag: '2026-11-31' is not a YAML value"),
+        ("kubernetes.image_tag=0x_", "--set kubernetes.image_tag: '0x_' is not a YAML value"),
+        ("kubernetes.image_tag=1.10", """kubernetes.image_tag = 1.1 is no text; put the value in quotes, as in --set 'KEY="..."'"""),
+        ("kubernetes.image_tag=007", "kubernetes.image_tag = 7 is no text; put the value in quotes"),
+        ("run=true", "run = true is no text; put the value in quotes"),
+        ("kubernetes.pods.env={PORT: 80}", "kubernetes.pods.env.PORT = 80 is no text; put the value in quotes"),
+        ("kubernetes.pods.cpu=-1", "kubernetes.pods.cpu = '-1' is no quantity: use a number with a unit, as in 500m, 2 or 4Gi"),
+        ("kubernetes.pods.cpu=.inf", "kubernetes.pods.cpu = 'Infinity' is no quantity"),
+        ("kubernetes.pods.cpu=true", "kubernetes.pods.cpu = true"),
         ("dpo=3", "dpo = 3 is no section: give settings below it, or leave it out"),
         ("model=", "model = null is no section: give settings below it"),
         ("kubernetes.stages=3", "kubernetes.stages = 3 is no section"),
@@ -131,6 +138,29 @@ def test_a_mistake_is_one_line_that_names_key_and_value(override: str, message: 
         load_config(CONFIGS / "demo.yaml", [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_number_of_a_file_is_text_in_quotes_only(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("run: 20261127\n")
+    with pytest.raises(ConfigError) as raised:
+        load_config(path)
+    assert str(raised.value) == f"{path}: run = 20261127 is no text; put the value in quotes"
+    path.write_text('run: "20261127"\n')
+    assert load_config(path, ["""kubernetes.image_tag="1.10\""""]).kubernetes.image_tag == "1.10"
+
+
+def test_a_date_is_a_name_as_good_as_another() -> None:
+    config = load_config(None, ["run=2026-11-27", "kubernetes.image_tag=2026-11-31", "model.revision=2026-11-27T10:00:00Z"])
+    assert (config.run, config.kubernetes.image_tag, config.model.revision) == ("2026-11-27", "2026-11-31", "2026-11-27T10:00:00Z")
+
+
+@pytest.mark.parametrize(
+    ("value", "quantity"), [("2", "2"), ("0.5", "0.5"), ("2.0", "2"), ("2147483648", "2147483648"), ("2.147483648e+09", "2147483648")]
+)
+def test_a_quantity_may_be_a_number(value: str, quantity: str) -> None:
+    pod = load_config(None, [f"kubernetes.pods.cpu_limit={value}"]).kubernetes.pods
+    assert (pod.cpu_limit, pod.cpu) == (quantity, "1")
 
 
 def test_a_run_that_needs_services_begins_with_a_letter() -> None:
@@ -189,7 +219,7 @@ def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path) -> None:
     [
         ("dpo:\n\tbeta: 0.1\n", r"line 2: while scanning for the next token, found character '\t' that cannot start any token"),
         ("seed: 1\n---\nseed: 2\n", "line 2: expected a single document in the stream, but found another document"),
-        ("date: 2026-11-31\n", "day is out of range for month"),
+        ("seed: 0x_\n", "invalid literal for int() with base 16: ''"),
     ],
 )
 def test_what_is_not_yaml_is_named_with_its_line(tmp_path: Path, text: str, problem: str) -> None:

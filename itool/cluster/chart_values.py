@@ -17,17 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from itool.cluster.chart_network import CIDR, Cidr, EgressRule, Peer, Port
 from itool.config import RunConfig
-from itool.config_kubernetes import QUANTITY, Annotations, DnsName, Labels, MetadataKey
+from itool.config_kubernetes import QUANTITY, Annotations, DnsName, Labels, MetadataKey, Quantity
 from itool.config_section import URL, Section
 
-Amount = Annotated[float | str, WithJsonSchema({"type": ["number", "string"], "pattern": QUANTITY})]
 VariableName = Annotated[str, Field(pattern="^[-._A-Za-z][-._A-Za-z0-9]*$")]
-Resources = dict[Literal["requests", "limits"], dict[MetadataKey, Amount]]
+Resources = dict[Literal["requests", "limits"], dict[MetadataKey, Quantity]]
 SMALL: Resources = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}}
 MONITORING: Peer = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
 
@@ -277,8 +276,8 @@ def _plain(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     match node:
-        case {"anyOf": [dict() as option, {"type": "null"}], **rest} if "type" in option:
-            node = rest | option | {"type": [option["type"], "null"]}
+        case {"anyOf": [{"type": kind} as option, {"type": "null"}], **rest}:
+            node = rest | option | {"type": [*([kind] if isinstance(kind, str) else kind), "null"]}
     match node:
         case {"propertyNames": {"enum": [*names]}, "additionalProperties": dict() as value, **rest}:
             node = rest | {"properties": dict.fromkeys(names, value), "additionalProperties": False}

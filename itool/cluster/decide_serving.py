@@ -16,7 +16,7 @@ from itool.artifacts.resolve import Resolution
 from itool.cluster.pods import gpus_of
 from itool.cluster.wish import StoredArtifact, Wish
 from itool.config import RunConfig
-from itool.errors import DependencyError
+from itool.errors import DependencyError, StorageError
 from itool.stages import StageId, asks_policy, computes_on_gpu, inputs_of
 
 
@@ -38,8 +38,8 @@ class ServingPod:
 class ServingState:
     """The vLLM servers that the controller runs. `replicas` is how many are asked for; 0 without a Deployment.
 
-    `current` says that the Deployment is as the configuration wants it, `since` when replicas began to be missing (None: unknown), and
-    `reason` why pods cannot be created.
+    `current` says that the Deployment is as the configuration wants it, `since` when replicas began to be missing (None: unknown),
+    `reason` why pods cannot be created, and `overfilled` how pods were evicted, when it was again and again for what they stored.
     """
 
     wish: Wish | None = None
@@ -48,6 +48,7 @@ class ServingState:
     current: bool = True
     since: float | None = None
     reason: str = ""
+    overfilled: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,11 @@ def _trouble(serving: ServingState) -> str:
 
 
 def _failure(config: RunConfig, serving: ServingState, now: float) -> tuple[int, str] | None:
-    """Exit code and message when it makes no sense to wait longer: a refusal, or a pod that takes longer than the settings allow."""
+    """Exit code and message when it makes no sense to wait longer: a refusal, pods that fill their disk again and again, or one that takes
+    longer than the settings allow.
+    """
+    if serving.overfilled:
+        return StorageError.exit_code, f"vLLM pods store more than they may: {serving.overfilled}; raise kubernetes.serving.scratch"
     pending, starting = config.kubernetes.pending_seconds, config.kubernetes.serving.startup_seconds
     limits = {"pending": (pending, "kubernetes.pending_seconds"), "starting": (starting, "kubernetes.serving.startup_seconds")}
     for pod in serving.pods:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from itool.cluster.objects import ITERATION_LABEL, KEY_LABEL, STAGE_LABEL, Object
-from itool.cluster.pod_states import PodState, ended_well
+from itool.cluster.pod_states import PodState, ended_well, overfilled
 from itool.cluster.runner import Task
 from itool.errors import DependencyError, StorageError
 from itool.names import StageName
@@ -60,7 +60,7 @@ def hopeless(
     for others does so since the last of them ran. A pod that finds no node or image waits without an end. A pod that fills its own scratch
     folder is evicted as in a disruption, which the failure policy ignores; the second one of the same shard ends the Job.
     """
-    evictions = [state for state in states if state.phase == "failed" and "Evicted" in state.reason and "exceed" in state.reason]
+    evictions = [state for state in states if overfilled(state)]
     shard, times = Counter(state.shard for state in evictions).most_common(1)[0] if evictions else (None, 0)
     if times >= DISK_EVICTIONS:
         return StorageError.exit_code, next(state.reason for state in evictions if state.shard == shard)

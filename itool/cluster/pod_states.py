@@ -97,6 +97,11 @@ def pod_state(pod: Object, events: Sequence[Object] = ()) -> PodState:
     )
 
 
+def overfilled(state: PodState) -> bool:
+    """Whether a pod was evicted because it stored more than its scratch folder may hold."""
+    return state.phase == "failed" and "Evicted" in state.reason and "exceed" in state.reason
+
+
 def job_state(job: Object, states: Sequence[PodState], events: Sequence[Object] = ()) -> JobState:
     """What a Job does, from the states of its own pods. `events` are its own, oldest first; a Job that lacks pods needs them."""
     status, name = job.get("status") or {}, job["metadata"]["name"]

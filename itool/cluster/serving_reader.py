@@ -16,7 +16,7 @@ from itool.artifacts.store import Store
 from itool.cluster.decide_serving import ServingPod, ServingState
 from itool.cluster.last_words import last_words
 from itool.cluster.objects import COMPONENT_LABEL, Object
-from itool.cluster.pod_states import pod_state, seconds
+from itool.cluster.pod_states import overfilled, pod_state, seconds
 from itool.cluster.pods import serving_name
 from itool.cluster.serving_manifests import FETCHER, pod_template, template_of
 from itool.cluster.wish import Proof, StoredArtifact, Wish, read_proof, read_wish
@@ -60,7 +60,8 @@ class ServingReader:
         template = template_of(self._deployment)
         replicas = int(self._deployment["spec"].get("replicas", 1))
         since, reason = shortage(self._deployment)
-        return ServingState(self._wish, replicas, self._states(template), template == self._wanted_template(), since, reason)
+        current = template == self._wanted_template()
+        return ServingState(self._wish, replicas, self._states(template), current, since, reason, self._overfilled(template, replicas))
 
     @property
     def _name(self) -> str:
@@ -84,8 +85,16 @@ class ServingReader:
 
     def _serving_pods(self) -> list[Object]:
         """Pods that hold something: what has failed (evicted, say) is only a record."""
-        found = [pod for pod in self.pods() if pod["metadata"]["labels"].get(COMPONENT_LABEL) == "serving"]
-        return [pod for pod in found if pod_state(pod).phase in ("pending", "running")]
+        return [pod for pod in self._all_pods() if pod_state(pod).phase in ("pending", "running")]
+
+    def _all_pods(self) -> list[Object]:
+        return [pod for pod in self.pods() if pod["metadata"]["labels"].get(COMPONENT_LABEL) == "serving"]
+
+    def _overfilled(self, template: str, replicas: int) -> str:
+        """How pods of this template were evicted for what they stored, when one that took the place of such a pod was too; else empty."""
+        states = [pod_state(pod) for pod in self._all_pods() if template_of(pod) == template]
+        evictions = [state.reason for state in states if overfilled(state)]
+        return evictions[0] if len(evictions) > replicas else ""
 
     def _states(self, template: str) -> tuple[ServingPod, ...]:
         return tuple(serving_pod(pod, template, self._wish, self._proof(pod["metadata"]["name"])) for pod in self._serving_pods())
@@ -113,10 +122,10 @@ def serving_pod(pod: Object, template: str, wish: Wish | None, proof: Proof | No
         return ServingPod(name, "refused", reason=current.problem, exit_code=current.exit_code)
     if current and state.ready:
         return ServingPod(name, "serving")
-    started_at = _fetch_started(pod)
+    started_at, unready_since = _fetch_started(pod), _since(pod, "Ready", "False") or 0.0
     if started_at is None or _is_blocked(pod):
-        return ServingPod(name, "pending", max(state.created_at, _unready_since(pod)), state.reason)
-    since = max(started_at, _unready_since(pod), wish.at if wish else 0.0)
+        return ServingPod(name, "pending", max(state.created_at, unready_since), state.reason)
+    since = max(started_at, unready_since, wish.at if wish else 0.0)
     return ServingPod(name, "starting", since, state.reason or "has not proved the adapter yet")
 
 
@@ -145,10 +154,14 @@ def _fetcher(pod: Object) -> Object:
 
 
 def _fetch_started(pod: Object) -> float | None:
-    """When the pod's first container started for the first time that is known; None while it has not."""
-    states = [_fetcher(pod).get(kind) or {} for kind in ("lastState", "state")]
-    times = [seconds((state.get("running") or state.get("terminated") or {}).get("startedAt")) for state in states]
-    return min((time for time in times if time is not None), default=None)
+    """When the pod's first container started; None while it has not. One that has crashed, whose first start nobody knows any more, counts
+    from when the pod had its node: else its time would begin anew with each crash.
+    """
+    found = _fetcher(pod)
+    if (found.get("lastState") or {}).get("terminated"):
+        return _since(pod, "PodScheduled", "True")
+    state = found.get("state") or {}
+    return seconds((state.get("running") or state.get("terminated") or {}).get("startedAt"))
 
 
 def _fetch_failure(pod: Object) -> tuple[int, str]:
@@ -165,7 +178,8 @@ def _is_blocked(pod: Object) -> bool:
     return bool(reasons - {None, "PodInitializing", "ContainerCreating", "CrashLoopBackOff"})
 
 
-def _unready_since(pod: Object) -> float:
+def _since(pod: Object, condition: str, status: str) -> float | None:
+    """Since when a condition of a pod has this status; None when it has not."""
     conditions = (pod.get("status") or {}).get("conditions") or []
-    times = [seconds(found.get("lastTransitionTime")) for found in conditions if found["type"] == "Ready" and found["status"] == "False"]
-    return max((time for time in times if time is not None), default=0.0)
+    times = [seconds(found.get("lastTransitionTime")) for found in conditions if (found["type"], found["status"]) == (condition, status)]
+    return next(iter(times), None)

@@ -158,7 +158,7 @@ def test_ctrl_c_while_another_controller_works_does_not_call_its_run_stopped(wit
 
 
 def test_runs_that_cannot_be_read_do_not_hide_the_others(within: Within) -> None:
-    texts = {"old": "run: old\nno_longer_known: 1", "My_Project": "x: 1", "date": "run: 2026-11-31", "twice": "seed: 1\nseed: 2"}
+    texts = {"old": "run: old\nno_longer_known: 1", "My_Project": "x: 1", "number": "run: 0x_", "twice": "seed: 1\nseed: 2"}
     Path("runs/folder/config.yaml").mkdir(parents=True)
     for name, text in {"good": "run: good", **texts}.items():
         Path("runs", name).mkdir(parents=True)
@@ -166,7 +166,7 @@ def test_runs_that_cannot_be_read_do_not_hide_the_others(within: Within) -> None
     code, output, errors = within("runs")
     assert (code, [line.split()[0] for line in output.splitlines()]) == (0, ["run", "good"])
     left_out = [line.partition(" is left out: ")[0] for line in errors.splitlines()]
-    assert left_out == ["My_Project", "date", "folder", "old", "twice"]
+    assert left_out == ["My_Project", "folder", "number", "old", "twice"]
     assert "config.yaml: unknown key no_longer_known; allowed here:" in errors
     assert "Use the itool that has written it. Give the run's file with --config" in errors
     code, output, _ = within("runs", "-o", "json")

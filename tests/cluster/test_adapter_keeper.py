@@ -7,11 +7,13 @@ import hashlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -176,6 +178,75 @@ def test_a_server_that_restarts_gets_its_adapter_back_before_the_pod_is_ready(po
     asyncio.run(story())
 
 
+def test_a_busy_server_stays_ready_and_one_that_fails_does_not(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter_keeper, "LIST_SECONDS", 0.1)
+    answer, asked, busy = pod.server.get, threading.Semaphore(0), threading.Event()
+
+    def late(path: str) -> tuple[int, object]:
+        asked.release()
+        busy.wait(20)
+        return answer(path)
+
+    async def story() -> None:
+        async with running(pod):
+            pod.wish(pod.adapter("one"))
+            await until(lambda: pod.proof is not None)
+            pod.server.get = late
+            for _ in range(3):  # the third is asked when the second was given up
+                await until(lambda: asked.acquire(blocking=False))
+            assert pod.keeper.reason is None
+            busy.set()
+            pod.server.get = answer
+            pod.server.fail_with = 500
+            await until(lambda: pod.keeper.reason == "vLLM does not answer: HTTPStatusError")
+            pod.server.fail_with = None
+            await until(lambda: pod.keeper.reason is None)
+            assert pod.server.log == [("load", name_of("one")), ("complete", name_of("one"))]
+
+    asyncio.run(story())
+
+
+def test_the_proxy_of_the_pod_is_not_for_the_server_beside_it(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+    async def story() -> None:
+        async with running(pod):
+            pod.wish(pod.adapter("one"))
+            await until(lambda: pod.proof is not None and pod.keeper.reason is None)
+
+    asyncio.run(story())
+
+
+def test_what_stands_is_neither_written_nor_copied_again(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter_keeper, "REFUSED_SECONDS", 1e9)
+    used: list[str] = []
+    for owner, name in ((pod.store, "write"), (pod.store, "download"), (AdapterKeeper, "_look")):
+        monkeypatch.setattr(owner, name, noting(used, name, getattr(owner, name)))
+
+    async def story() -> None:
+        async with running(pod):
+            one, altered = pod.adapter("one"), pod.adapter("two")
+            pod.store.path(f"{altered.prefix}/{altered.digest[:12]}/adapter/adapter_model.safetensors").write_bytes(b"owt")
+            for generation, adapter in enumerate((one, altered), start=1):
+                pod.wish(adapter)
+                await until(lambda wanted=generation: pod.proof is not None and pod.proof.generation == wanted)
+                await until(lambda: used[-2:] == ["_look", "_look"])
+                used.clear()
+                await until(lambda: len(used) > 5)
+                assert set(used) == {"_look"}
+
+    asyncio.run(story())
+
+
+def noting(used: list[str], name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def noted(*arguments: Any) -> Any:
+        used.append(name)
+        return call(*arguments)
+
+    return noted
+
+
 def test_a_store_that_is_down_neither_unloads_nor_keeps_a_restarted_server_waiting(pod: Pod) -> None:
     async def story() -> None:
         async with running(pod):
@@ -284,7 +355,7 @@ def test_a_proof_that_the_store_did_not_take_is_written_when_it_is_back(pod: Pod
                 patch.setattr(pod.store, "write", _unreachable)
                 await until(lambda: pod.keeper.reason is None)
                 await asyncio.sleep(0.1)
-                assert pod.proof is None
+                assert (pod.proof, pod.keeper.reason) == (None, None)
             await until(lambda: pod.proof is not None)
 
     asyncio.run(story())
@@ -318,8 +389,14 @@ def test_an_adapter_that_vllm_refuses_is_told_with_its_words(pod: Pod, status: i
 def test_a_pod_with_another_base_model_waits_to_be_replaced(pod: Pod) -> None:
     async def story() -> None:
         async with running(pod):
-            pod.wish(pod.adapter("one"), model=store_model(pod.store, pod.scratch, "other-base"))
+            adapter = pod.adapter("one")
+            pod.wish(adapter)
+            await until(lambda: pod.proof is not None)
+            pod.server.log.clear()
+            pod.wish(adapter, model=store_model(pod.store, pod.scratch, "other-base"))
             await until(lambda: pod.keeper.reason == "another base model is wished for: this pod will be replaced")
+            assert pod.wish(adapter) == 3  # before anybody replaced it
+            await until(lambda: pod.proof is not None and pod.proof.generation == 3)
             assert pod.server.log == []
 
     asyncio.run(story())

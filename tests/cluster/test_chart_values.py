@@ -45,6 +45,15 @@ def test_the_schema_accepts_what_the_program_accepts() -> None:
         assert mistakes({"run": complete}) == []
 
 
+def test_a_quantity_may_be_a_number_for_both() -> None:
+    pods = {"cpu": 2, "cpu_limit": 0.5, "memory": 2.147483648e9, "memory_limit": None}
+    document = {"run": {"kubernetes": {"pods": pods}}, "controller": {"resources": {"requests": {"cpu": 1}}}}
+    assert mistakes(document) == []
+    found = ChartValues.model_validate(document)
+    assert found.run.kubernetes.pods.memory == "2147483648"
+    assert found.controller.resources["requests"] == {"cpu": "1"}
+
+
 @pytest.mark.parametrize(
     ("document", "message"),
     [
@@ -52,6 +61,8 @@ def test_the_schema_accepts_what_the_program_accepts() -> None:
         ({"run": {"data": {"count": 0}}}, "0 is less than the minimum of 1"),
         ({"run": {"data": {"count": "many"}}}, "'many' does not match '^a whole number or null, without quotes$'"),
         ({"run": {"kubernetes": {"credentials_secret": 3}}}, "'null, or a string in quotes (--set-string)' was expected"),
+        ({"run": {"kubernetes": {"pods": {"cpu": -1}}}}, "-1 is less than the minimum of 0"),
+        ({"run": {"kubernetes": {"pods": {"cpu_limit": True}}}}, "True is not of type 'string', 'number', 'null'"),
         ({"run": {"run": True}}, "'a string in quotes (--set-string), not true' was expected"),
         ({"run": {"run": 1}}, "'a string in quotes (--set-string)' was expected"),
         ({"run": {"dpo": "sft"}}, "'sft' does not match '^a mapping, in braces"),

@@ -120,6 +120,11 @@ def test_a_deployment_that_is_not_as_wanted_is_made_so(state: ServingState) -> N
     assert actions[0].reason == "i1/generate asks the adapter of i0/warmup"
 
 
+def test_what_pods_of_other_settings_refuse_is_no_reason_to_give_up() -> None:
+    state = serving(WARMUP, pod("refused", reason="rank 64", exit_code=65), current=False, overfilled="Evicted: ...")
+    assert [type(action) for action in decide(GENERATE, state)] == [Serve, Wait]
+
+
 def test_exclusive_serving_stays_while_other_stages_train() -> None:
     for stage in (SCORE, DPO):
         assert decide(stage, serving(WARMUP, pod())) == [start(stage)]
@@ -225,6 +230,15 @@ def test_an_adapter_that_a_pod_refuses_ends_the_run_with_65() -> None:
     [stopped, fail] = decide(GENERATE, state)
     assert stopped == StopServing("i1/generate failed")
     assert fail == Fail(GENERATE, 65, "vLLM pod demo-vllm-a refuses the adapter: adapter_model.safetensors was altered")
+
+
+def test_pods_that_fill_their_disk_again_and_again_end_the_run_with_74() -> None:
+    words = 'Evicted: Usage of EmptyDir volume "models" exceeds the limit "10Gi".'
+    actions = decide(GENERATE, serving(WARMUP, pod("starting"), overfilled=words))
+    assert actions == [
+        StopServing("i1/generate failed"),
+        Fail(GENERATE, 74, f"vLLM pods store more than they may: {words}; raise kubernetes.serving.scratch"),
+    ]
 
 
 def test_where_the_controller_runs_no_vllm_nothing_changes() -> None:

@@ -20,7 +20,7 @@ from itool.cluster.wish import Proof, StoredArtifact, Wish, read_proof, read_wis
 from itool.config import RunConfig
 from itool.errors import ArtifactError
 from tests.cluster.in_memory_cluster import Killed, merged
-from tests.cluster.serving_scenes import store_adapter, store_model
+from tests.cluster.serving_scenes import MODEL_CONFIG, store_adapter, store_model
 
 RUN = "demo"
 OWNER: dict[str, Any] = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "itool-run-demo", "uid": "1-2"}}
@@ -94,6 +94,19 @@ def test_a_vllm_that_crashes_is_starting() -> None:
     crashing = {"name": "vllm", "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": {"exitCode": 1}}}
     found = serving_pod(vllm_pod(containerStatuses=[crashing]), TEMPLATE, WISH, None)
     assert (found.phase, found.reason) == ("starting", "vllm is started again after exit code 1")
+
+
+def test_a_fetcher_that_crashes_does_not_begin_the_pods_time_anew() -> None:
+    early = WISH.model_copy(update={"at": NOW - 90})
+    waiting = [{"name": "vllm", "state": {"waiting": {"reason": "PodInitializing"}}, "ready": False}]
+    began = serving_pod(vllm_pod(containerStatuses=waiting), TEMPLATE, early, None)
+    assert (began.phase, began.since) == ("starting", NOW - 50)
+    words = "error: cannot use /models: No space left on device\n"
+    ended = {"terminated": {"exitCode": 74, "message": words, "startedAt": at(NOW - 5)}}
+    for state in ({"waiting": {"reason": "CrashLoopBackOff"}}, {"running": {"startedAt": at(NOW - 1)}}):
+        crashed = {"name": "fetch-model", "state": state, "lastState": ended}
+        found = serving_pod(vllm_pod(fetcher=crashed, phase="Pending"), TEMPLATE, early, None)
+        assert (found.phase, found.since) == ("starting", NOW - 60)
 
 
 def test_a_pod_that_leaves_or_has_an_older_template_is_stopping() -> None:
@@ -206,6 +219,7 @@ def test_serving_writes_the_wish_and_makes_service_and_deployment(scene: Scene) 
     assert command[command.index("--max-model-len") + 1] == "256"  # the model's own limit, from its config.json
     state = made.state()
     assert (state.wish, state.replicas, state.current) == (wish, 2, True)
+    assert scene.controller(replicas=2).state() == state  # so do a successor and `itoolctl status`
 
 
 def test_an_altered_base_model_is_not_served(scene: Scene) -> None:
@@ -271,6 +285,15 @@ def test_another_base_model_or_setting_is_seen_and_changes_the_template(scene: S
     made.serve(Serve(store_model(scene.store, tmp_path, "other-base"), scene.serve.adapter, "asked"))
     assert scene.deployment["spec"]["template"] != spec
     assert made.state().current is True
+
+
+def test_another_base_model_is_read_as_far_as_it_can(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = scene.controller()
+    made.serve(scene.serve)
+    monkeypatch.setitem(MODEL_CONFIG, "max_position_embeddings", 128)
+    made.serve(Serve(store_model(scene.store, tmp_path, "short-base"), scene.serve.adapter, "asked"))
+    command = scene.deployment["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert command[command.index("--max-model-len") + 1] == "128"
 
 
 def test_a_changed_placement_or_annotation_replaces_the_old_one(scene: Scene) -> None:
@@ -352,6 +375,21 @@ def test_proofs_are_read_until_they_are_there_and_then_no_more(scene: Scene, mon
     assert scene.cluster.calls == []
 
 
+def test_the_proof_of_a_new_wish_is_waited_for_and_the_standing_one_is_not_forgotten(scene: Scene, tmp_path: Path) -> None:
+    made = scene.controller()
+    made.serve(scene.serve)
+    scene.pods = [scene.pod("demo-vllm-a")]
+    for generation, key in ((1, "one"), (2, "two")):
+        wanted = Serve(scene.serve.model, store_adapter(scene.store, tmp_path, key), "asked")
+        made.serve(wanted)
+        scene.now += 1
+        assert [pod.phase for pod in made.state().pods] == ["starting"]
+        write_proof(scene.store, RUN, "demo-vllm-a", Proof(generation=generation, adapter=f"adapter-{generation}"))
+        made.serve(wanted)  # with other replicas, say: its pods write no proof again
+        scene.now += 1
+        assert [pod.phase for pod in made.state().pods] == ["serving"]
+
+
 def count_reads(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     reads: list[str] = []
     read: Callable[[str], bytes] = store.read
@@ -374,6 +412,20 @@ def test_failed_pods_and_pods_of_stages_hold_nothing(scene: Scene) -> None:
     assert made.state().pods == ()
 
 
+def test_pods_that_fill_their_disk_again_and_again_are_told(scene: Scene) -> None:
+    made = scene.controller()
+    made.serve(scene.serve)
+    words = 'Usage of EmptyDir volume "models" exceeds the limit "10Gi".'
+    evicted = {"status": {"phase": "Failed", "reason": "Evicted", "message": words}}
+    by_the_node = {"status": {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}}
+    scene.pods = [scene.pod("a") | evicted, scene.pod("b") | by_the_node, vllm_pod("c", template="of-less-scratch") | evicted]
+    assert made.state().overfilled == ""
+    scene.pods.append(scene.pod("d") | evicted)
+    assert made.state().overfilled == f"Evicted: {words}"
+    scene.deployment["spec"]["replicas"] = 2
+    assert scene.controller().state().overfilled == ""
+
+
 def test_why_no_pod_can_be_created_is_told(scene: Scene) -> None:
     scene.controller().serve(scene.serve)
     scene.deployment["status"] = {
@@ -384,3 +436,8 @@ def test_why_no_pod_can_be_created_is_told(scene: Scene) -> None:
     }
     state = scene.controller().state()
     assert (state.since, state.reason) == (NOW - 20, "no pod can be created: exceeded quota: gpus")
+    scene.deployment["status"]["conditions"][1]["status"] = "False"
+    state = scene.controller().state()
+    assert (state.since, state.reason) == (NOW - 30, "")
+    scene.deployment["status"]["conditions"][0]["status"] = "True"
+    assert scene.controller().state().since is None

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from itool.cluster.adapter_keeper import KeeperSettings
+from itool.cluster.adapter_keeper import POD_VARIABLE, KeeperSettings
 from itool.cluster.serving_manifests import change_to, serving_deployment, serving_service, template_of
 from itool.cluster.wish import StoredArtifact
 from itool.config import RunConfig
@@ -94,6 +94,11 @@ def test_probes_ask_vllm_and_the_keeper() -> None:
     assert startup["failureThreshold"] * startup["periodSeconds"] == 900
     assert found["adapter-keeper"]["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "ready"}
     assert found["adapter-keeper"]["ports"] == [{"name": "ready", "containerPort": 8001}]
+
+
+def test_the_keeper_knows_its_pods_name_under_which_it_writes_its_proof() -> None:
+    own_name = {"name": POD_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
+    assert own_name in containers(configured())["adapter-keeper"]["env"]
 
 
 def test_the_grace_period_is_longer_than_leaving_and_draining() -> None:

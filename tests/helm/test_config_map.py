@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,24 @@ def test_a_complete_configuration_with_nulls_survives(tmp_path: Path) -> None:
         {"root": "s3://bucket/prefix", "store": {"endpoint_url": "http://s3.example:9000"}, "dpo": {"learning_rate": 1e-7}}
     )
     assert as_on_a_laptop(config_of(yaml.safe_load(complete.as_yaml()))) == complete
+
+
+def test_dates_and_quantities_need_no_quotes_here_and_there(tmp_path: Path) -> None:
+    text = """
+run: 2026-11-27
+root: s3://bucket/prefix
+store: {endpoint_url: http://s3.example:9000}
+model: {revision: 2026-11-30}
+kubernetes: {image_tag: 2026-11-31, pods: {cpu: 2, cpu_limit: 2.5, memory: 2147483648}}
+"""
+    (tmp_path / "run.yaml").write_text(text)
+    (tmp_path / "values.yaml").write_text("run:\n" + textwrap.indent(text, "  "))
+    expected = load_config(tmp_path / "run.yaml")
+    assert (expected.run, expected.kubernetes.pods.memory) == ("2026-11-27", "2147483648")
+    rendered = render({}, "-f", str(tmp_path / "values.yaml"))
+    (tmp_path / "config.yaml").write_text(rendered["config-map.yaml"]["data"]["config.yaml"])
+    assert as_on_a_laptop(load_config(tmp_path / "config.yaml")) == expected
+    assert rendered["controller/job.yaml"]["metadata"]["labels"]["itool/run"] == "2026-11-27"
 
 
 def test_the_defaults_are_those_of_the_program() -> None:
