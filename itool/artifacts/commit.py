@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from itool.artifacts.manifest import Counts, Manifest, data_folder, describe_file, describe_folder, manifest_key, parse_manifest
+from itool.artifacts.manifest import Counts, Manifest, describe_file, describe_folder, manifest_key, parse_manifest
 from itool.artifacts.resolve import damage, shard_prefix
 from itool.artifacts.store import Store
 from itool.commands import removal
@@ -48,12 +48,9 @@ def commit(store: Store, prefix: str, folder: Path, draft: Manifest) -> Manifest
     if not files:
         raise ItoolError(f"stage {draft.id} wrote no file: a stage must write what stages.py says")
     manifest = draft.model_copy(update={"files": files})
-    target = data_folder(prefix, manifest.digest)
-    for path in files:
-        store.upload(folder / path, f"{target}/{path}", consume=True)
-    if not store.create(manifest_key(prefix), manifest.to_json().encode()):
+    if not _create(store, prefix, folder, manifest):
         manifest = _standing(store, prefix, manifest)
-    _sweep(store, prefix, manifest)
+    sweep(store, prefix, manifest)
     return manifest
 
 
@@ -183,6 +180,21 @@ def add_metrics(left: Any, right: Any) -> Any:
     return left
 
 
+def _create(store: Store, prefix: str, folder: Path, manifest: Manifest) -> bool:
+    """Store data and manifest; False when another attempt's manifest stands: what it lists, others may be reading."""
+    name, target = manifest_key(prefix), manifest.data_folder(prefix)
+    if store.size(name) is not None:
+        return False
+    try:
+        for path in manifest.files:
+            store.upload(folder / path, f"{target}/{path}", consume=True)
+        return store.create(name, manifest.to_json().encode())
+    except ArtifactError:
+        if store.size(name) is None:
+            raise
+        return False  # the other attempt sweeps a folder of which this one wants to write a file
+
+
 def _standing(store: Store, prefix: str, mine: Manifest) -> Manifest:
     """The manifest that another attempt wrote first; it must be whole."""
     standing = read_manifest(store, prefix)
@@ -198,7 +210,8 @@ def _standing(store: Store, prefix: str, mine: Manifest) -> Manifest:
     return standing
 
 
-def _sweep(store: Store, prefix: str, manifest: Manifest) -> None:
+def sweep(store: Store, prefix: str, manifest: Manifest) -> None:
+    """Remove what is not the artifact's: other attempts' data, checkpoints, shards."""
     kept = f"{manifest.data_folder(prefix)}/"
     swept = [key for key in store.list(prefix) if not key.startswith(kept) and key != manifest_key(prefix)]
     with ThreadPoolExecutor(_PARALLEL) as pool:

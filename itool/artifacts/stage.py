@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from itool.artifacts.checkpoints import Checkpoints
-from itool.artifacts.commit import commit, join_shards, read_manifest
+from itool.artifacts.commit import commit, join_shards, read_manifest, sweep
 from itool.artifacts.inputs import InputFiles, RecordT, read_records, write_records
 from itool.artifacts.local_files import file_fingerprints
 from itool.artifacts.manifest import Counts, Manifest, code_version
@@ -287,6 +287,8 @@ def _run(name: StageName, body: Body, config: RunConfig, arguments: JobArguments
     resolution = _startable(config, stage_id, resolutions, arguments)
     if resolution.done:
         _log.info("stage already done", stage=str(stage_id), key=resolution.key)
+        if resolution.manifest is not None and resolution.manifest.run == config.run:
+            sweep(store, str(resolution.prefix), resolution.manifest)  # who made it may have been killed before it had swept
         return
     inputs = {role: resolutions[ref.id] for role, ref in resolution.inputs.items()}
     stop = StopFlag()
