@@ -32,7 +32,7 @@ from botocore.exceptions import (
     ReadTimeoutError,
     ResponseStreamingError,
 )
-from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-untyped]
+from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError  # type: ignore[import-untyped]
 
 from itool.artifacts.disk import TEMPORARY_SUFFIX, storage_error
 from itool.config import StoreConfig
@@ -166,6 +166,8 @@ class S3Store:
             ) from None
         except (CredentialRetrievalError, MetadataRetrievalError) as error:
             raise DependencyError(f"{self.root}: {error}", remedy="Check what gives the credentials, then run again") from None
+        except S3DownloadFailedError:  # its parts have different ETags
+            raise DependencyError(f"{self._url(key)} was replaced while it was read", remedy="Run again") from None
         except _DOWN as error:
             raise self._down(f"{type(error).__name__}: {error}") from None
         except (BotoCoreError, Boto3Error, ValueError) as error:  # ValueError: an endpoint that is not a URL

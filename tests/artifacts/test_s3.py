@@ -189,3 +189,17 @@ def test_large_files_go_up_in_parts(s3_config: StoreConfig, tmp_path: Path, monk
     store.upload(source, "big")
     store.download("big", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == source.read_bytes()
+
+
+def test_a_large_object_that_is_replaced_while_it_comes_down_is_worth_another_try(
+    s3_config: StoreConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two attempts with one result both may store it, and in a bucket with keys of its own it then gets another ETag."""
+    monkeypatch.setattr(s3, "MULTIPART_BYTES", 1)
+    monkeypatch.setattr(s3, "PART_BYTES", 2)
+    store, other = S3Store("s3://bucket/replaced", s3_config), S3Store("s3://bucket/replaced", s3_config)
+    store.write("a", b"first")
+    store._client.meta.events.register("after-call.s3.GetObject", lambda **_: other.write("a", b"other"))
+    with pytest.raises(DependencyError, match=r"s3://bucket/replaced/a was replaced while it was read\. Run again"):
+        store.download("a", tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
