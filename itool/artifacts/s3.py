@@ -8,8 +8,10 @@ so is the service that gives a pod its credentials.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,8 @@ PART_BYTES = 16 << 20
 ATTEMPTS = 4
 CONNECT_SECONDS = 5
 READ_SECONDS = 60
+ABANDONED_SECONDS = 3600
+"""A download writes all the time, or ends."""
 
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _REFUSED = {
@@ -114,6 +118,7 @@ class S3Store:
         temporary = target.parent / f"{target.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(target)
             with temporary.open("xb") as file, self._explained(key):
                 self._client.download_fileobj(self._bucket, self._prefix + key, file, Config=self._transfer)
             temporary.replace(target)
@@ -208,6 +213,14 @@ class _MissingObjectError(ArtifactError):
 
 class _ObjectExistsError(ArtifactError):
     """A conditional write found the key taken."""
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove what downloads of the same file have left that were killed, perhaps on other machines: weights, in a cache that many share."""
+    for part in target.parent.glob(f"{glob.escape(target.name)}.*{TEMPORARY_SUFFIX}"):
+        with contextlib.suppress(OSError):
+            if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
+                part.unlink()
 
 
 def _client(config: StoreConfig, attempts: int, read_seconds: float) -> Any:  # boto3 ships no type information

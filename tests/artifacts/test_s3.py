@@ -12,6 +12,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from itool.artifacts import s3
+from itool.artifacts.disk import TEMPORARY_SUFFIX
 from itool.artifacts.s3 import S3Store
 from itool.artifacts.store import open_store
 from itool.config import StoreConfig
@@ -203,3 +204,15 @@ def test_a_large_object_that_is_replaced_while_it_comes_down_is_worth_another_tr
     with pytest.raises(DependencyError, match=r"s3://bucket/replaced/a was replaced while it was read\. Run again"):
         store.download("a", tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_removes_what_killed_ones_of_the_same_file_have_left(s3_config: StoreConfig, tmp_path: Path) -> None:
+    store = S3Store("s3://bucket/killed", s3_config)
+    store.write("a", b"1")
+    killed, under_way, of_another = (tmp_path / f"{name}{TEMPORARY_SUFFIX}" for name in ("a.0123", "a.4567", "ab.0123"))
+    for path in (killed, under_way, of_another):
+        path.write_bytes(b"half")
+    for path in (killed, of_another):
+        os.utime(path, (0, path.stat().st_mtime - s3.ABANDONED_SECONDS - 60))
+    store.download("a", tmp_path / "a")
+    assert set(tmp_path.iterdir()) == {tmp_path / "a", under_way, of_another}
