@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from itool.artifacts.checkpoints import Checkpoints
-from itool.artifacts.commit import commit, join_shards, read_manifest, sweep
+from itool.artifacts.commit import commit, is_whole, join_shards, read_manifest, sweep
 from itool.artifacts.inputs import InputFiles, RecordT, read_records, write_records
 from itool.artifacts.local_files import file_fingerprints
 from itool.artifacts.manifest import Counts, Manifest, code_version
@@ -294,7 +294,12 @@ def _run(name: StageName, body: Body, config: RunConfig, arguments: JobArguments
     stop = StopFlag()
     with stop_signals(stop.handle), work_folder(store, stage_id) as work:
         stage = Stage(store, config, resolution, inputs, work=work, arguments=arguments, stop=stop, before_seconds=before)
-        _attempt(store, stage, body)
+        try:
+            _attempt(store, stage, body)
+        except ArtifactError:  # another attempt has finished, and swept the folder in which this one wrote
+            if not is_whole(store, stage.prefix):
+                raise
+            _log.info("another attempt finished first", stage=str(stage_id), key=stage.key)
 
 
 def _attempt(store: Store, stage: Stage, body: Body) -> None:
