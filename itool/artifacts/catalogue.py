@@ -157,4 +157,5 @@ def _entry(store: Store, prefix: str, sizes: dict[str, int]) -> CatalogueEntry:
         manifest = parse_manifest(store.read(name), f"{store.root}/{name}")
     except ArtifactError as error:
         return CatalogueEntry(prefix, None, str(error))
-    return CatalogueEntry(prefix, manifest, damage(manifest, prefix, sizes))
+    problem = damage(manifest, prefix, sizes) and damage(manifest, prefix, store.list(prefix))  # committed while it was listed
+    return CatalogueEntry(prefix, manifest, problem)

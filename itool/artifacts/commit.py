@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from itool.artifacts.manifest import Counts, Manifest, data_folder, describe_file, describe_folder, manifest_key, parse_manifest
+from itool.artifacts.manifest import Counts, Manifest, describe_file, describe_folder, manifest_key, parse_manifest
 from itool.artifacts.resolve import damage, shard_prefix
 from itool.artifacts.store import Store
 from itool.commands import removal
@@ -38,6 +38,12 @@ def read_manifest(store: Store, prefix: str) -> Manifest | None:
     return parse_manifest(store.read(key), f"{store.root}/{key}")
 
 
+def is_whole(store: Store, prefix: str) -> bool:
+    """Whether an artifact is there with every file that it lists."""
+    manifest = read_manifest(store, prefix)
+    return manifest is not None and damage(manifest, prefix, store.list(prefix)) is None
+
+
 def commit(store: Store, prefix: str, folder: Path, draft: Manifest) -> Manifest:
     """Store every file of a local folder (the files are moved where possible), then the manifest.
 
@@ -48,12 +54,9 @@ def commit(store: Store, prefix: str, folder: Path, draft: Manifest) -> Manifest
     if not files:
         raise ItoolError(f"stage {draft.id} wrote no file: a stage must write what stages.py says")
     manifest = draft.model_copy(update={"files": files})
-    target = data_folder(prefix, manifest.digest)
-    for path in files:
-        store.upload(folder / path, f"{target}/{path}", consume=True)
-    if not store.create(manifest_key(prefix), manifest.to_json().encode()):
+    if not _create(store, prefix, folder, manifest):
         manifest = _standing(store, prefix, manifest)
-    _sweep(store, prefix, manifest)
+    sweep(store, prefix, manifest)
     return manifest
 
 
@@ -64,12 +67,15 @@ def join_shards(store: Store, prefix: str, shards: int, scratch: Path, check: Ca
     raises where the counts of all together are such that there shall be no artifact.
     """
     try:
-        return _join_shards(store, prefix, shards, scratch, check)
+        if joined := _join_shards(store, prefix, shards, scratch, check):
+            return joined
     except ArtifactError:
-        standing = read_manifest(store, prefix)  # another shard joined them, and removed them, while this one was reading
-        if standing is None:
+        if store.size(manifest_key(prefix)) is None:
             raise
-        return standing
+    standing = read_manifest(store, prefix)  # another shard may have joined them, and removed them while this one was reading
+    if standing is not None:
+        sweep(store, prefix, standing)  # a shard that was done twice comes after that
+    return standing
 
 
 def fetch(store: Store, key: str, expected_sha256: str, target: Path) -> None:
@@ -123,14 +129,14 @@ def _join_shards(store: Store, prefix: str, shards: int, scratch: Path, check: C
     wanted = [manifest_key(folder) for folder in folders]
     some = random.sample(wanted, min(_LOOKS, shards))
     if any(store.size(key) is None for key in some) or set(wanted) - store.list(f"{prefix}/shards").keys():
-        return read_manifest(store, prefix)
+        return None
     joined = scratch / "joined"
     shutil.rmtree(joined, ignore_errors=True)
     joined.mkdir(parents=True)
     with tempfile.TemporaryDirectory(dir=scratch) as parts, ThreadPoolExecutor(_PARALLEL) as pool:  # the pool ends before its folder
         manifests = [manifest for manifest in pool.map(partial(read_manifest, store), folders) if manifest is not None]
         if len(manifests) < shards:
-            return read_manifest(store, prefix)  # another shard has joined and removed them
+            return None  # another shard has joined and removed them
         whole = _add_manifests(manifests)
         check(whole.counts)
         files = [(folder, manifest, path) for folder, manifest in zip(folders, manifests, strict=True) for path in manifest.files]
@@ -189,6 +195,16 @@ def add_metrics(left: Any, right: Any) -> Any:
     return left
 
 
+def _create(store: Store, prefix: str, folder: Path, manifest: Manifest) -> bool:
+    """Store data and manifest; False when another attempt's manifest stands: what it lists, others may be reading."""
+    if store.size(manifest_key(prefix)) is not None:
+        return False
+    target = manifest.data_folder(prefix)
+    for path in manifest.files:
+        store.upload(folder / path, f"{target}/{path}", consume=True)
+    return store.create(manifest_key(prefix), manifest.to_json().encode())
+
+
 def _standing(store: Store, prefix: str, mine: Manifest) -> Manifest:
     """The manifest that another attempt wrote first; it must be whole."""
     standing = read_manifest(store, prefix)
@@ -204,7 +220,8 @@ def _standing(store: Store, prefix: str, mine: Manifest) -> Manifest:
     return standing
 
 
-def _sweep(store: Store, prefix: str, manifest: Manifest) -> None:
+def sweep(store: Store, prefix: str, manifest: Manifest) -> None:
+    """Remove what is not the artifact's: other attempts' data, checkpoints, shards."""
     kept = f"{manifest.data_folder(prefix)}/"
     swept = [key for key in store.list(prefix) if not key.startswith(kept) and key != manifest_key(prefix)]
     with ThreadPoolExecutor(_PARALLEL) as pool:

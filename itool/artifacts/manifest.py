@@ -136,7 +136,7 @@ class Manifest(_Part):
 
     def data_folder(self, prefix: str) -> str:
         """Key of the folder with the data files."""
-        return data_folder(prefix, self.digest)
+        return f"{prefix}/{self.digest[:12]}"
 
     def file_key(self, prefix: str, path: str) -> str:
         """Key of one data file."""
@@ -177,11 +177,6 @@ def parse_manifest(data: bytes, origin: str) -> Manifest:
 def artifact_prefix(run: str, stage: StageId, key: str) -> str:
     """Folder of an artifact: `<run>/i<k>/<stage>/<key>`."""
     return f"{run}/{stage}/{key}"
-
-
-def data_folder(prefix: str, digest: str) -> str:
-    """Folder of an artifact's data files."""
-    return f"{prefix}/{digest[:12]}"
 
 
 def manifest_key(prefix: str) -> str:

@@ -150,10 +150,12 @@ def observe(
             unread.append(prefix)
     broken: dict[str, str] = {}
     for prefix, found in zip(unread, _each(lambda prefix: _read(store, prefix), unread), strict=True):
-        if isinstance(found, Manifest):
-            manifests[prefix] = found
-        else:
+        if not isinstance(found, Manifest):
             broken[prefix] = found
+            continue
+        manifests[prefix] = found
+        if damage(found, prefix, sizes):  # a listing is no snapshot: it may have passed the data before they were there
+            sizes.update(store.list(prefix))
     return StoreListing(sizes, manifests, broken, file_fingerprints(config))
 
 

@@ -8,8 +8,10 @@ so is the service that gives a pod its credentials.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from botocore.exceptions import (
     ReadTimeoutError,
     ResponseStreamingError,
 )
-from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-untyped]
+from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError  # type: ignore[import-untyped]
 
 from itool.artifacts.disk import TEMPORARY_SUFFIX, storage_error
 from itool.artifacts.store import ENDPOINT_VARIABLES
@@ -44,6 +46,8 @@ PART_BYTES = 16 << 20
 ATTEMPTS = 4
 CONNECT_SECONDS = 5
 READ_SECONDS = 60
+ABANDONED_SECONDS = 3600
+"""A download writes all the time, or ends."""
 
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _REFUSED = {
@@ -120,6 +124,7 @@ class S3Store:
         temporary = target.parent / f"{target.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(target)
             with temporary.open("xb") as file, self._explained(key):
                 self._client.download_fileobj(self._bucket, self._prefix + key, file, Config=self._transfer)
             temporary.replace(target)
@@ -172,6 +177,8 @@ class S3Store:
             ) from None
         except (CredentialRetrievalError, MetadataRetrievalError) as error:
             raise DependencyError(f"{self.root}: {error}", remedy="Check what gives the credentials, then run again") from None
+        except S3DownloadFailedError:  # its parts have different ETags
+            raise DependencyError(f"{self._url(key)} was replaced while it was read", remedy="Run again") from None
         except _DOWN as error:
             raise self._down(f"{type(error).__name__}: {error}") from None
         except (BotoCoreError, Boto3Error, ValueError) as error:  # ValueError: an endpoint that is not a URL
@@ -212,6 +219,14 @@ class _MissingObjectError(ArtifactError):
 
 class _ObjectExistsError(ArtifactError):
     """A conditional write found the key taken."""
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove what downloads of the same file have left that were killed, perhaps on other machines: weights, in a cache that many share."""
+    for part in target.parent.glob(f"{glob.escape(target.name)}.*{TEMPORARY_SUFFIX}"):
+        with contextlib.suppress(OSError):
+            if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
+                part.unlink()
 
 
 def _client(config: StoreConfig, attempts: int, read_seconds: float) -> Any:  # boto3 ships no type information

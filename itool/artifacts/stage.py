@@ -7,17 +7,13 @@ returns is taken at its word that it is finished.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
 import secrets
-import shutil
-import socket
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,8 +21,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from itool.artifacts.checkpoints import Checkpoints
-from itool.artifacts.commit import commit, join_shards, read_manifest
-from itool.artifacts.disk import storage_error
+from itool.artifacts.commit import commit, is_whole, join_shards, read_manifest, sweep
 from itool.artifacts.inputs import InputFiles, RecordT, read_records, write_records
 from itool.artifacts.local_files import file_fingerprints
 from itool.artifacts.manifest import Counts, Manifest, code_version
@@ -43,7 +38,8 @@ from itool.artifacts.process import (
 )
 from itool.artifacts.progress import Progress
 from itool.artifacts.resolve import Resolution, resolve, resolve_one, shard_prefix
-from itool.artifacts.store import WORK_FOLDER, FolderStore, Store, open_store
+from itool.artifacts.store import Store, open_store
+from itool.artifacts.work_folder import work_folder
 from itool.commands import resume
 from itool.config import RunConfig, load_config
 from itool.errors import ArtifactError, ConfigError, InputError, Interrupted, ItoolError, NumericalError
@@ -288,12 +284,19 @@ def _run(name: StageName, body: Body, config: RunConfig, arguments: JobArguments
     resolution = _startable(config, stage_id, resolutions, arguments)
     if resolution.done:
         _log.info("stage already done", stage=str(stage_id), key=resolution.key)
+        if resolution.manifest is not None and resolution.manifest.run == config.run:
+            sweep(store, str(resolution.prefix), resolution.manifest)  # who made it may have been killed before it had swept
         return
     inputs = {role: resolutions[ref.id] for role, ref in resolution.inputs.items()}
     stop = StopFlag()
-    with stop_signals(stop.handle), _work_folder(store, stage_id) as work:
+    with stop_signals(stop.handle), work_folder(store, stage_id) as work:
         stage = Stage(store, config, resolution, inputs, work=work, arguments=arguments, stop=stop, before_seconds=before)
-        _attempt(store, stage, body)
+        try:
+            _attempt(store, stage, body)
+        except ArtifactError:  # another attempt has finished, and swept the folder in which this one wrote
+            if not is_whole(store, stage.prefix):
+                raise
+            _log.info("another attempt finished first", stage=str(stage_id), key=stage.key)
 
 
 def _attempt(store: Store, stage: Stage, body: Body) -> None:
@@ -347,33 +350,6 @@ def _startable(config: RunConfig, stage: StageId, resolutions: Mapping[StageId, 
         remedy = f"Run the stages before it, or {resume(config.run, config.root)}"
         raise InputError(f"stage {stage} cannot start: {resolution.reason}", remedy=remedy)
     return resolution
-
-
-@contextlib.contextmanager
-def _work_folder(store: Store, stage: StageId) -> Iterator[Path]:
-    """A private folder for outputs and scratch files, on the store's own disk where there is one; removed afterwards."""
-    name = f"{str(stage).replace('/', '-')}-{socket.gethostname()}-{os.getpid()}-"
-    parent = store.folder / WORK_FOLDER if isinstance(store, FolderStore) else Path(tempfile.gettempdir())
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        _remove_orphans(parent)
-        work = Path(tempfile.mkdtemp(prefix=name, dir=parent))
-    except OSError as error:
-        raise storage_error(error, parent) from None
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            parent.rmdir() if parent.name == WORK_FOLDER else None
-
-
-def _remove_orphans(parent: Path) -> None:
-    """Remove folders of processes of this machine that were killed before they could clean up."""
-    for folder in parent.glob(f"i*-{socket.gethostname()}-*-*"):
-        process = folder.name.split("-")[-2]
-        if process.isdigit() and not Path(f"/proc/{process}").exists() and Path("/proc/self").exists():
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def remedy_for(reason: str, config: RunConfig) -> str | None:

@@ -89,7 +89,10 @@ def delete_tree(store: Store, folder: str) -> None:
 
 
 class FolderStore:
-    """Objects as files below a folder. Writers go through a temporary file, fsync and rename or link."""
+    """Objects as files below a folder. Writers go through a temporary file, fsync and rename or link.
+
+    The temporary file of a writer that was killed is listed as any object is: what sweeps or removes its folder takes it along.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = absolute_path(local_path(folder))
@@ -196,7 +199,7 @@ class FolderStore:
             if entry.is_dir(follow_symlinks=False):
                 if not (folder == self.folder and entry.name == WORK_FOLDER):
                     yield from self._walk(folder / entry.name)
-            elif not entry.name.endswith(TEMPORARY_SUFFIX):
+            else:
                 with contextlib.suppress(FileNotFoundError):
                     yield (folder / entry.name).relative_to(self.folder).as_posix(), entry.stat().st_size
 

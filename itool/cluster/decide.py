@@ -229,7 +229,7 @@ def _after_failure(observed: Observed, task: Task, attempts: tuple[Attempt, ...]
 def _retry_after(observed: Observed, task: Task, last: Attempt, why: str, *, pause: float) -> Action:
     ended_at = last.ended_at if last.ended_at is not None else observed.now
     left = ended_at + min(pause, LONGEST_PAUSE_SECONDS) - observed.now
-    if left > 0:
+    if 0 < left < 2 * LONGEST_PAUSE_SECONDS:  # more is no pause: the clock was set back since
         return Wait(f"{task.label} is tried again: {why}", left)
     return StartStage(task, last.number + 1, why)
 

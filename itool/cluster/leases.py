@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from itool.artifacts.disk import storage_error
 from itool.artifacts.store import Store
 from itool.commands import itoolctl
-from itool.errors import ArtifactError, DependencyError
+from itool.errors import ArtifactError, ConfigError, DependencyError, StorageError
 from itool.logs import get_logger
 
 log = get_logger(__name__)
@@ -115,8 +115,8 @@ class FolderLease:
     def _wait_for_lock(self, descriptor: int) -> None:
         """Whoever looks has the lock too, for a moment and shared: then the file names the last holder, and nobody holds the run."""
         deadline = time.monotonic() + ORPHAN_WAIT_SECONDS
-        while not _try_lock(descriptor):
-            only_looked_at = _try_lock(descriptor, shared=True)
+        while not _try_lock(descriptor, self.path):
+            only_looked_at = _try_lock(descriptor, self.path, shared=True)
             if only_looked_at:
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
             holder = _parse(os.pread(descriptor, 4096, 0))
@@ -148,7 +148,7 @@ class FolderLease:
         except OSError as error:
             raise storage_error(error, self.path, "reading") from None
         try:
-            return None if _try_lock(descriptor, shared=True) else _parse(os.pread(descriptor, 4096, 0))
+            return None if _try_lock(descriptor, self.path, shared=True) else _parse(os.pread(descriptor, 4096, 0))
         finally:
             os.close(descriptor)
 
@@ -185,7 +185,7 @@ class StoreLease:
     _renewed_at: float = 0.0
 
     def acquire(self) -> None:
-        """Create the next generation, if the newest has been released or has expired."""
+        """Create the next generation, if the newest has been released or has expired. Raises ConfigError where that excludes nobody."""
         newest, holder = self._newest()
         if holder is not None and self._is_held(holder):
             raise _held(self.run, self.store.root, holder)
@@ -195,9 +195,17 @@ class StoreLease:
             if holder != _parse(document):  # else an answer was lost, and what was asked again found our own object
                 raise _held(self.run, self.store.root, holder or {})
         self._generation, self._renewed_at = newest + 1, self.clock()
-        with contextlib.suppress(DependencyError):  # what is left of them is in nobody's way
+        with contextlib.suppress(DependencyError):  # the next controller does what this one could not
+            self._require_conditional_writes()
             for generation in range(newest, max(newest - 3, -1), -1):
                 self.store.delete(self._key(generation))
+
+    def _require_conditional_writes(self) -> None:
+        """Some S3-compatible stores ignore the condition: two controllers would hold the run, and two attempts write one manifest."""
+        if self._generation is not None and self.store.create(self._key(self._generation), self._document()):
+            self.release()
+            problem = f"root = {self.store.root} replaces an object that must only be created"
+            raise ConfigError(problem, remedy="Use a store with conditional writes (If-None-Match)")
 
     def renew(self) -> bool:
         """Every third of the lifetime, or when the clock was set back: push the expiry, see whether someone took over or asked to stop."""
@@ -265,11 +273,14 @@ class StoreLease:
         return f"{self.run}/lease/{generation}.stop"
 
 
-def _try_lock(descriptor: int, *, shared: bool = False) -> bool:
+def _try_lock(descriptor: int, path: Path, *, shared: bool = False) -> bool:
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:  # NFS without its lock service, Lustre without its option
+        remedy = "Set root to a folder on a file system with locks (flock), or to s3://bucket/prefix"
+        raise StorageError(f"cannot lock {path}: {error.strerror}", remedy=remedy) from None
     return True
 
 

@@ -13,7 +13,7 @@ from unittest.mock import ANY
 
 import pytest
 
-from itool.artifacts.catalogue import remove_artifact
+from itool.artifacts.catalogue import list_artifacts, remove_artifact
 from itool.artifacts.local_files import file_fingerprints
 from itool.artifacts.manifest import FileEntry, Manifest, artifact_prefix, manifest_key
 from itool.artifacts.resolve import Resolution, StoreListing, forget_done, observe, resolve, resolve_observed, resolve_one, shard_prefix
@@ -411,6 +411,23 @@ def test_an_unreadable_manifest_is_damage(tmp_path: Path) -> None:
     resolution = resolve(store, config)[PREPARE]
     assert resolution.state == "damaged"
     assert "not a complete manifest" in resolution.reason
+
+
+class SlowlyListed(FolderStore):
+    """A listing of more than one artifact has passed their data before these were there, and then comes to the manifests."""
+
+    def list(self, folder: str) -> dict[str, int]:
+        found = super().list(folder)
+        return found if folder.count("/") == 3 else {key: size for key, size in found.items() if key.endswith("/manifest.json")}
+
+
+def test_an_artifact_that_is_committed_while_it_is_listed_is_not_damaged(tmp_path: Path) -> None:
+    config, world = configured(), World()
+    world.finish_all(config)
+    written(world, tmp_path)
+    store = SlowlyListed(tmp_path)
+    assert states(resolve(store, config)) == {}
+    assert {entry.problem for entry in list_artifacts(store)} == {None}
 
 
 def begun(config: RunConfig, stage: StageId, folder: Path) -> tuple[CountedStore, Resolution]:

@@ -12,6 +12,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from itool.artifacts import s3
+from itool.artifacts.disk import TEMPORARY_SUFFIX
 from itool.artifacts.s3 import S3Store
 from itool.artifacts.store import open_store
 from itool.config import StoreConfig
@@ -197,3 +198,29 @@ def test_large_files_go_up_in_parts(s3_config: StoreConfig, tmp_path: Path, monk
     store.upload(source, "big")
     store.download("big", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == source.read_bytes()
+
+
+def test_a_large_object_that_is_replaced_while_it_comes_down_is_worth_another_try(
+    s3_config: StoreConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two attempts with one result both may store it, and in a bucket with keys of its own it then gets another ETag."""
+    monkeypatch.setattr(s3, "MULTIPART_BYTES", 1)
+    monkeypatch.setattr(s3, "PART_BYTES", 2)
+    store, other = S3Store("s3://bucket/replaced", s3_config), S3Store("s3://bucket/replaced", s3_config)
+    store.write("a", b"first")
+    store._client.meta.events.register("after-call.s3.GetObject", lambda **_: other.write("a", b"other"))
+    with pytest.raises(DependencyError, match=r"s3://bucket/replaced/a was replaced while it was read\. Run again"):
+        store.download("a", tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_removes_what_killed_ones_of_the_same_file_have_left(s3_config: StoreConfig, tmp_path: Path) -> None:
+    store = S3Store("s3://bucket/killed", s3_config)
+    store.write("a", b"1")
+    killed, under_way, of_another = (tmp_path / f"{name}{TEMPORARY_SUFFIX}" for name in ("a.0123", "a.4567", "ab.0123"))
+    for path in (killed, under_way, of_another):
+        path.write_bytes(b"half")
+    for path in (killed, of_another):
+        os.utime(path, (0, path.stat().st_mtime - s3.ABANDONED_SECONDS - 60))
+    store.download("a", tmp_path / "a")
+    assert set(tmp_path.iterdir()) == {tmp_path / "a", under_way, of_another}

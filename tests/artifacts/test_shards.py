@@ -202,6 +202,19 @@ def test_a_join_that_lost_its_shards_to_another_takes_its_result(
     assert [found and found.digest for found in quicker] == [resolution(config).digest]
 
 
+def test_a_shard_that_ends_a_second_time_after_the_join_leaves_nothing(config: RunConfig) -> None:
+    """A pod may start twice."""
+
+    def overtaken(stage: Stage) -> None:
+        assert [run_shard(config, shard) for shard in range(SHARDS)] == [0] * SHARDS
+        generate(stage)
+
+    assert run_shard(config, 0, overtaken) == 0
+    done = resolution(config)
+    assert done.manifest is not None
+    assert len(FolderStore(Path(config.root)).list(str(done.prefix))) == 1 + len(done.manifest.files)
+
+
 def test_what_shards_cost_adds_up_and_their_times_enclose_all(config: RunConfig, tmp_path: Path) -> None:
     assert run_shard(config, 0) == 0
     store, prefix = FolderStore(Path(config.root)), "demo/i1/generate/other"

@@ -361,6 +361,40 @@ def test_a_full_disk_ends_the_stage_and_a_larger_one_continues(small_disk: Path,
     assert run.stage("prepare", big) == 0
 
 
+def test_what_a_killed_attempt_left_goes_with_the_next_ones_commit(folder_run: Run) -> None:
+    """An attempt of its own is killed at its manifest, or while it writes a file of its checkpoint."""
+    left = ("checkpoints/00000001-ab/checkpoint.json", "checkpoints/00000002-ab/state.pt.01234567.itool-tmp", "shards/0-of-2/0123/x.jsonl")
+
+    def leave() -> None:
+        for name in left:
+            folder_run.store.write(f"{folder_run.resolution(PREPARE).prefix}/{name}", b"1")
+
+    def body(stage: Stage) -> None:
+        leave()
+        prepare(stage)
+
+    assert folder_run.stage("prepare", body) == 0
+    files = [path for path in (Path(folder_run.store.root) / "demo/i0/prepare").rglob("*") if path.is_file()]
+    assert len(files) == 3
+    leave()
+    assert folder_run.stage("prepare", prepare) == 0
+    assert [path for path in (Path(folder_run.store.root) / "demo/i0/prepare").rglob("*") if path.is_file()] == files
+    leave()
+    remove_artifact(folder_run.store, str(folder_run.resolution(PREPARE).prefix))
+    assert not (Path(folder_run.store.root) / "demo").exists()
+
+
+def test_an_attempt_that_comes_too_late_writes_over_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a bucket with keys of its own the same bytes get another ETag, which breaks downloads under way."""
+
+    def slow(stage: Stage) -> None:
+        assert run.stage("prepare", prepare) == 0
+        monkeypatch.setattr(type(run.store), "upload", lambda *_, **__: pytest.fail("stored again what others may be reading"))
+        prepare(stage)
+
+    assert run.stage("prepare", slow) == 0
+
+
 def test_progress_is_throttled_and_the_last_one_always_seen(folder_run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     def body(stage: Stage) -> None:
         for done in range(1, 1001):

@@ -54,8 +54,8 @@ class Launcher:
         self._script.write_text(textwrap.dedent(WORKER))
         self._run = run
 
-    def start(self, seconds_per_update: float) -> subprocess.Popen[bytes]:
-        command = [sys.executable, str(self._script), str(seconds_per_update), "--config", str(self._run.file)]
+    def start(self, seconds_per_update: float, *around: str) -> subprocess.Popen[bytes]:
+        command = [*around, sys.executable, str(self._script), str(seconds_per_update), "--config", str(self._run.file)]
         with self.log.open("wb") as log:
             return subprocess.Popen(command, stderr=log, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
 

@@ -87,6 +87,11 @@ def test_a_retry_pauses_first() -> None:
     assert action.seconds == pytest.approx(0.6)
 
 
+def test_a_pause_ends_although_the_clock_is_set_back_by_hours() -> None:
+    [action] = next_actions(observe(failed(1, 137, ended_at=5000.0), now=1000.0))
+    assert isinstance(action, StartStage)
+
+
 def test_a_service_that_is_down_is_waited_for_and_then_given_up() -> None:
     tries = [failed(number, 69, ended_at=100.0 + 10 * number, reason="vLLM does not answer") for number in range(1, 6)]
     [waiting] = next_actions(observe(*tries, now=151.0))

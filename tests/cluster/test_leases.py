@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import math
@@ -20,7 +21,7 @@ from structlog.testing import capture_logs
 from itool.artifacts.store import FolderStore
 from itool.cluster import leases
 from itool.cluster.leases import FolderLease, LeaseHeld, StoreLease, acquire_within
-from itool.errors import DependencyError, StorageError
+from itool.errors import ConfigError, DependencyError, StorageError
 from tests.fakes.memory_store import MemoryStore
 
 
@@ -154,6 +155,20 @@ def test_a_lock_that_cannot_be_read_does_not_say_that_nobody_holds_the_run(tmp_p
         FolderLease(lock).holder()
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_descriptor: int, _operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    lock = tmp_path / "demo" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    monkeypatch.setattr("fcntl.flock", refuse)
+    for ask in (FolderLease(lock).acquire, FolderLease(lock).holder):
+        with pytest.raises(StorageError, match=rf"cannot lock {lock}: .*\. Set root to a folder on a file system with locks"):
+            ask()
+
+
 def test_a_lease_that_the_disk_does_not_take_is_given_back(tmp_path: Path) -> None:
     lease, limits = FolderLease(tmp_path / "demo" / "lock"), resource.getrlimit(resource.RLIMIT_FSIZE)
     before = len(list(Path("/proc/self/fd").iterdir()))
@@ -244,6 +259,20 @@ def test_a_lease_whose_first_answer_was_lost_is_ours(tmp_path: Path) -> None:
     lease.acquire()
     assert lease.renew() is False
     lease.release()
+    assert lease.holder() is None
+
+
+def test_a_store_that_replaces_what_must_only_be_created_holds_no_run(tmp_path: Path) -> None:
+    class Replacing(FolderStore):
+        """Ignores the condition, as some S3-compatible stores do, and says that all is well."""
+
+        def create(self, key: str, data: bytes) -> bool:
+            self.write(key, data)
+            return True
+
+    lease = StoreLease(Replacing(tmp_path), "demo", clock=Clock())
+    with pytest.raises(ConfigError, match=rf"root = {tmp_path} replaces an object that must only be created\. Use a store with"):
+        lease.acquire()
     assert lease.holder() is None
 
 
