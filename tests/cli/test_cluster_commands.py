@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from itool.artifacts import s3
 from itool.cli import status
@@ -290,6 +291,13 @@ def test_a_controller_that_fails_stores_its_logs_and_stops_watching(scene: Scene
     scene.cluster.script["prepare"] = [65]
     assert scene.itoolctl("iterate", "--n", "1") == 65
     assert closed == [None]
+
+
+def test_a_run_that_has_ended_is_free_and_its_stored_settings_name_its_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(tmp_path, monkeypatch, kubernetes={})
+    assert all(found.done for found in iterate(scene.config).values())
+    assert yaml.safe_load(scene.store.read("demo/config.yaml"))["kubernetes"]["namespace"] == scene.cluster.namespace
+    StoreLease(scene.store, "demo", identity={"pid": 7, "host": "there"}).acquire()
 
 
 def finished_with_vllm(scene: Scene) -> None:
