@@ -38,10 +38,10 @@ def read_manifest(store: Store, prefix: str) -> Manifest | None:
     return parse_manifest(store.read(key), f"{store.root}/{key}")
 
 
-def is_whole(store: Store, prefix: str) -> bool:
-    """Whether an artifact is there with every file that it lists."""
+def read_whole(store: Store, prefix: str) -> Manifest | None:
+    """The manifest of an artifact or a shard that is there with every file that it lists, else None."""
     manifest = read_manifest(store, prefix)
-    return manifest is not None and damage(manifest, prefix, store.list(prefix)) is None
+    return manifest if manifest is not None and damage(manifest, prefix, store.list(prefix)) is None else None
 
 
 def commit(store: Store, prefix: str, folder: Path, draft: Manifest) -> Manifest:

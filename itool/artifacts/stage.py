@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from itool.artifacts.checkpoints import Checkpoints
-from itool.artifacts.commit import commit, is_whole, join_shards, read_manifest, sweep
+from itool.artifacts.commit import commit, join_shards, read_manifest, read_whole, sweep
 from itool.artifacts.inputs import InputFiles, RecordT, read_records, write_records
 from itool.artifacts.local_files import file_fingerprints
 from itool.artifacts.manifest import Counts, Manifest, code_version
@@ -291,26 +291,21 @@ def _run(name: StageName, body: Body, config: RunConfig, arguments: JobArguments
     stop = StopFlag()
     with stop_signals(stop.handle), work_folder(store, stage_id) as work:
         stage = Stage(store, config, resolution, inputs, work=work, arguments=arguments, stop=stop, before_seconds=before)
-        try:
-            _attempt(store, stage, body)
-        except ArtifactError:  # another attempt has finished, and swept the folder in which this one wrote
-            if not is_whole(store, stage.prefix):
-                raise
-            _log.info("another attempt finished first", stage=str(stage_id), key=stage.key)
+        _attempt(store, stage, body)
 
 
 def _attempt(store: Store, stage: Stage, body: Body) -> None:
-    """Run the body and commit what it wrote, rank 0's only; a shard that is done already goes straight to joining."""
+    """See that this stage or shard is done, by whatever attempt, and where that was the last shard, that they are joined."""
     _log.info("stage started", stage=str(stage.id), run=stage.config.run, key=stage.key, shard=stage.shard, shards=stage.shards)
-    manifest = read_manifest(store, stage.own_prefix) if stage.shards > 1 else None
+    try:
+        manifest = _work(store, stage, body)
+    except ArtifactError:  # another attempt may have finished, and swept the folder in which this one wrote
+        manifest = read_whole(store, stage.own_prefix) or read_whole(store, stage.prefix)
+        if manifest is None:
+            raise
+        _log.info("another attempt finished first", stage=str(stage.id), key=stage.key, shard=stage.shard)
     if manifest is None:
-        body(stage)
-        if stage.rank:
-            return
-        if stage.shards == 1:
-            stage.check_dropped()
-        _only_jsonl(stage)
-        manifest = commit(store, stage.own_prefix, stage.output, stage.draft())
+        return
     if stage.shards > 1:
         manifest = join_shards(store, stage.prefix, stage.shards, stage.scratch, stage.check_dropped) or manifest
     _log.info(
@@ -323,6 +318,20 @@ def _attempt(store: Store, stage: Stage, body: Body) -> None:
         dropped=manifest.counts.dropped,
         digest=manifest.digest[:12],
     )
+
+
+def _work(store: Store, stage: Stage, body: Body) -> Manifest | None:
+    """Run the body, unless its shard is done, and commit what it wrote; None for ranks other than 0, which commit nothing."""
+    done = read_manifest(store, stage.own_prefix) if stage.shards > 1 else None
+    if done is not None:
+        return done
+    body(stage)
+    if stage.rank:
+        return None
+    if stage.shards == 1:
+        stage.check_dropped()
+    _only_jsonl(stage)
+    return commit(store, stage.own_prefix, stage.output, stage.draft())
 
 
 def _only_jsonl(stage: Stage) -> None:

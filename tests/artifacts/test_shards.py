@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from itool.artifacts import commit as commit_module
+from itool.artifacts import stage as stage_module
 from itool.artifacts.catalogue import find_remains, remove_artifact, verify_artifact
 from itool.artifacts.commit import add_metrics, commit, join_shards, read_manifest
 from itool.artifacts.manifest import Manifest, manifest_key
@@ -213,6 +214,27 @@ def test_a_shard_that_ends_a_second_time_after_the_join_leaves_nothing(config: R
     done = resolution(config)
     assert done.manifest is not None
     assert len(FolderStore(Path(config.root)).list(str(done.prefix))) == 1 + len(done.manifest.files)
+
+
+def test_a_shard_that_another_attempt_finishes_while_it_saves_has_not_failed(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ends an attempt sweeps the folder of its shard, long before the stage is whole."""
+    copy = shutil.copyfile
+
+    def overtaken(source: Path, target: Path) -> None:
+        monkeypatch.setattr(shutil, "copyfile", copy)
+        copy(source, target)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stage_module, "join_shards", lambda *_: None)  # the other attempt is killed before it joins
+            assert run_shard(config, 0) == 0
+
+    def save(stage: Stage) -> None:
+        (stage.scratch / "done").write_text("1")
+        stage.save_checkpoint(stage.scratch, 1)
+
+    assert [run_shard(config, shard) for shard in (1, 2)] == [0, 0]
+    monkeypatch.setattr(shutil, "copyfile", overtaken)
+    assert run_shard(config, 0, save) == 0
+    assert resolution(config).done
 
 
 def test_what_shards_cost_adds_up_and_their_times_enclose_all(config: RunConfig, tmp_path: Path) -> None:
