@@ -311,7 +311,7 @@ def _lives(holder: dict[str, Any]) -> bool:
 def _process(holder: dict[str, Any]) -> int | None:
     """The holder's process; None where the file names none. To `kill`, 0 and less are groups, and -1 is every process of this user."""
     process = holder.get("pid")
-    return process if isinstance(process, int) and process > 0 else None
+    return process if type(process) is int and 0 < process < 1 << 31 else None  # as a bool, `true` would be process 1
 
 
 def _held(run: str, root: str, holder: dict[str, Any]) -> LeaseHeld:

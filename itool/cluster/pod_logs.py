@@ -244,7 +244,7 @@ class PodLogs:
             reading.append(reading.lines.take(chunk))
             if self._stopping.is_set():
                 return False
-        if reading.ended and (last := reading.lines.end()):
+        if ended and (last := reading.lines.end()):  # else the connection broke, and the line comes again
             reading.append(last + b"\n")
         return ended
 

@@ -103,7 +103,7 @@ def test_a_holder_elsewhere_is_not_looked_for_among_the_processes_here(tmp_path:
         FolderLease(tmp_path / "demo" / "lock").request_stop()
 
 
-@pytest.mark.parametrize("named", [{"pid": -1}, {"pid": 0}, {"pid": "1"}, {}])
+@pytest.mark.parametrize("named", [{"pid": -1}, {"pid": 0}, {"pid": "1"}, {"pid": True}, {"pid": 1 << 31}, {}])
 def test_a_lock_that_names_no_process_sends_no_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: dict[str, object]) -> None:
     """Whoever may write to the root can write -1 there, which is every process of who cancels."""
     monkeypatch.setattr("os.kill", lambda *_: pytest.fail("a signal to a stranger"))

@@ -115,6 +115,19 @@ def test_half_a_line_of_a_pod_that_is_gone_is_kept(half: bytes) -> None:
     logs.close(0.0)
 
 
+def test_a_line_that_breaks_off_while_its_pod_ends_is_read_again_whole() -> None:
+    def answer() -> Iterator[bytes]:
+        yield FIRST
+        yield SECOND[:-2]
+        logs.look(JOB, [pod(phase="Failed", code=65)])  # and the server hangs up
+
+    logs, store, _ = made(answer(), [FIRST, SECOND])
+    logs.look(JOB, [pod()])
+    wait_until_kept(logs, JOB)
+    assert store.objects[KEY].endswith(b"\none\ntwo\n")
+    logs.close(0.0)
+
+
 def test_a_line_without_a_time_does_not_hide_those_after_it() -> None:
     logs, store, _ = made([FIRST, b"unable to retrieve container logs\n", ClusterDown("cut")], [FIRST, SECOND])
     logs.look(JOB, [pod()])
