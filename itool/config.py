@@ -231,6 +231,10 @@ class PolicyConfig(Section):
         return self.backend == "vllm" and self.url is None
 
 
+ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+"""Where boto3 looks for an endpoint that no setting names, the first that is set."""
+
+
 class StoreConfig(Section):
     """S3 access beyond `root`; credentials come from the environment, as boto3 finds them."""
 

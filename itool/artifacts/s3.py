@@ -37,8 +37,7 @@ from botocore.exceptions import (
 from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError  # type: ignore[import-untyped]
 
 from itool.artifacts.disk import TEMPORARY_SUFFIX, storage_error
-from itool.artifacts.store import ENDPOINT_VARIABLES
-from itool.config import StoreConfig
+from itool.config import ENDPOINT_VARIABLES, StoreConfig
 from itool.errors import ArtifactError, ConfigError, DependencyError, ItoolError
 
 MULTIPART_BYTES = 64 << 20

@@ -24,9 +24,6 @@ from itool.paths import absolute_path, local_path
 WORK_FOLDER = ".work"
 """Folder under a local root for the staging folders of running stages; on the root's own disk, so that a commit moves and never copies."""
 
-ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-"""Where boto3 looks for an endpoint that no setting names, the first that is set."""
-
 _SCHEME = re.compile(r"(s3|s3a|gs|gcs|az|abfss?|file|https?|hdfs):", re.IGNORECASE)
 """What is meant as a URL even where a slash is missing; any other name with a colon is a folder's."""
 

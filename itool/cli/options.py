@@ -234,8 +234,8 @@ def _continued(
 def _stored_document(run: str, store: Store) -> dict[str, Any] | None:
     import yaml  # noqa: PLC0415
 
-    from itool.artifacts.store import ENDPOINT_VARIABLES  # noqa: PLC0415
     from itool.cluster.controller import config_key  # noqa: PLC0415
+    from itool.config import ENDPOINT_VARIABLES  # noqa: PLC0415
     from itool.config_yaml import read_yaml  # noqa: PLC0415
     from itool.errors import InputError  # noqa: PLC0415
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from itool.artifacts.store import ENDPOINT_VARIABLES, FolderStore
+from itool.artifacts.store import FolderStore
 from itool.cli import options
-from itool.config import RunConfig
+from itool.config import ENDPOINT_VARIABLES, RunConfig
 from itool.errors import ConfigError
 from tests.fakes.counted_store import CountedStore
 
