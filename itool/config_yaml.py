@@ -29,13 +29,19 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Counts what a node is once every alias in it is followed: ten lines of aliases to aliases can be a billion values."""
+        is_alias = self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)
-        if node is not None and id(node) not in self._sizes:
+        if node is None:
+            return None
+        line = node.start_mark.line + 1
+        if not is_alias:
             inner = node.value if isinstance(node.value, list) else ()
             parts = (part for item in inner for part in (item if isinstance(item, tuple) else (item,)))
-            self._sizes[id(node)] = 1 + sum(self._sizes.get(id(part), 1) for part in parts)
+            self._sizes[id(node)] = 1 + sum(self._sizes[id(part)] for part in parts)
             if self._sizes[id(node)] > MOST_NODES:
-                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: with its aliases followed it holds more than {MOST_NODES} values")
+                raise yaml.YAMLError(f"line {line}: with its aliases followed it holds more than {MOST_NODES} values")
+        elif id(node) not in self._sizes:
+            raise yaml.YAMLError(f"line {line}: with its aliases followed it holds itself")
         return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:

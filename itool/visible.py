@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 
-# Controls but tab and line feed, bidirectional overrides and isolates, and halves of surrogate pairs, which no stream takes.
-_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# Controls but tab and line feed, Unicode's line separators, bidirectional overrides and isolates, and halves of surrogate pairs, which no
+# stream takes.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(text: str) -> str:

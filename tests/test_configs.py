@@ -198,6 +198,9 @@ def test_aliases_of_aliases_do_not_fill_the_memory(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("\n".join(lines))
     with pytest.raises(ConfigError, match=r"run.yaml is not YAML: line 5: with its aliases followed it holds more than 100000 values"):
         load_config(tmp_path / "run.yaml")
+    (tmp_path / "run.yaml").write_text("run:\n  &a [*a]")
+    with pytest.raises(ConfigError, match=r"run.yaml is not YAML: line 2: with its aliases followed it holds itself"):
+        load_config(tmp_path / "run.yaml")
     (tmp_path / "run.yaml").write_text("warmup: &training {batch_tokens: 100}\ndpo: {<<: *training, updates: 3}\n")
     assert load_config(tmp_path / "run.yaml").dpo.batch_tokens == 100
 

@@ -73,7 +73,7 @@ class PlainDisplay:
 class BarDisplay(PlainDisplay):
     """A bar per running attempt, finished stages as lines above."""
 
-    progress: Progress = field(default_factory=lambda: open_bars(Console(stderr=True)))
+    progress: Progress = field(default_factory=lambda: open_bars(Console(stderr=True, emoji=False)))
     _bars: dict[Task, TaskID] = field(default_factory=dict)
 
     def decided(self, action: Action) -> None:

@@ -9,6 +9,8 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 
+from itool.visible import visible
+
 NARROWEST_TERMINAL = 80
 NARROWEST_FOLDED = 24
 NARROWEST_NAMES = 12
@@ -34,7 +36,7 @@ def columns(
 
     Where it is wider than `width`, the cells of the column `fold` go on below; with `names` they hold names, which break if they must.
     """
-    cells = [list(header), *(["" if cell is None else str(cell) for cell in row] for row in rows)]
+    cells = [list(header), *([_in_one_line(cell) for cell in row] for row in rows)]
     widths = [max(len(row[index]) for row in cells) for index in range(len(header))]
     if width is not None and fold in header:
         others = sum(widths) + 2 * (len(widths) - 1) - widths[header.index(fold)]
@@ -50,6 +52,11 @@ def columns(
             ]
             lines.append("  ".join(aligned).rstrip())
     return "\n".join(lines)
+
+
+def _in_one_line(cell: object) -> str:
+    """A cell as it is printed: what `visible` makes longer counts to the width, and no line break in a name ends the row."""
+    return "" if cell is None else visible(str(cell)).replace("\n", " ")
 
 
 def columns_or_below(

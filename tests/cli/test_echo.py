@@ -35,6 +35,7 @@ CLIPBOARD = "\x1b]52;c;cm0gLXJmIH4=\x07"
         ("\u202egnp.exe", r"\u202egnp.exe"),
         ("\udcff", r"\udcff"),
         ("\x7f\b", r"\u007f\u0008"),
+        ("one\u2028two", r"one\u2028two"),
     ],
 )
 def test_what_a_terminal_would_obey_is_shown(obeyed: str, shown: str) -> None:
@@ -77,6 +78,11 @@ def test_what_a_stage_reports_beside_its_bar_is_harmless() -> None:
     display.say(f"i1-dpo: failed: {CLIPBOARD}")
     assert "\x1b]" not in shown.getvalue()
     assert shown.getvalue().count(r"\u001b]52;c;") == 4
+
+
+def test_a_line_above_the_bars_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    BarDisplay().say("i1-dpo: failed: [red] at configs:x:1")
+    assert capsys.readouterr().err == "i1-dpo: failed: [red] at configs:x:1\n"
 
 
 def test_a_log_on_a_terminal_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from itool.artifacts.manifest import Manifest
 from itool.artifacts.store import FolderStore
 from itool.cli.report import result_text
 from itool.cli.status import as_text
-from itool.cli.tables import columns, folded
+from itool.cli.tables import columns, columns_or_below, folded
 from itool.cluster.leases import FolderLease
 from itool.operations.overview import PodRow, StageRow
 from itool.operations.run_status import RunStatus
@@ -55,6 +55,14 @@ def test_a_command_is_never_folded_and_can_be_copied() -> None:
         "  `itoolctl artifacts rm demo/i2/dpo/25`",
         "  and run again",
     ]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\x85", "\u2028"])
+def test_a_line_break_in_a_cell_ends_no_row(end: str) -> None:
+    """A stage's own words for what it counts, or the name of a folder that somebody else has made."""
+    rows = [["i1/dpo", f"1/2 up{end}dates {'x' * 50}", "because " * 9], ["i2/dpo", None, None]]
+    shown = columns_or_below(["stage", "progress", ""], rows, right=[], below=[""], details=lambda row: row[""] or "", width=80)
+    assert [line[:6] for line in shown.splitlines()] == ["stage ", "i1/dpo", "    be", "i2/dpo"]
 
 
 def test_the_result_table_gives_the_groups_a_table_of_their_own_where_it_is_narrow() -> None:
