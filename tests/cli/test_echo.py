@@ -12,7 +12,7 @@ import structlog
 from rich.console import Console
 
 from itool.artifacts.process import exit_code_of
-from itool.cli.display import BarDisplay, _bars
+from itool.cli.display import BarDisplay, open_bars
 from itool.cli.echo import echo
 from itool.cluster.progress import Progress
 from itool.cluster.runner import Task
@@ -70,7 +70,7 @@ def test_a_name_that_is_no_utf_8_can_be_printed(capsys: pytest.CaptureFixture[st
 def test_what_a_stage_reports_beside_its_bar_is_harmless() -> None:
     shown = io.StringIO()
     console = Console(file=shown, width=200)
-    display = BarDisplay(progress=_bars(console))
+    display = BarDisplay(progress=open_bars(console))
     display.progressed(Task(StageId(1, "dpo"), "0" * 16), Progress(1, 2, f"up{CLIPBOARD}", {"loss": CLIPBOARD, "rate": 1.0}))
     console.print(display.progress.get_renderable())
     display.progress.console.file = shown
