@@ -89,7 +89,7 @@ class Cache:
             return list(view._items.values())
 
     def put(self, resource: str, item: Object) -> None:
-        """Take in an object that was just written, unless a watch has told of it, or of what became of it, already."""
+        """Take in an object that was just written or read, unless a watch has told of it, or of what became of it, already."""
         view, name = self._views[resource], item["metadata"]["name"]
         with self._changed:
             if name in view._items and _version(view._items[name]) >= _version(item):
