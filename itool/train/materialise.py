@@ -181,12 +181,16 @@ def _write_templates(target: Path, templates: Mapping[str, str]) -> None:
 def close_thoughts(folder: Path) -> None:
     """Let a chat template that opens a `<think>` block at the end of the prompt close it there: what is trained on are answers alone.
 
-    A folder whose template opens none is left as it is. Raises InputError for a broken tokenizer, StorageError when it cannot be written.
+    A folder whose template opens none is left as it is. Raises InputError for a broken tokenizer or a template whose name is a path,
+    StorageError when it cannot be written.
     """
     tokenizer: Any = load_tokenizer(folder)
     if not opens_thoughts(tokenizer):
         return
     templates = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {"default": tokenizer.chat_template}
+    for name in templates:
+        if Path(str(name)).name != name:  # the base's own word becomes a file's name
+            raise InputError(f"the base model has a chat template named {name!r}, which no file can be", remedy="Rename it or take it out")
     closed = {name: WITHOUT_THOUGHTS.replace("<template>", text.removesuffix("\n")) for name, text in templates.items()}
     try:
         _write_templates(folder, closed)

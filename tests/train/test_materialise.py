@@ -167,6 +167,18 @@ def test_a_named_template_closes_the_thoughts_that_it_opens(base):
     assert (render_with_a_tool(base), opening(base)) == ("get_time <think>\n</think>\n\n", "no tools here")
 
 
+@pytest.mark.parametrize("name", ["../../escaped", "/escaped", 5])
+def test_a_template_that_is_named_like_a_path_is_written_nowhere(base, tmp_path, name):
+    opens, path = (base / "chat_template.jinja").read_text() + "<think>", base / "tokenizer_config.json"
+    (base / "chat_template.jinja").unlink()
+    named = [{"name": called, "template": opens} for called in ("default", "tool_use", name)]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": named}))
+    before = sorted(tmp_path.rglob("*.jinja"))
+    with pytest.raises(InputError, match=r"a chat template named .*, which no file can be"):
+        close_thoughts(base)
+    assert sorted(tmp_path.rglob("*.jinja")) == before
+
+
 def test_the_end_of_turn_becomes_a_stop_id(base, tmp_path):
     """A base whose template closes turns with another token than its eos would run every answer to its limit."""
     (base / "generation_config.json").write_text('{"eos_token_id": 2, "do_sample": true}')
