@@ -56,8 +56,8 @@ def train_preferences(
     """Train the adapter `adapter_in` on pairs, Eq. (11), arXiv 2501.09766v1, and write the result to `output`.
 
     `reference` is the adapter of π_ref (None: `adapter_in` as it comes in). Ids go in as they are, no EOS is added, and log-probabilities
-    count from the first diverging token. `replay` sequences join each update as SFT. Raises InputError (a pair beyond
-    the base's sliding window included), NumericalError, Interrupted, DependencyError.
+    count from the first diverging token. `replay` sequences join each update as SFT. Raises InputError, NumericalError, Interrupted,
+    DependencyError.
     """
     steps = [_as_step(pair, settings) for pair in pairs]
     base = load_model(model_dir, dtype=model.dtype)
