@@ -174,7 +174,7 @@ def test_a_template_that_is_named_like_a_path_is_written_nowhere(base, tmp_path,
     named = [{"name": called, "template": opens} for called in ("default", "tool_use", name)]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": named}))
     before = sorted(tmp_path.rglob("*.jinja"))
-    with pytest.raises(InputError, match="a chat template named .*, which no file can be"):
+    with pytest.raises(InputError, match=r"a chat template named .*, which no file can be"):
         close_thoughts(base)
     assert sorted(tmp_path.rglob("*.jinja")) == before
 
